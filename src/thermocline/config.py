@@ -1,0 +1,265 @@
+"""Settings: thermocline.toml, overridden by THERMOCLINE_* variables, overridden by arguments. Read once, at the edge; frozen.
+
+`[hot] cache_window_s = 60` in the file is `THERMOCLINE_HOT__CACHE_WINDOW_S=60` in the environment and
+`load(hot={"cache_window_s": 60})` as an argument.
+"""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
+
+from thermocline.errors import ConfigError
+from thermocline.event import EVENT_BYTES_MAX
+
+MIB = 1 << 20
+GIB = 1 << 30
+FILE_NAME = "thermocline.toml"
+ENV_PREFIX = "THERMOCLINE_"
+CONFIG_FILE_VARIABLE = "THERMOCLINE_CONFIG"
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class HotSettings(_Section):
+    """Redis: what it may hold and how long."""
+
+    shards: int = Field(16, ge=1, le=1024, description="logs the namespace is split into; fixed at creation")
+    buckets: int = Field(8192, ge=1, le=1 << 20, description="hashes the heads of a shard are spread over; fixed at creation")
+    unsettled_bytes_max: int = Field(512 * MIB, ge=MIB, description="payload not yet settled; beyond it append sheds")
+    unsettled_blocks_max: int = Field(4_000_000, ge=100, description="blocks in one shard's log; beyond it append sheds")
+    log_bytes_max: int = Field(GIB, ge=MIB, description="payload in the logs, settled and not; the settled gives way first")
+    cache_window_s: float = Field(3600, ge=0, description="how long Redis keeps what is settled, if the budget allows")
+    log_grace_s: float = Field(5, ge=0, description="what is settled stays in the log at least this long, for readers under way")
+    durable_lag_s: float = Field(2, ge=0, le=60, description="under everysec, settle leaves what is younger than this")
+    allow_volatile: bool = Field(False, description="accept a Redis without an append-only file: a crash loses events")
+    append_fsync: Literal["always", "everysec"] = Field("everysec", description="appendfsync of the embedded Redis")
+    replicas_min: int = Field(0, ge=0, le=16, description="replicas that must have a block before its append returns (WAIT)")
+    ids_window_s: float = Field(600, gt=0, description="how long a caller's event_id is remembered, at least")
+    ids_max: int = Field(100_000, ge=1, description="event ids remembered per shard and half-window")
+    page_bytes_max: int = Field(4 * MIB, ge=64 << 10, description="payload fetched from a log at once")
+    connect_timeout_s: float = Field(2, gt=0)
+    timeout_s: float = Field(5, gt=0, description="one round trip")
+
+
+class IngestSettings(_Section):
+    """append() and Producer."""
+
+    linger_ms: float = Field(5, ge=0, description="how long a Producer waits to fill a block")
+    block_events_max: int = Field(500, ge=1, le=500)
+    block_bytes_max: int = Field(EVENT_BYTES_MAX, ge=1024, le=EVENT_BYTES_MAX)
+    buffer_events_max: int = Field(100_000, ge=1, description="events a Producer holds; append() blocks beyond it")
+    buffer_bytes_max: int = Field(256 * MIB, ge=MIB, description="payload a Producer holds; append() blocks beyond it")
+    unacked_blocks_max: int = Field(16, ge=1, le=16, description="blocks per shard sent and not yet acknowledged")
+    deadline_s: float = Field(10, gt=0, description="how long one append may retry before it raises")
+    sessions_max: int = Field(64, ge=1, description="connections append() may use at once in one process")
+
+
+class WarmSettings(_Section):
+    """Settle, merge and purge of DuckDB segments."""
+
+    window_days: int = Field(7, ge=1, description="age at which a day may be archived")
+    bytes_max: int = Field(0, ge=0, description="segment bytes beyond which settle stops and append sheds; 0 is no limit")
+    settle_events: int = Field(20_000, ge=1, description="waiting events that make a settle due")
+    settle_bytes: int = Field(16 * MIB, ge=1, description="waiting payload that makes a settle due")
+    settle_after_s: float = Field(30, ge=0, description="oldest wait that makes a settle of settle_after_events due")
+    settle_after_events: int = Field(1000, ge=1)
+    settle_latest_s: float = Field(900, ge=0, description="oldest wait that makes any settle due")
+    settle_batch_events: int = Field(200_000, ge=500, description="events in one settle at most")
+    settle_batch_bytes: int = Field(64 * MIB, ge=EVENT_BYTES_MAX, description="payload in one settle at most")
+    fan_in: int = Field(11, ge=2, le=64, description="segments of one level that become one of the next")
+    day_rows_min: int = Field(10_000, ge=1, description="rows below which a day shares a mixed segment")
+    segment_rows_max: int = Field(2_000_000, ge=1000)
+    segment_bytes_max: int = Field(GIB, ge=MIB)
+    small_block_bytes_max: int = Field(64 * MIB, ge=0, description="expected size below which a segment uses 16 KiB blocks")
+    rollup_rows_min: int = Field(50_000, ge=1, description="rows from which a level-0 segment carries rollups")
+    seal_after_s: float = Field(3600, ge=0, description="how long after its end a UTC day is closed")
+    purge_grace_s: float = Field(900, ge=0, description="how long a file that left the ledger stays on disk")
+    memory_bytes_max: int = Field(768 * MIB, ge=64 * MIB, description="DuckDB memory of the worker")
+    threads: int = Field(2, ge=1, le=64)
+
+
+class ColdSettings(_Section):
+    """Parquet files and their table."""
+
+    purge_grace_s: float = Field(86_400, ge=0)
+
+
+class QuerySettings(_Section):
+    """Readers."""
+
+    view_retries_max: int = Field(5, ge=1, le=100, description="fresh views a query may take before it gives up")
+    memory_bytes_max: int = Field(2 * GIB, ge=64 * MIB, description="DuckDB memory of one store")
+    tail_bytes_max: int = Field(768 * MIB, ge=MIB, description="payload of unsettled events one reader keeps")
+    threads: int = Field(2, ge=1, le=64)
+
+
+class WorkerSettings(_Section):
+    """How often the worker looks."""
+
+    settle_every_s: float = Field(1, gt=0)
+    merge_every_s: float = Field(10, gt=0)
+    purge_every_s: float = Field(60, gt=0)
+    checkpoint_every_s: float = Field(3600, gt=0)
+    verify_every_s: float = Field(3600, gt=0)
+    stop_within_s: float = Field(5, gt=0, description="SIGTERM finishes the step in hand within this")
+    failures_red: int = Field(3, ge=1, description="failures in a row of one job that turn health red")
+
+
+class Settings(BaseSettings):
+    """Everything that can be set. `load` is the way to make one."""
+
+    model_config = SettingsConfigDict(
+        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__", validate_default=True
+    )
+
+    data_dir: Path = Field(Path("thermocline-data"), description="everything local: ledger, segments, the embedded Redis")
+    namespace: str = Field("default", pattern=r"^[a-z0-9_-]{1,64}$")
+    redis_url: str | None = Field(None, description="redis://, rediss:// or unix://; none means embedded")
+    ledger_url: str | None = Field(None, description="SQLAlchemy URL; none means SQLite in the data directory")
+    cold_url: str | None = Field(None, description="file:// or s3:// folder; none means cold/ in the data directory")
+    hot: HotSettings = HotSettings()  # type: ignore[call-arg]
+    ingest: IngestSettings = IngestSettings()  # type: ignore[call-arg]
+    warm: WarmSettings = WarmSettings()  # type: ignore[call-arg]
+    cold: ColdSettings = ColdSettings()  # type: ignore[call-arg]
+    query: QuerySettings = QuerySettings()  # type: ignore[call-arg]
+    worker: WorkerSettings = WorkerSettings()  # type: ignore[call-arg]
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return (init_settings,)  # `load` merges the layers itself, so that it can say where each value came from
+
+    @property
+    def namespace_dir(self) -> Path:
+        return self.data_dir / self.namespace
+
+    @model_validator(mode="after")
+    def _relations(self) -> Settings:
+        problems = []
+        if self.hot.unsettled_bytes_max > self.hot.log_bytes_max:
+            problems.append("hot.unsettled_bytes_max must not exceed hot.log_bytes_max: what is unsettled is in the logs")
+        if self.hot.unsettled_bytes_max < 2 * self.ingest.block_bytes_max:
+            problems.append("hot.unsettled_bytes_max must hold at least two blocks (ingest.block_bytes_max)")
+        if self.warm.settle_bytes > self.hot.unsettled_bytes_max:
+            problems.append("warm.settle_bytes must not exceed hot.unsettled_bytes_max, or settle is never due before append sheds")
+        if self.warm.settle_after_s > self.warm.settle_latest_s:
+            problems.append("warm.settle_after_s must not exceed warm.settle_latest_s")
+        if self.hot.connect_timeout_s > self.ingest.deadline_s:
+            problems.append("hot.connect_timeout_s must not exceed ingest.deadline_s, or one try outlives the append")
+        if self.redis_url is not None and urlsplit(self.redis_url).scheme not in ("redis", "rediss", "unix"):
+            problems.append("redis_url must start with redis://, rediss:// or unix://")
+        if problems:
+            raise ConfigError(problems)
+        return self
+
+
+def load(
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> Settings:
+    """Settings from file, environment and `overrides`, later ones winning. ConfigError lists every problem at once.
+
+    file     default: $THERMOCLINE_CONFIG, else ./thermocline.toml if it is there
+    environ  default: os.environ
+    """
+    return load_with_sources(overrides, file=file, environ=environ)[0]
+
+
+def load_with_sources(
+    overrides: Mapping[str, Any] | None = None,
+    *,
+    file: Path | None = None,
+    environ: Mapping[str, str] | None = None,
+) -> tuple[Settings, dict[str, str]]:
+    """`load`, and for every key that is not a default (`hot.shards`) where its value came from."""
+    variables = os.environ if environ is None else environ
+    layers: list[tuple[str, dict[str, Any]]] = []
+    path = file or (Path(variables[CONFIG_FILE_VARIABLE]) if variables.get(CONFIG_FILE_VARIABLE) else None)
+    if path is not None or Path(FILE_NAME).is_file():
+        layers.append((str(path or FILE_NAME), _read_file(path or Path(FILE_NAME))))
+    layers.append(("environment", _from_environ(variables)))
+    layers.append(("argument", {key: value for key, value in dict(overrides or {}).items() if value is not None}))
+    merged: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for name, layer in layers:
+        for key, value in _leaves(layer):
+            _put(merged, key, value)
+            sources[key] = name
+    try:
+        return Settings(**merged), sources
+    except ValidationError as exc:
+        raise ConfigError([_problem(error, sources) for error in exc.errors()]) from exc
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except OSError as exc:
+        raise ConfigError(f"{path}: cannot be read ({exc.strerror}); unset {CONFIG_FILE_VARIABLE} or fix the path") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{path}: not valid TOML: {exc}") from exc
+
+
+def _from_environ(environ: Mapping[str, str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in environ.items():
+        if name.startswith(ENV_PREFIX) and name != CONFIG_FILE_VARIABLE and value != "":
+            _put(found, name[len(ENV_PREFIX) :].lower().replace("__", "."), value)
+    return found
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _put(tree: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        tree = tree.setdefault(parent, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{key}: {parent} is a value, not a section")
+    tree[leaf] = value
+
+
+def _problem(error: Any, sources: Mapping[str, str]) -> str:
+    if isinstance(error.get("ctx", {}).get("error"), ConfigError):
+        return "; ".join(error["ctx"]["error"].problems)
+    key = ".".join(str(part) for part in error["loc"])
+    origin = f" (from {sources[key]})" if key in sources else ""
+    if error["type"] == "extra_forbidden":
+        return f"{key}{origin}: no such setting; `thermocline config show` lists them all"
+    shown = "" if key.endswith("_url") else f", not {error['input']!r}"
+    return f"{key}{origin}: {error['msg'][0].lower()}{error['msg'][1:]}{shown}"
+
+
+def mask_url(url: str) -> str:
+    """The URL with its password and query secrets replaced by ***."""
+    parts = urlsplit(url)
+    if "@" not in parts.netloc:
+        return urlunsplit(parts._replace(query="***" if "pass" in parts.query.lower() else parts.query))
+    user, _, host = parts.netloc.rpartition("@")
+    name = user.partition(":")[0]
+    shown = f"{name}:***@{host}" if ":" in user else f"***@{host}"
+    return urlunsplit(parts._replace(netloc=shown, query="***" if "pass" in parts.query.lower() else parts.query))

@@ -1,0 +1,193 @@
+"""Contract of the ledger: the one place that says where every event is. SQL keeps it (ledger_sql.py).
+
+A move between tiers is one call of `settled` or `merged`, which is one transaction: before it the events are in the old place,
+after it in the new one. Every such call checks the worker's epoch and that the new files are there with the stated size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Protocol
+
+import msgspec
+
+from thermocline.tiers.block import ORIGIN, Position
+
+
+class ShardState(msgspec.Struct, frozen=True, kw_only=True):
+    """What has left one shard's log for good."""
+
+    shard: int
+    position: Position = ORIGIN
+    """Settled up to and including this entry."""
+    events: int = 0
+    """N at `position`: events that have settled, the rejected included."""
+    bytes: int = 0
+    """B at `position`."""
+    rejected: int = 0
+    """Of `events`, those that settle could not use."""
+    observed_events: int = 0
+    """Highest N the worker ever saw: what proves a loss after Redis came back older."""
+    observed_position: Position = ORIGIN
+    era: int = 0
+    """Times this shard may have lost acknowledged events."""
+
+
+class ShardRange(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of one shard's log a move covered, and how many of its events this segment holds."""
+
+    shard: int
+    after: Position
+    upto: Position
+    events: int
+    events_upto: int
+    """N at `upto`."""
+    bytes_upto: int
+    rejected_upto: int
+    """Rejected events of the shard up to `upto`, ever."""
+
+
+class Segment(msgspec.Struct, frozen=True, kw_only=True):
+    """One immutable DuckDB file. The same facts stand in the file itself (`segment_info`)."""
+
+    segment_id: str
+    """UUIDv7 hex; the file is segments/<segment_id>.duckdb."""
+    level: int
+    """How often its events were rewritten at most: 0 as settled, 3 is final."""
+    day: str | None
+    """YYYY-MM-DD when it holds ≥ day_rows_min rows of that one UTC day; None is mixed."""
+    move_id: str
+    part: int
+    """1 to parts."""
+    parts: int
+    inputs: tuple[str, ...]
+    """Segment ids the move replaced; empty for settle."""
+    rows: int
+    file_bytes: int
+    content_bytes: int
+    timestamp_min_us: int
+    timestamp_max_us: int
+    conversation_min: str
+    conversation_max: str
+    event_types: tuple[str, ...] | None
+    """Sorted; None when more than 64."""
+    has_rollups: bool
+    checksum: str
+    """Decimal sum of md5 over canonical rows: reproducible by any version (docs/formats.md)."""
+    created_us: int
+    ranges: tuple[ShardRange, ...]
+
+
+class ColdFile(msgspec.Struct, frozen=True, kw_only=True):
+    """One Parquet file of the cold tier. Filled by archive; listed in every view."""
+
+    file_id: str
+    batch_id: str
+    kind: str
+    """events, rollup_hourly, rollup_conversation, rollup_task, rollup_quantile or rollup_decision."""
+    day: str
+    url: str
+    rows: int
+    file_bytes: int
+    timestamp_min_us: int
+    timestamp_max_us: int
+    conversation_min: str
+    conversation_max: str
+    event_types: tuple[str, ...] | None
+    checksum: str
+    created_us: int
+
+
+class ShardTotals(msgspec.Struct, frozen=True, kw_only=True):
+    """Per shard, events that left warm: what conservation adds to hot + warm."""
+
+    shard: int
+    kept: int = 0
+    sampled_out: int = 0
+    erased: int = 0
+
+
+class Loss(msgspec.Struct, frozen=True, kw_only=True):
+    """A declared loss: acknowledged events of one shard that Redis no longer has."""
+
+    shard: int
+    era: int
+    """The era that began with it."""
+    observed: int
+    """Events the worker had seen and Redis lacks."""
+    reported: int
+    """Events producers had receipts for and Redis lacks; the sum over producers."""
+    at_us: int
+    reason: str
+
+    @property
+    def events(self) -> int:
+        return max(self.observed, self.reported)
+
+
+class View(msgspec.Struct, frozen=True, kw_only=True):
+    """A reader's cut: one short read transaction, fetched whole."""
+
+    format: str
+    incarnation: str
+    epoch: int
+    shards: tuple[ShardState, ...]
+    segments: tuple[Segment, ...]
+    files: tuple[ColdFile, ...]
+    totals: tuple[ShardTotals, ...]
+    losses: tuple[Loss, ...]
+
+
+class Trash(msgspec.Struct, frozen=True, kw_only=True):
+    path: str
+    """Relative to the namespace folder."""
+    left_us: int
+    move_id: str
+
+
+class Ledger(Protocol):
+    """Errors: TierUnavailable (cannot be opened, locked for 30 s), TierCorrupt (unknown format), LeaseHeld (old epoch)."""
+
+    def create(self, *, incarnation: str, shards: int, buckets: int, now_us: int) -> None:
+        """Make a new ledger's tables and identity; nothing happens if it has them."""
+
+    def identity(self) -> Mapping[str, str] | None:
+        """format, incarnation, shards, buckets, created_us; None for a ledger not created yet."""
+
+    def view(self) -> View: ...
+
+    def take_epoch(self, owner: str, now_us: int) -> int:
+        """Start a new epoch for `owner`; every older one is refused from here on."""
+
+    def owner(self) -> str | None:
+        """Who took the current epoch."""
+
+    def settled(self, epoch: int, segment: Segment | None, shards: Sequence[ShardState], *, now_us: int) -> None:
+        """The move hot → warm: the segment (None when every line was rejected) and the shards' new states."""
+
+    def merged(self, epoch: int, inputs: Sequence[str], outputs: Sequence[Segment], *, now_us: int) -> None:
+        """The move warm → warm: all `inputs` must be live, else TierCorrupt; they go to trash."""
+
+    def observed(self, shards: Mapping[int, tuple[int, Position]], *, now_us: int) -> None:
+        """Record the highest N and last position seen per shard; never goes back."""
+
+    def confirmed(
+        self, *, incarnation: str, eras: Mapping[int, int], losses: Sequence[Loss], now_us: int
+    ) -> None:
+        """After a Redis restart: the incarnation now valid, new eras, losses declared; observed_* starts from settled."""
+
+    def losses_reported(self, reported: Mapping[tuple[int, int], int]) -> None:
+        """(shard, era) → events producers reported gone; raises a Loss' `reported`, never lowers it."""
+
+    def trash(self) -> list[Trash]: ...
+
+    def purged(self, epoch: int, paths: Iterable[str]) -> None:
+        """Forget trash rows whose files are gone."""
+
+    def rebuild(self, *, incarnation: str, shards: Sequence[ShardState], segments: Sequence[Segment], buckets: int, now_us: int) -> None:
+        """Fill an empty ledger from what the segments say of themselves."""
+
+    def checkpoint(self) -> int:
+        """Fold the write-ahead log into the database; its size in bytes afterwards."""
+
+    def close(self) -> None: ...
