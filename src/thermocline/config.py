@@ -257,9 +257,9 @@ def _problem(error: Any, sources: Mapping[str, str]) -> str:
 def mask_url(url: str) -> str:
     """The URL with its password and query secrets replaced by ***."""
     parts = urlsplit(url)
-    if "@" not in parts.netloc:
-        return urlunsplit(parts._replace(query="***" if "pass" in parts.query.lower() else parts.query))
-    user, _, host = parts.netloc.rpartition("@")
+    if "@" not in parts.netloc and "pass" not in parts.query.lower():
+        return url
+    user, at, host = parts.netloc.rpartition("@")
     name = user.partition(":")[0]
-    shown = f"{name}:***@{host}" if ":" in user else f"***@{host}"
+    shown = f"{name}:***@{host}" if ":" in user else f"***{at}{host}" if at else host
     return urlunsplit(parts._replace(netloc=shown, query="***" if "pass" in parts.query.lower() else parts.query))

@@ -1,0 +1,198 @@
+"""The hot tier on Redis: cuts, pages, trim and the cache (contract: hot.py)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+from thermocline.config import HotSettings
+from thermocline.errors import TierCorrupt, TierUnavailable
+
+from .append_session import RedisAppendSession
+from .block import Position, head_place, parse_head, shard_of
+from .hot import ServerFacts, ShardCut
+from .hot_keys import CLEAN_KEY, Keys
+from .log_page import UnreadableEntry, blocks_table
+from .redis_link import Command, Link, Script
+
+TRIM = Script("trim")
+RECENT = Script("recent")
+PAGE_ENTRIES_MAX = 5000
+META_FIELDS = ("inc", "era", "N", "B", "L", "T", "tB", "run", "prev", "format", "shards", "buckets")
+SCAN_COUNT = 1000
+
+
+class ShardMeta(dict[str, str]):
+    """`:m` of one shard as stored; empty when the shard is not there."""
+
+
+class RedisHot:
+    """Hot over one Redis. Thread-safe."""
+
+    def __init__(self, link: Link, namespace: str, settings: HotSettings) -> None:
+        self.link = link
+        self.keys = Keys(namespace)
+        self.shards = settings.shards
+        self._settings = settings
+
+    def facts(self) -> ServerFacts:
+        """What the server says of itself. CONFIG may be forbidden (managed Redis): INFO has what matters but fsync."""
+        info_text, fsync = self.link.pipeline_raw([("INFO",), ("CONFIG", "GET", "appendfsync")])
+        if isinstance(info_text, Exception):
+            raise TierUnavailable(f"Redis at {self.link.shown_url}: {info_text}") from info_text
+        info = dict(line.partition(":")[::2] for line in info_text.decode().split("\r\n") if ":" in line)
+        now = self.link.call("TIME")
+        append_only = info.get("aof_enabled") == "1"
+        known = not isinstance(fsync, Exception) and len(fsync) == 2
+        return ServerFacts(
+            version=info["redis_version"],
+            run_id=info["run_id"],
+            maxmemory_policy=info.get("maxmemory_policy", "unknown"),
+            maxmemory=int(info.get("maxmemory", 0)),
+            used_memory=int(info.get("used_memory", 0)),
+            append_only=append_only,
+            append_fsync="no" if not append_only else fsync[1].decode() if known else "everysec",
+            disk_ok=info.get("aof_pending_bio_fsync", "0") == "0" and info.get("aof_last_write_status", "ok") == "ok",
+            now_us=int(now[0]) * 1_000_000 + int(now[1]),
+        )
+
+    def cut(self) -> tuple[ShardCut, ...]:
+        """All shards at one instant. TierUnavailable when a shard has no counters: the namespace is new, or Redis was wiped."""
+        commands: list[Command] = []
+        for shard in range(self.shards):
+            commands.append(("HMGET", self.keys.meta(shard), *META_FIELDS[:7]))
+            commands.append(("XLEN", self.keys.log(shard)))
+        answers = self.link.pipeline(commands, transaction=True)
+        cuts = []
+        for shard in range(self.shards):
+            inc, era, events, size, last, trimmed, trimmed_bytes = answers[2 * shard]
+            if inc is None:
+                raise TierUnavailable(
+                    f"Redis at {self.link.shown_url} has no shard {shard} of namespace {self.keys.namespace!r}: "
+                    "new or wiped; start `thermocline worker`, which confirms it"
+                )
+            cuts.append(
+                ShardCut(
+                    shard=shard,
+                    incarnation=inc.decode(),
+                    era=int(era),
+                    events_total=int(events),
+                    bytes_total=int(size),
+                    last=Position.parse(last),
+                    trimmed=Position.parse(trimmed),
+                    trimmed_bytes=int(trimmed_bytes),
+                    entries=int(answers[2 * shard + 1]),
+                )
+            )
+        return tuple(cuts)
+
+    def trimmed(self) -> tuple[Position, ...]:
+        answers = self.link.pipeline([("HGET", self.keys.meta(shard), "T") for shard in range(self.shards)], transaction=True)
+        return tuple(Position.parse(answer or b"0-0") for answer in answers)
+
+    def page(self, shard: int, after: Position, upto: Position, *, bytes_max: int) -> pa.Table:
+        """Blocks in (after, upto], about `bytes_max` of payload: Redis is asked for few entries first, then for as many as fit."""
+        entries: list[Any] = []
+        size, count = 0, 8
+        while size < bytes_max and after < upto:
+            got = self.link.call("XRANGE", self.keys.log(shard), str(after.next()), str(upto), "COUNT", count)
+            entries += got
+            if len(got) < count:
+                break
+            size += sum(len(entry[1][25]) for entry in got if len(entry[1]) > 25)
+            after = Position.parse(got[-1][0])
+            room = bytes_max - size
+            count = max(1, min(PAGE_ENTRIES_MAX, room * len(entries) // max(1, size)))
+        return self._table(shard, entries)
+
+    def _table(self, shard: int, entries: list[Any]) -> pa.Table:
+        try:
+            return blocks_table([(shard, entry) for entry in entries])
+        except UnreadableEntry as exc:
+            raise TierCorrupt(f"Redis at {self.link.shown_url}: {exc}: settle stops here; see docs/operations.md") from exc
+
+    def trim(self, shard: int, upto: Position | None, *, settled_events: int, settled_bytes: int, others_bytes: int) -> int:
+        """Entries dropped. Runs on a full Redis too."""
+        inc = self.link.call("HGET", self.keys.meta(shard), "inc")
+        if inc is None:
+            return 0
+        drop, keep = ("", "") if upto is None else (str(upto), str(upto.next()))
+        args = [inc, drop, keep, settled_events, settled_bytes, others_bytes]
+        (dropped,) = self.link.script(TRIM, [self.keys.meta(shard), self.keys.log(shard)], args)
+        return max(0, int(dropped))
+
+    def reported_losses(self) -> dict[tuple[int, int, str], int]:
+        answers = self.link.pipeline([("HGETALL", self.keys.losses(shard)) for shard in range(self.shards)])
+        found = {}
+        for shard, flat in enumerate(answers):
+            for field, value in zip(flat[0::2], flat[1::2], strict=True):
+                era, _, producer = field.decode().partition(":")
+                found[shard, int(era), producer] = int(value)
+        return found
+
+    def recent(self, conversation_id: str, limit: int) -> tuple[int | None, pa.Table]:
+        shard = shard_of(conversation_id, self.shards)
+        bucket, field = head_place(conversation_id, self._settings.buckets)
+        names = [self.keys.pointers(shard, conversation_id), self.keys.log(shard), self.keys.heads(shard, bucket)]
+        head, *entries = self.link.script(RECENT, names, [field, limit, self._settings.page_bytes_max])
+        return (parse_head(head)[0] if head else None), self._table(shard, entries[::-1])
+
+    def session(self) -> RedisAppendSession:
+        return RedisAppendSession(self.link, self.keys, self._settings)
+
+    # What follows is for confirm.py alone.
+
+    def metas(self) -> list[ShardMeta]:
+        """`:m` of every shard."""
+        answers = self.link.pipeline([("HGETALL", self.keys.meta(shard)) for shard in range(self.shards)])
+        return [ShardMeta((flat[i].decode(), flat[i + 1].decode()) for i in range(0, len(flat), 2)) for flat in answers]
+
+    def shut_down_in_order(self, run_id: str) -> bool:
+        """Whether the server that was `run_id` was shut down by Thermocline, so that nothing is missing."""
+        return bool(self.link.call("GET", CLEAN_KEY) == run_id.encode())
+
+    def put_meta(self, shard: int, fields: Mapping[str, str | int]) -> None:
+        flat: list[str | int] = [part for pair in fields.items() for part in pair]
+        self.link.call("HSET", self.keys.meta(shard), *flat)
+
+    def raise_last_id(self, shard: int, last: Position) -> None:
+        """Make the log's last id at least `last`, so that no position is given twice. Creates the log if it is not there."""
+        log = self.keys.log(shard)
+        if last == Position(0, 0):
+            return
+        newest = self.link.call("XREVRANGE", log, "+", "-", "COUNT", 1)
+        if newest and Position.parse(newest[0][0]) >= last:
+            return
+        if not self.link.call("EXISTS", log):
+            self.link.pipeline([("XADD", log, str(last), "x", "x"), ("XDEL", log, str(last))], transaction=True)
+        else:
+            self.link.call("XSETID", log, str(last))
+
+    def put_heads(self, heads: Iterable[tuple[str, int, int]]) -> int:
+        """Store (conversation_id, seq, era) heads; how many. For rebuilding: replaces what is there."""
+        grouped: dict[str, list[str]] = {}
+        count = 0
+        for conversation_id, seq, era in heads:
+            bucket, field = head_place(conversation_id, self._settings.buckets)
+            name = self.keys.heads(shard_of(conversation_id, self.shards), bucket)
+            grouped.setdefault(name, []).extend((field, f"{seq}.{era}" if era else str(seq)))
+            count += 1
+        if grouped:
+            self.link.pipeline([("HSET", name, *flat) for name, flat in grouped.items()])
+        return count
+
+    def drop(self) -> int:
+        cursor, dropped = b"0", 0
+        pattern = re.sub(r"([*?\[\]\\])", r"\\\1", self.keys.pattern()[:-1]) + "*"
+        while True:
+            cursor, names = self.link.call("SCAN", cursor, "MATCH", pattern, "COUNT", SCAN_COUNT)
+            if names:
+                dropped += sum(self.link.pipeline([("UNLINK", name) for name in names]))
+            if cursor == b"0":
+                return dropped
+
+    def close(self) -> None:
+        self.link.close()

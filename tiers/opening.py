@@ -1,0 +1,96 @@
+"""The three tiers of one namespace, opened from settings: the one way in for producers, worker, readers and CLI."""
+
+from __future__ import annotations
+
+import threading
+from types import TracebackType
+
+from thermocline.config import Settings
+from thermocline.errors import ConfigError, TierUnavailable
+
+from .confirm import Confirmation, confirm
+from .embedded import Endpoint, ensure
+from .hot_redis import RedisHot
+from .ledger_sql import SqlLedger
+from .redis_link import Link
+from .warm_duckdb import DuckWarm
+
+
+class Tiers:
+    """Hot, warm and ledger of one namespace. A context manager; thread-safe.
+
+    `hot`, `warm` and `ledger` stay the same objects for the life of this one; when the embedded Redis has to be started again
+    they go on with the new server.
+    """
+
+    def __init__(self, settings: Settings, hot: RedisHot, warm: DuckWarm, ledger: SqlLedger, endpoint: Endpoint | None) -> None:
+        self.settings = settings
+        self.hot = hot
+        self.warm = warm
+        self.ledger = ledger
+        self._endpoint = endpoint
+        self._lock = threading.Lock()
+
+    def reconfirm(self) -> Confirmation:
+        """Bring the embedded Redis back if it is gone, and confirm a Redis that was restarted. Cheap when nothing happened."""
+        with self._lock:
+            if self._endpoint is not None and not self._endpoint.alive():
+                endpoint = ensure(self.settings.data_dir, self.settings.hot)
+                self._endpoint.close()
+                self._endpoint = endpoint
+                self.hot.link.redirect(endpoint.url)
+            return confirm(self.hot, self.warm, self.ledger, self.settings)
+
+    def close(self) -> None:
+        self.hot.close()
+        self.ledger.close()
+        if self._endpoint is not None:
+            self._endpoint.close()
+
+    def __enter__(self) -> Tiers:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+def open_tiers(settings: Settings) -> Tiers:
+    """Open a namespace, creating it when it is new and starting the embedded Redis when none is configured.
+
+    ConfigError, TierUnavailable and TierCorrupt say what is in the way; nothing is left running then.
+    """
+    _make_folders(settings)
+    endpoint = ensure(settings.data_dir, settings.hot) if settings.redis_url is None else None
+    link = None
+    try:
+        link = open_link(settings, endpoint)
+        hot = RedisHot(link, settings.namespace, settings.hot)
+        ledger_url = settings.ledger_url or f"sqlite:///{settings.namespace_dir.resolve()}/ledger.db"
+        ledger = SqlLedger(ledger_url, folder=settings.namespace_dir)
+        warm = DuckWarm(settings.namespace_dir / "segments", settings.warm, shards=settings.hot.shards)
+        confirm(hot, warm, ledger, settings)
+    except BaseException:
+        if link is not None:
+            link.close()
+        if endpoint is not None:
+            endpoint.close()
+        raise
+    return Tiers(settings, hot, warm, ledger, endpoint)
+
+
+def open_link(settings: Settings, endpoint: Endpoint | None) -> Link:
+    """A link to the configured Redis, or to the embedded one at `endpoint`."""
+    url = endpoint.url if endpoint is not None else settings.redis_url
+    if url is None:
+        raise ConfigError("redis_url is not set and no embedded Redis was started")
+    shown = f"unix://{settings.data_dir}/redis/r.sock" if endpoint is not None else None
+    return Link(url, connect_timeout_s=settings.hot.connect_timeout_s, timeout_s=settings.hot.timeout_s, shown_url=shown)
+
+
+def _make_folders(settings: Settings) -> None:
+    for name in ("segments", "trash", "rejected"):
+        folder = settings.namespace_dir / name
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as exc:
+            raise TierUnavailable(f"{folder}: {exc.strerror}: data_dir must be a writable folder") from exc

@@ -1,0 +1,223 @@
+"""A connection pool to one Redis, with errors translated in one place. The only module that imports redis.
+
+Replies come raw (bytes, lists), never parsed per event. redis-py's own retries are off: a write is repeated by its block
+number or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+from redis.backoff import NoBackoff
+from redis.connection import AbstractConnection, ConnectionPool
+from redis.retry import Retry
+
+from thermocline.config import mask_url
+from thermocline.errors import ConfigError, TierUnavailable
+
+from .hot import OutcomeLost
+
+SCRIPTS = Path(__file__).parent / "scripts"
+CONNECTIONS_MAX = 256
+"""Connections of one process to one Redis."""
+
+Arg = bytes | str | int
+Command = Sequence[Arg]
+
+
+class CommandFailed(Exception):
+    """Internal: Redis answered one command with an error, so it did nothing."""
+
+    def __init__(self, message: str) -> None:
+        self.out_of_memory = message.startswith("OOM") or "OOM command not allowed" in message
+        self.no_script = message.startswith("NOSCRIPT")
+        super().__init__(message)
+
+
+class Script:
+    """One Lua file, called by its hash."""
+
+    def __init__(self, name: str) -> None:
+        self.text = (SCRIPTS / f"{name}.lua").read_bytes()
+        self.sha = hashlib.sha1(self.text, usedforsecurity=False).hexdigest()
+
+    def command(self, keys: Sequence[Arg], args: Sequence[Arg]) -> Command:
+        return ("EVALSHA", self.sha, len(keys), *keys, *args)
+
+
+class Link:
+    """Commands to one Redis. Thread-safe: every call borrows a connection of its own.
+
+    Errors: TierUnavailable naming the masked URL and what to do; CommandFailed when a command is refused;
+    OutcomeLost when a command was sent and no reply came.
+    """
+
+    def __init__(self, url: str, *, connect_timeout_s: float, timeout_s: float, shown_url: str | None = None) -> None:
+        self.shown_url = shown_url or mask_url(url)
+        self._timeouts = {"socket_connect_timeout": connect_timeout_s, "socket_timeout": timeout_s}
+        self._pool = self._make_pool(url)
+
+    def _make_pool(self, url: str) -> ConnectionPool:
+        try:
+            return ConnectionPool.from_url(
+                url,
+                max_connections=CONNECTIONS_MAX,
+                retry=Retry(NoBackoff(), 0),
+                protocol=2,
+                lib_name=None,
+                lib_version=None,
+                decode_responses=False,
+                **self._timeouts,
+            )
+        except (ValueError, redis.RedisError) as exc:
+            raise ConfigError(f"redis_url: {self.shown_url} cannot be used: {exc}") from exc
+
+    def redirect(self, url: str) -> None:
+        """Use another address from now on; connections in use finish with the old one."""
+        self._pool = self._make_pool(url)
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[AbstractConnection]:
+        pool = self._pool
+        with self._translated():
+            connection = pool.get_connection()
+        try:
+            yield connection
+        finally:
+            pool.release(connection)
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except redis.AuthenticationError as exc:
+            raise TierUnavailable(f"Redis at {self.shown_url} refuses the login ({exc}): check user and password") from exc
+        except redis.MaxConnectionsError as exc:
+            raise TierUnavailable(f"more than {CONNECTIONS_MAX} connections to {self.shown_url} at once: append from fewer threads") from exc
+        except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, OSError) as exc:
+            raise TierUnavailable(f"Redis at {self.shown_url} does not answer ({_reason(exc)}): is it running?") from exc
+        except redis.RedisError as exc:
+            raise TierUnavailable(f"Redis at {self.shown_url}: {exc}") from exc
+
+    def call(self, *command: Arg) -> Any:
+        """The reply of one command that may safely be sent again."""
+        return self.pipeline([command])[0]
+
+    def pipeline(self, commands: Sequence[Command], *, transaction: bool = False) -> list[Any]:
+        """The replies of `commands`, one round trip; of a transaction, at one instant. Safe to send again: reads, and writes
+        of fixed values. Raises CommandFailed at the first refused command."""
+        try:
+            replies = self.pipeline_raw(commands, transaction=transaction)
+        except OutcomeLost as exc:
+            raise TierUnavailable(f"Redis at {self.shown_url} stopped answering ({exc}): is it running?") from exc
+        for reply in replies:
+            if isinstance(reply, CommandFailed):
+                raise self._server_state(reply) from reply
+        return replies
+
+    def pipeline_raw(self, commands: Sequence[Command], *, transaction: bool = False) -> list[Any]:
+        """Like `pipeline`, but refused commands come back as CommandFailed in their place, and a lost reply is OutcomeLost."""
+        with self._borrowed() as connection:
+            return exchange(connection, commands, transaction=transaction, shown_url=self.shown_url)
+
+    def script(self, script: Script, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
+        """The answer of one script that may safely be run again."""
+        return self.scripts(script, [(keys, args)])[0]
+
+    def scripts(self, script: Script, calls: Sequence[tuple[Sequence[Arg], Sequence[Arg]]]) -> list[Any]:
+        """The answers of one script called with several (keys, args), one round trip."""
+        commands = [script.command(keys, args) for keys, args in calls]
+        try:
+            return self.pipeline(commands)
+        except CommandFailed as exc:
+            if not exc.no_script:
+                raise
+        self.call("SCRIPT", "LOAD", script.text)
+        return self.pipeline(commands)
+
+    def connection(self) -> AbstractConnection:
+        """A new connection of one's own, for `exchange`; not connected yet, the caller disconnects it."""
+        connection: AbstractConnection = self._pool.make_connection()
+        return connection
+
+    def _server_state(self, failure: CommandFailed) -> Exception:
+        """The error a refused command means: most say something about the server, not the command."""
+        text = str(failure)
+        for prefix, advice in _STATES.items():
+            if text.startswith(prefix):
+                return TierUnavailable(f"Redis at {self.shown_url}: {text}: {advice}")
+        return failure
+
+    def close(self) -> None:
+        self._pool.disconnect()
+
+
+_STATES = {
+    "NOAUTH": "give the password in redis_url",
+    "WRONGPASS": "check user and password in redis_url",
+    "NOPERM": "the Redis user needs the commands listed in docs/operations.md",
+    "READONLY": "this is a replica; point redis_url at the primary",
+    "LOADING": "it is loading its data; try again",
+    "MASTERDOWN": "it is a replica without its primary",
+    "MISCONF": "it cannot write to its disk; free space, then try again",
+    "CLUSTERDOWN": "its cluster is down",
+}
+
+
+def exchange(
+    connection: AbstractConnection,
+    commands: Sequence[Command],
+    *,
+    shown_url: str,
+    transaction: bool = False,
+    timeout_s: float | None = None,
+) -> list[Any]:
+    """Send `commands` over one connection and read one reply each; refused ones are CommandFailed in their place.
+
+    timeout_s  for each reply; None: the link's
+
+    TierUnavailable: nothing can have been done. OutcomeLost: some may have been done; the connection is closed.
+    """
+    sent = [("MULTI",), *commands, ("EXEC",)] if transaction else commands
+    try:
+        connection.connect()
+        packed = connection.pack_commands(sent)
+    except redis.AuthenticationError as exc:
+        raise TierUnavailable(f"Redis at {shown_url} refuses the login ({exc}): check user and password") from exc
+    except (redis.RedisError, OSError) as exc:
+        connection.disconnect()
+        raise TierUnavailable(f"Redis at {shown_url} does not answer ({_reason(exc)}): is it running?") from exc
+    try:
+        connection.send_packed_command(packed)
+        options = {} if timeout_s is None else {"timeout": timeout_s}
+        replies = [_read(connection, options) for _ in sent]
+    except BaseException as exc:
+        connection.disconnect()
+        if isinstance(exc, (redis.RedisError, OSError)):
+            raise OutcomeLost(_reason(exc)) from exc
+        raise
+    if not transaction:
+        return replies
+    result = replies[-1]
+    if isinstance(result, CommandFailed):
+        return [next((reply for reply in replies if isinstance(reply, CommandFailed)), result)]
+    return [CommandFailed(str(reply)) if isinstance(reply, redis.ResponseError) else reply for reply in result]
+
+
+def _read(connection: AbstractConnection, options: dict[str, float]) -> Any:
+    try:
+        return connection.read_response(disconnect_on_error=False, **options)
+    except redis.RedisError as exc:
+        code = getattr(exc, "status_code", None)  # redis-py cuts the error's first word off and keeps it here
+        if not isinstance(exc, redis.ResponseError) and not code:
+            raise
+        return CommandFailed(f"{code} {exc}" if code else str(exc))
+
+
+def _reason(exc: BaseException) -> str:
+    return " ".join(str(exc).split()) or type(exc).__name__
