@@ -1,0 +1,43 @@
+"""`python -m tests.chaos`: one chaos run from the command line. Exit 0 when every promise held, 1 when not."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+
+from .run import run_chaos
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description="Kill and stop everything; check every event.")
+    parser.add_argument("--redis", default=shutil.which("redis-server"), help="redis-server binary")
+    parser.add_argument("--fsync", choices=["always", "everysec"], default="always")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--worker-kills", type=int, default=50, help="half of them while it merges")
+    parser.add_argument("--redis-kills", type=int, default=5)
+    parser.add_argument("--stops", type=int, default=10, help="SIGSTOPs of worker, Redis, producers and readers")
+    parser.add_argument("--producers", type=int, default=2)
+    parser.add_argument("--readers", type=int, default=3)
+    parser.add_argument("--queries-min", type=int, default=10_000)
+    parser.add_argument("--folder", type=Path, help="keep everything here instead of in a temporary folder")
+    options = vars(parser.parse_args())
+    if options["redis"] is None:
+        parser.error("no redis-server on PATH: name one with --redis")
+    folder = options.pop("folder") or Path(tempfile.mkdtemp(prefix="thermocline-chaos-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    report = run_chaos(folder, **options, say=lambda text: print(text, file=sys.stderr, flush=True))
+    print(msgspec.json.format(msgspec.json.encode(report)).decode())
+    if not report.problems:
+        shutil.rmtree(folder)
+        return 0
+    print(f"everything is kept in {folder}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
