@@ -43,6 +43,7 @@ class HotSettings(_Section):
     durable_lag_s: float = Field(2, ge=0, le=60, description="under everysec, settle leaves what is younger than this")
     allow_volatile: bool = Field(False, description="accept a Redis without an append-only file: a crash loses events")
     append_fsync: Literal["always", "everysec"] = Field("everysec", description="appendfsync of the embedded Redis")
+    start_timeout_s: float = Field(300, gt=0, description="how long the embedded Redis may take to load its append-only file")
     replicas_min: int = Field(0, ge=0, le=16, description="replicas that must have a block before its append returns (WAIT)")
     ids_window_s: float = Field(600, gt=0, description="how long a caller's event_id is remembered, at least")
     ids_max: int = Field(100_000, ge=1, description="event ids remembered per shard and half-window")
