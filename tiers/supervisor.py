@@ -220,7 +220,8 @@ def _take_server_lock() -> None:
     deadline = time.monotonic() + LOCK_WAIT_S
     while True:
         try:
-            return fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         except (BlockingIOError, PermissionError):
             if time.monotonic() > deadline:
                 raise TimeoutError("another redis-server still runs in this folder; its pid is in redis.pid") from None

