@@ -145,9 +145,7 @@ def _after_restart(
         else:
             extra = {"inc": incarnation, "prev": view.incarnation} if wiped else {}
             hot.put_meta(state.shard, {**extra, "era": eras[state.shard], "run": facts.run_id})
-    return Confirmation(
-        restarted=True, losses=tuple(loss for loss in losses if loss.events), heads_rebuilt=rebuilt
-    )
+    return Confirmation(restarted=True, losses=tuple(loss for loss in losses if loss.events), heads_rebuilt=rebuilt)
 
 
 def _is_short(state: ShardState, meta: ShardMeta) -> bool:

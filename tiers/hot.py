@@ -53,9 +53,7 @@ class AppendSession(Protocol):
     incarnation: str
     durability: str
 
-    def send(
-        self, producer: str, requests: Sequence[tuple[Block, int, int | None]], *, deadline_s: float
-    ) -> list[Reply]:
+    def send(self, producer: str, requests: Sequence[tuple[Block, int, int | None]], *, deadline_s: float) -> list[Reply]:
         """Send (block, number, expected_seq) in order, one round trip; one reply each."""
 
     def report_loss(self, producer: str, losses: Mapping[int, int]) -> None:

@@ -16,12 +16,15 @@ from .block import Position, head_place, parse_head, shard_of
 from .hot import ServerFacts, ShardCut
 from .hot_keys import CLEAN_KEY, Keys
 from .log_page import UnreadableEntry, blocks_table
-from .redis_link import Command, Link, Script
+from .redis_link import Link, Script
 
+CUT = Script("cut")
 TRIM = Script("trim")
 RECENT = Script("recent")
+PAGE_ENTRIES_FIRST = 4
+"""As many of the largest blocks as a page of the default size holds."""
 PAGE_ENTRIES_MAX = 5000
-META_FIELDS = ("inc", "era", "N", "B", "L", "T", "tB", "run", "prev", "format", "shards", "buckets")
+CUT_FIELDS = ("inc", "era", "N", "B", "L", "T", "tB")
 SCAN_COUNT = 1000
 
 
@@ -61,14 +64,10 @@ class RedisHot:
 
     def cut(self) -> tuple[ShardCut, ...]:
         """All shards at one instant. TierUnavailable when a shard has no counters: the namespace is new, or Redis was wiped."""
-        commands: list[Command] = []
-        for shard in range(self.shards):
-            commands.append(("HMGET", self.keys.meta(shard), *META_FIELDS[:7]))
-            commands.append(("XLEN", self.keys.log(shard)))
-        answers = self.link.pipeline(commands, transaction=True)
+        names = [name for shard in range(self.shards) for name in (self.keys.meta(shard), self.keys.log(shard))]
         cuts = []
-        for shard in range(self.shards):
-            inc, era, events, size, last, trimmed, trimmed_bytes = answers[2 * shard]
+        for shard, fields in enumerate(self.link.script(CUT, names, CUT_FIELDS)):
+            inc, era, events, size, last, trimmed, trimmed_bytes, entries = fields
             if inc is None:
                 raise TierUnavailable(
                     f"Redis at {self.link.shown_url} has no shard {shard} of namespace {self.keys.namespace!r}: "
@@ -84,28 +83,29 @@ class RedisHot:
                     last=Position.parse(last),
                     trimmed=Position.parse(trimmed),
                     trimmed_bytes=int(trimmed_bytes),
-                    entries=int(answers[2 * shard + 1]),
+                    entries=entries,
                 )
             )
         return tuple(cuts)
 
     def trimmed(self) -> tuple[Position, ...]:
-        answers = self.link.pipeline([("HGET", self.keys.meta(shard), "T") for shard in range(self.shards)], transaction=True)
+        answers = self.link.pipeline([("HGET", self.keys.meta(shard), "T") for shard in range(self.shards)])
         return tuple(Position.parse(answer or b"0-0") for answer in answers)
 
     def page(self, shard: int, after: Position, upto: Position, *, bytes_max: int) -> pa.Table:
         """Blocks in (after, upto], about `bytes_max` of payload: Redis is asked for few entries first, then for as many as fit."""
         entries: list[Any] = []
-        size, count = 0, 8
+        size, count = 0, PAGE_ENTRIES_FIRST
         while size < bytes_max and after < upto:
             got = self.link.call("XRANGE", self.keys.log(shard), str(after.next()), str(upto), "COUNT", count)
             entries += got
             if len(got) < count:
                 break
-            size += sum(len(entry[1][25]) for entry in got if len(entry[1]) > 25)
+            sizes = [len(entry[1][25]) for entry in got if len(entry[1]) > 25]  # d, as the append script orders the fields
+            size += sum(sizes)
             after = Position.parse(got[-1][0])
-            room = bytes_max - size
-            count = max(1, min(PAGE_ENTRIES_MAX, room * len(entries) // max(1, size)))
+            likely = max(size // len(entries), *sizes[-1:], 1)
+            count = max(1, min(PAGE_ENTRIES_MAX, 4 * count, (bytes_max - size) // likely))
         return self._table(shard, entries)
 
     def _table(self, shard: int, entries: list[Any]) -> pa.Table:

@@ -14,7 +14,7 @@ from typing import Any
 
 import redis
 from redis.backoff import NoBackoff
-from redis.connection import AbstractConnection, ConnectionPool
+from redis.connection import ConnectionPool
 from redis.retry import Retry
 
 from thermocline.config import mask_url
@@ -26,6 +26,8 @@ SCRIPTS = Path(__file__).parent / "scripts"
 CONNECTIONS_MAX = 256
 """Connections of one process to one Redis."""
 
+Connection = Any
+"""A redis-py connection; its methods are not typed."""
 Arg = bytes | str | int
 Command = Sequence[Arg]
 
@@ -69,8 +71,7 @@ class Link:
                 max_connections=CONNECTIONS_MAX,
                 retry=Retry(NoBackoff(), 0),
                 protocol=2,
-                lib_name=None,
-                lib_version=None,
+                driver_info=None,
                 decode_responses=False,
                 **self._timeouts,
             )
@@ -82,7 +83,7 @@ class Link:
         self._pool = self._make_pool(url)
 
     @contextmanager
-    def _borrowed(self) -> Iterator[AbstractConnection]:
+    def _borrowed(self) -> Iterator[Connection]:
         pool = self._pool
         with self._translated():
             connection = pool.get_connection()
@@ -98,7 +99,9 @@ class Link:
         except redis.AuthenticationError as exc:
             raise TierUnavailable(f"Redis at {self.shown_url} refuses the login ({exc}): check user and password") from exc
         except redis.MaxConnectionsError as exc:
-            raise TierUnavailable(f"more than {CONNECTIONS_MAX} connections to {self.shown_url} at once: append from fewer threads") from exc
+            raise TierUnavailable(
+                f"more than {CONNECTIONS_MAX} connections to {self.shown_url} at once: append from fewer threads"
+            ) from exc
         except (redis.ConnectionError, redis.TimeoutError, redis.BusyLoadingError, OSError) as exc:
             raise TierUnavailable(f"Redis at {self.shown_url} does not answer ({_reason(exc)}): is it running?") from exc
         except redis.RedisError as exc:
@@ -140,9 +143,9 @@ class Link:
         self.call("SCRIPT", "LOAD", script.text)
         return self.pipeline(commands)
 
-    def connection(self) -> AbstractConnection:
+    def connection(self) -> Connection:
         """A new connection of one's own, for `exchange`; not connected yet, the caller disconnects it."""
-        connection: AbstractConnection = self._pool.make_connection()
+        connection: Connection = self._pool.make_connection()
         return connection
 
     def _server_state(self, failure: CommandFailed) -> Exception:
@@ -170,7 +173,7 @@ _STATES = {
 
 
 def exchange(
-    connection: AbstractConnection,
+    connection: Connection,
     commands: Sequence[Command],
     *,
     shown_url: str,
@@ -209,7 +212,7 @@ def exchange(
     return [CommandFailed(str(reply)) if isinstance(reply, redis.ResponseError) else reply for reply in result]
 
 
-def _read(connection: AbstractConnection, options: dict[str, float]) -> Any:
+def _read(connection: Connection, options: dict[str, float]) -> Any:
     try:
         return connection.read_response(disconnect_on_error=False, **options)
     except redis.RedisError as exc:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.servers import RedisServer
+from tests.servers import RedisServer, binary_version
 
 from .check import Verdict, judge
 from .plan import Fault, make_plan
@@ -196,7 +196,7 @@ def run_chaos(
         problems.append(f"a worker took {restart_s:.2f} s to be ready again, not {RECOVERY_S_MAX} s")
     return Report(
         seed=seed,
-        redis=run.redis.version,
+        redis=".".join(map(str, binary_version(redis))),
         fsync=fsync,
         faults=len(plan),
         seconds=round(time.monotonic() - began, 1),

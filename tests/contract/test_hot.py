@@ -1,0 +1,382 @@
+"""The hot tier against its contract, on every redis-server there is: append answers, cuts, pages, trim, recent."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+import pytest
+import uuid_utils
+
+from tests.servers import RedisServer, redis_binaries
+from thermocline.config import HotSettings
+from thermocline.errors import TierCorrupt, TierUnavailable
+from thermocline.event import NULLABLE_COLUMNS
+from thermocline.tiers.append_session import RedisAppendSession
+from thermocline.tiers.block import ORIGIN, Block, Position, payload_checksum, shard_of
+from thermocline.tiers.hot import OutcomeLost, ShardCut
+from thermocline.tiers.hot_redis import RedisHot
+from thermocline.tiers.redis_link import Link
+
+INCARNATION = "a" * 32
+
+
+@pytest.fixture(scope="module", params=redis_binaries(), ids=str)
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(request.param, tmp_path_factory.mktemp("redis"), options={"appendfsync": "always"})
+    server.start()
+    yield server
+    server.stop()
+
+
+def open_hot(server: RedisServer, **settings: object) -> RedisHot:
+    """A new namespace of its own, confirmed by hand."""
+    link = Link(server.url, connect_timeout_s=2, timeout_s=5)
+    hot = RedisHot(link, uuid.uuid4().hex, HotSettings(**settings))  # type: ignore[arg-type]
+    run_id = hot.facts().run_id
+    for shard in range(hot.shards):
+        hot.put_meta(
+            shard,
+            {
+                **{"format": "1", "shards": hot.shards, "buckets": 8192, "inc": INCARNATION, "prev": "", "era": 0},
+                **{"N": 0, "B": 0, "L": "0-0", "T": "0-0", "tB": 0, "sN": 0, "sB": 0, "oB": 0, "run": run_id},
+            },
+        )
+    return hot
+
+
+@pytest.fixture
+def hot(server: RedisServer) -> Iterator[RedisHot]:
+    hot = open_hot(server)
+    yield hot
+    hot.drop()
+    hot.close()
+
+
+@pytest.fixture
+def session(hot: RedisHot) -> Iterator[RedisAppendSession]:
+    session = hot.session()
+    yield session
+    session.close()
+
+
+def block(
+    conversation_id: str = "chat", lines: int = 1, *, event_ids: tuple[str, ...] = (), at_us: int | None = None, text: str = "hi"
+) -> Block:
+    at_us = at_us or time.time_ns() // 1000
+    objects = [{"event_type": "t", "timestamp": at_us + i, "content": text} for i in range(lines)]
+    for one, event_id in zip(objects, event_ids, strict=False):
+        one["event_id"] = event_id
+    payload = b"\n".join(orjson.dumps(one) for one in objects)
+    block_id = str(uuid_utils.uuid7())[:32] + "0000"
+    sizes = f"{len(text) * lines},0," + ",".join([str(lines)] * len(NULLABLE_COLUMNS))
+    end_us = at_us + lines - 1
+    return Block(
+        conversation_id=conversation_id,
+        shard=shard_of(conversation_id, 16),
+        block_id=block_id,
+        lines=lines,
+        timestamp_min_us=at_us,
+        timestamp_max_us=end_us,
+        sizes=sizes,
+        payload=payload,
+        checksum=payload_checksum(conversation_id, block_id, lines, at_us, end_us, sizes, payload),
+        event_ids=tuple(enumerate(event_ids)),
+    )
+
+
+def append(session: RedisAppendSession, one: Block, number: int, expected_seq: int | None = None, producer: str = "p"):
+    (reply,) = session.send(producer, [(one, number, expected_seq)], deadline_s=5)
+    return reply
+
+
+def shard_cut(hot: RedisHot, conversation_id: str = "chat") -> ShardCut:
+    return hot.cut()[shard_of(conversation_id, hot.shards)]
+
+
+def test_blocks_of_a_conversation_are_numbered_without_gaps(session: RedisAppendSession, hot: RedisHot) -> None:
+    replies = session.send("p", [(block(lines=3), 1, None), (block(lines=2), 2, None)], deadline_s=5)
+    assert [(reply.code, reply.seq_first) for reply in replies] == [("OK", 1), ("OK", 4)]
+    cut = shard_cut(hot)
+    assert (cut.events_total, cut.entries, str(cut.last)) == (5, 2, replies[1].position)
+
+
+def test_the_same_number_is_answered_again_and_stored_once(session: RedisAppendSession, hot: RedisHot) -> None:
+    one = block(lines=3)
+    append(session, one, 1)
+    again = append(session, one, 1)
+    assert (again.code, again.seq_first) == ("DUP", 1)
+    assert shard_cut(hot).events_total == 3
+
+
+def test_a_number_beyond_the_next_is_refused_and_changes_nothing(session: RedisAppendSession, hot: RedisHot) -> None:
+    append(session, block(), 1)
+    gap = append(session, block(), 3)
+    assert (gap.code, gap.detail) == ("GAP", 1)
+    assert shard_cut(hot).events_total == 1
+
+
+def test_a_number_taken_more_than_sixteen_blocks_ago_is_old(session: RedisAppendSession) -> None:
+    for number in range(1, 19):
+        append(session, block(), number)
+    assert append(session, block(), 3).code == "DUP"
+    assert append(session, block(), 2).code == "OLD"
+
+
+def test_expected_seq_is_checked_against_the_last_seq(session: RedisAppendSession) -> None:
+    assert append(session, block(lines=2), 1, expected_seq=0).code == "OK"
+    conflict = append(session, block(), 2, expected_seq=1)
+    assert (conflict.code, conflict.detail) == ("CONFLICT", 2)
+    assert append(session, block(), 2, expected_seq=2).seq_first == 3
+
+
+def test_a_callers_event_id_is_stored_once_within_a_block_and_across_blocks(session: RedisAppendSession, hot: RedisHot) -> None:
+    one, two, three = (str(uuid.uuid4()) for _ in range(3))
+    append(session, block(lines=2, event_ids=(one, two)), 1)
+    reply = append(session, block(lines=4, event_ids=(two, three, three, one)), 2)
+    assert (reply.seq_first, reply.skipped) == (3, {0: 2, 2: 3, 3: 1})
+    assert shard_cut(hot).events_total == 3
+    table = hot.page(shard_of("chat", 16), ORIGIN, shard_cut(hot).last, bytes_max=1 << 20)
+    assert table["skip"].to_pylist() == [None, [0, 2, 3]] and table["fault"].to_pylist() == [None, None]
+
+
+def test_a_resent_block_is_answered_with_its_skips(session: RedisAppendSession) -> None:
+    one = str(uuid.uuid4())
+    append(session, block(event_ids=(one,)), 1)
+    repeated = block(lines=2, event_ids=(str(uuid.uuid4()), one))
+    first, again = append(session, repeated, 2), append(session, repeated, 2)
+    assert (again.code, again.seq_first, again.skipped) == ("DUP", first.seq_first, {1: 1}) == ("DUP", 2, first.skipped)
+
+
+def test_a_block_of_known_ids_alone_stores_nothing_and_takes_its_number(session: RedisAppendSession, hot: RedisHot) -> None:
+    one = str(uuid.uuid4())
+    append(session, block(event_ids=(one,)), 1)
+    reply = append(session, block(event_ids=(one,)), 2)
+    assert (reply.code, reply.skipped) == ("OK", {0: 1})
+    assert shard_cut(hot).entries == 1
+    assert append(session, block(), 3).seq_first == 2
+
+
+def test_event_ids_are_forgotten_after_two_full_halves(server: RedisServer) -> None:
+    hot = open_hot(server, ids_max=2)
+    session = hot.session()
+    first = str(uuid.uuid4())
+    append(session, block(event_ids=(first,)), 1)
+    for number in range(2, 10):
+        append(session, block(event_ids=(str(uuid.uuid4()),)), number)
+    assert append(session, block(event_ids=(first,)), 10).skipped == {}
+    session.close()
+    hot.drop()
+    hot.close()
+
+
+def test_a_timestamp_far_after_the_clock_of_redis_is_refused(session: RedisAppendSession, hot: RedisHot) -> None:
+    reply = append(session, block(at_us=time.time_ns() // 1000 + 400_000_000), 1)
+    assert reply.code == "CLOCK" and abs(reply.detail - time.time_ns() // 1000) < 60_000_000
+    assert shard_cut(hot).events_total == 0
+
+
+def test_unsettled_bytes_are_bounded_until_the_worker_says_they_are_settled(server: RedisServer) -> None:
+    hot = open_hot(server, unsettled_bytes_max=1 << 20)
+    session = hot.session()
+    number = 0
+    while append(session, block(text="x" * 100_000), number + 1).code == "OK":
+        number += 1
+    assert number == 10
+    cut = shard_cut(hot)
+    hot.trim(cut.shard, None, settled_events=cut.events_total, settled_bytes=cut.bytes_total, others_bytes=0)
+    assert append(session, block(text="x" * 100_000), number + 1).code == "OK"
+    hot.trim(cut.shard, None, settled_events=cut.events_total, settled_bytes=cut.bytes_total, others_bytes=1 << 20)
+    assert append(session, block(), number + 2).code == "BUSY"
+    session.close()
+    hot.drop()
+    hot.close()
+
+
+def test_another_era_skips_a_million_once_per_era(session: RedisAppendSession, hot: RedisHot) -> None:
+    shard = shard_of("chat", 16)
+    append(session, block(lines=2), 1)
+    hot.put_meta(shard, {"era": 1})
+    assert append(session, block(), 2).seq_first == 1_000_003
+    assert append(session, block(), 3).seq_first == 1_000_004
+    hot.put_meta(shard, {"era": 3})
+    reply = append(session, block(), 4)
+    assert (reply.seq_first, reply.era) == (3_000_005, 3)
+    assert append(session, block(), 5, expected_seq=3_000_005).code == "OK"
+
+
+def test_an_unconfirmed_shard_takes_nothing(session: RedisAppendSession, hot: RedisHot) -> None:
+    append(session, block(), 1)
+    hot.put_meta(shard_of("chat", 16), {"run": "f" * 40})
+    assert append(session, block(), 2).code == "UNCONFIRMED"
+
+
+def test_another_incarnation_is_noticed_and_followed_only_if_it_descends(session: RedisAppendSession, hot: RedisHot) -> None:
+    append(session, block(), 1)
+    for shard in range(hot.shards):
+        hot.put_meta(shard, {"inc": "b" * 32, "prev": INCARNATION})
+    assert append(session, block(), 2).code == "INC"
+    session.reconnect()
+    assert append(session, block(), 2).code == "OK"
+    hot.put_meta(0, {"inc": "c" * 32, "prev": "d" * 32})
+    with pytest.raises(TierCorrupt, match="another store"):
+        session.reconnect()
+
+
+def test_another_format_is_refused(session: RedisAppendSession, hot: RedisHot) -> None:
+    append(session, block(), 1)
+    hot.put_meta(shard_of("chat", 16), {"format": "2"})
+    assert append(session, block(), 2).code == "FORMAT"
+
+
+def test_pages_give_every_block_once_whatever_their_size(session: RedisAppendSession, hot: RedisHot) -> None:
+    for number in range(1, 60):
+        append(session, block(text="x" * (number * 100)), number)
+    cut, after, seen = shard_cut(hot), ORIGIN, []
+    while True:
+        table = hot.page(cut.shard, after, cut.last, bytes_max=20_000)
+        if not table.num_rows:
+            break
+        assert sum(len(text) for text in table["payload"].to_pylist()) < 60_000
+        seen += table["seq_first"].to_pylist()
+        last = table.slice(table.num_rows - 1).to_pylist()[0]
+        after = Position(last["position_ms"], last["position_seq"])
+    assert seen == list(range(1, 60))
+
+
+@pytest.mark.parametrize("field", ["d", "x", "y", "c", "u", "w", "v"])
+def test_a_damaged_block_is_noticed_and_keeps_its_count(session: RedisAppendSession, hot: RedisHot, field: str) -> None:
+    append(session, block(lines=4), 1)
+    cut = shard_cut(hot)
+    log = hot.keys.log(cut.shard)
+    ((_, flat),) = hot.link.call("XRANGE", log, "-", "+")
+    where = flat.index(field.encode()) + 1
+    flat[where] = bytes([flat[where][0] ^ 1]) + flat[where][1:]
+    hot.link.call("DEL", log)
+    hot.link.call("XADD", log, str(cut.last), *flat)
+    (row,) = hot.page(cut.shard, ORIGIN, cut.last, bytes_max=1 << 20).to_pylist()
+    assert row["fault"] and row["events"] == 4 and row["events_total"] == 4
+
+
+def test_an_entry_that_is_no_block_stops_the_reader(hot: RedisHot) -> None:
+    hot.link.call("XADD", hot.keys.log(0), "5-0", "foo", "bar")
+    with pytest.raises(TierCorrupt, match="shard 0, entry 5-0"):
+        hot.page(0, ORIGIN, Position(9, 0), bytes_max=1 << 20)
+
+
+def test_trim_drops_up_to_the_position_and_leaves_its_mark(session: RedisAppendSession, hot: RedisHot) -> None:
+    replies = [append(session, block(), number) for number in range(1, 6)]
+    shard = shard_of("chat", 16)
+    upto = Position.parse(replies[2].position)
+    assert hot.trim(shard, upto, settled_events=3, settled_bytes=1, others_bytes=0) == 3
+    cut = shard_cut(hot)
+    size = len(block().payload)
+    assert (cut.trimmed, cut.entries, cut.trimmed_bytes, cut.events_total) == (upto, 2, 3 * size, 5)
+    assert hot.trim(shard, Position(1, 0), settled_events=3, settled_bytes=1, others_bytes=0) == 0
+    assert shard_cut(hot).trimmed == upto == hot.trimmed()[shard]
+    hot.trim(shard, cut.last, settled_events=5, settled_bytes=1, others_bytes=0)
+    assert (shard_cut(hot).entries, shard_cut(hot).trimmed_bytes) == (0, 5 * size)
+
+
+def test_a_full_redis_refuses_blocks_whole_and_can_still_be_trimmed(
+    request: pytest.FixtureRequest, server: RedisServer, tmp_path: Path
+) -> None:
+    small = RedisServer(server.binary, tmp_path, options={"maxmemory": "8mb"})
+    small.start()
+    hot = open_hot(small)
+    session = hot.session()
+    number = 0
+    while (reply := append(session, block(text="x" * 200_000), number + 1)).code == "OK":
+        number += 1
+    assert reply.code == "FULL"
+    cut = shard_cut(hot)
+    assert cut.entries == cut.events_total == number > 3
+    assert hot.trim(cut.shard, cut.last, settled_events=number, settled_bytes=cut.bytes_total, others_bytes=0) == number
+    assert append(session, block(), number + 1).code == "OK"
+    session.close()
+    hot.close()
+    small.stop()
+
+
+def test_recent_gives_the_newest_cached_blocks_oldest_first(session: RedisAppendSession, hot: RedisHot) -> None:
+    for number in range(1, 201):
+        append(session, block(lines=2), number)
+    head, table = hot.recent("chat", 10)
+    assert head == 400 and table["seq_first"].to_pylist() == [391, 393, 395, 397, 399]
+    head, table = hot.recent("chat", 399)
+    assert table["seq_first"].to_pylist() == list(range(1, 400, 2))
+    shard = shard_of("chat", 16)
+    hot.trim(shard, Position.parse(append(session, block(), 201).position), settled_events=0, settled_bytes=0, others_bytes=0)
+    assert hot.recent("chat", 10)[1].num_rows == 0
+    assert hot.recent("nobody", 10)[0] is None
+
+
+def test_long_conversation_ids_have_heads_of_their_own(session: RedisAppendSession, hot: RedisHot) -> None:
+    one, two = "a" * 200, "a" * 199 + "b"
+    shards = {shard_of(one, 16): 0, shard_of(two, 16): 0}
+    for conversation in (one, two, one):
+        shard = shard_of(conversation, 16)
+        shards[shard] += 1
+        append(session, block(conversation), shards[shard])
+    assert (hot.recent(one, 9)[0], hot.recent(two, 9)[0]) == (2, 1)
+
+
+def test_losses_that_producers_report_are_read_back_by_shard_and_era(session: RedisAppendSession, hot: RedisHot) -> None:
+    append(session, block(), 1)
+    hot.put_meta(3, {"era": 2})
+    session.report_loss("p", {3: 7})
+    session.report_loss("p", {3: 7})
+    assert hot.reported_losses() == {(3, 2, "p"): 7}
+    assert session.last_numbers("p", [shard_of("chat", 16), (shard_of("chat", 16) + 1) % 16]) == {
+        shard_of("chat", 16): 1,
+        (shard_of("chat", 16) + 1) % 16: 0,
+    }
+
+
+def test_a_namespace_that_is_not_there_says_what_to_start(server: RedisServer) -> None:
+    hot = RedisHot(Link(server.url, connect_timeout_s=2, timeout_s=5), "nothere", HotSettings())
+    with pytest.raises(TierUnavailable, match="thermocline worker"):
+        hot.cut()
+    session = hot.session()
+    with pytest.raises(TierUnavailable, match="nothere"):
+        append(session, block(), 1)
+    session.close()
+    hot.close()
+
+
+def test_dropping_a_namespace_leaves_the_others_alone(server: RedisServer) -> None:
+    one, two = open_hot(server), open_hot(server)
+    session = one.session()
+    append(session, block(), 1)
+    assert one.drop() >= 16 + 3
+    with pytest.raises(TierUnavailable):
+        one.cut()
+    assert len(two.cut()) == 16
+    session.close()
+    two.drop()
+    one.close()
+    two.close()
+
+
+def test_a_stopped_redis_is_an_unknown_outcome_and_a_dead_one_is_not(server: RedisServer, tmp_path: Path) -> None:
+    own = RedisServer(server.binary, tmp_path, options={})
+    own.start()
+    hot = open_hot(own)
+    session = hot.session()
+    append(session, block(), 1)
+    own.pause()
+    with pytest.raises(OutcomeLost):
+        session.send("p", [(block(), 2, None)], deadline_s=0.3)
+    own.resume()
+    session.reconnect()
+    assert append(session, block(), 2).code in ("OK", "DUP")
+    own.kill()
+    with pytest.raises((OutcomeLost, TierUnavailable)):
+        append(session, block(), 3)
+    with pytest.raises(TierUnavailable, match="does not answer"):
+        append(session, block(), 3)
+    session.close()
+    hot.close()
