@@ -168,8 +168,11 @@ class Ledger(Protocol):
     def merged(self, epoch: int, inputs: Sequence[str], outputs: Sequence[Segment], *, now_us: int) -> None:
         """The move warm → warm: all `inputs` must be live, else TierCorrupt; they go to trash."""
 
-    def observed(self, shards: Mapping[int, tuple[int, Position]], *, now_us: int) -> None:
-        """Record the highest N and last position seen per shard; never goes back."""
+    def observed(
+        self, shards: Mapping[int, tuple[int, Position]], *, eras: Mapping[int, int] | None = None, now_us: int
+    ) -> None:
+        """Record the highest N and last position seen per shard; never goes back. `eras`: what the shards were in when seen;
+        one that was confirmed anew since is left alone."""
 
     def confirmed(
         self, *, incarnation: str, eras: Mapping[int, int], losses: Sequence[Loss], now_us: int

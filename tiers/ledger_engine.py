@@ -1,0 +1,179 @@
+"""Transactions on the ledger's database, SQLite or PostgreSQL, and its errors as ours.
+
+A write is alone from its first statement: `BEGIN IMMEDIATE`, or an advisory lock on PostgreSQL. (A deferred transaction that
+reads and then writes fails at once when another writer came between, whatever the timeout.) A read is one snapshot.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import event, exc
+
+from thermocline.config import mask_url
+from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
+
+BUSY_TIMEOUT_S = 30
+CHECKPOINT_TIMEOUT_S = 1
+WAL_BYTES_KEPT = 4 << 20
+"""journal_size_limit: what the write-ahead log is cut back to after a checkpoint."""
+_POSTGRES_LOCK = 0x7468_6572_6D6F
+"""Key of the advisory lock every write holds: "thermo"."""
+_UNAVAILABLE = {
+    3: "permission denied; give this user read and write access to the file and its folder",
+    5: f"locked by another process for {BUSY_TIMEOUT_S} s; look for one that hangs inside a transaction",
+    6: f"locked by another process for {BUSY_TIMEOUT_S} s; look for one that hangs inside a transaction",
+    8: "read-only; give this user write access to the file and its folder",
+    10: "the disk failed to read or write; check it and its free space",
+    13: "the disk is full; free some space, nothing was lost",
+    14: "cannot be opened; the folder must exist and be writable",
+}
+_CORRUPT = {11: "damaged", 26: "not a database"}
+
+
+class LedgerEngine:
+    """Connections to one ledger. Thread-safe; never carry it across a fork."""
+
+    def __init__(self, url: str) -> None:
+        try:
+            parsed = sa.make_url(url)
+            self._engine = sa.create_engine(parsed, pool_pre_ping=parsed.get_backend_name() != "sqlite")
+        except (exc.ArgumentError, ImportError, ValueError) as error:
+            shown = mask_url(url)
+            raise ConfigError(
+                f"ledger_url: {shown} cannot be used ({error}); give a SQLAlchemy URL, or none for SQLite"
+            ) from error
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        if self.is_sqlite and not parsed.database:
+            raise ConfigError("ledger_url: a SQLite ledger needs a file that every process can open: sqlite:////path/ledger.db")
+        self._path = Path(parsed.database or "") if self.is_sqlite else None
+        self.shown_url = str(self._path) if self._path is not None else mask_url(url)
+        self._inode = 0
+        event.listen(self._engine, "begin", self._begin)
+        if self.is_sqlite:
+            event.listen(self._engine, "connect", _set_pragmas)
+        snapshot = {} if self.is_sqlite else {"isolation_level": "REPEATABLE READ"}
+        self._reads = self._engine.execution_options(transaction="read", **snapshot)
+        self._writes = self._engine.execution_options(transaction="write")
+        self._bare = self._engine.execution_options(transaction="none")
+
+    def exists(self) -> bool:
+        """Whether somebody created a ledger here. Creates nothing."""
+        if self._path is not None and not self._path.exists():
+            return False
+        with self.read() as con:
+            return sa.inspect(con).has_table("identity")
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """One snapshot. TierUnavailable when the file is not there: a read never creates it."""
+        with self._translated():
+            self._follow_file()
+            with self._reads.begin() as con:
+                yield con
+
+    @contextmanager
+    def write(self, *, create: bool = False) -> Iterator[sa.Connection]:
+        """One transaction, alone; committed when the block ends, rolled back when it raises.
+
+        When the commit itself raises, it may have happened: take a fresh view before trying again.
+        """
+        with self._translated():
+            if not create:
+                self._follow_file()
+            elif self._path is not None:
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+            with self._writes.begin() as con:
+                yield con
+
+    def checkpoint(self) -> int:
+        """Fold SQLite's write-ahead log into the database, as far as readers let it; bytes of the log left. 0 on PostgreSQL."""
+        if self._path is None:
+            return 0
+        with self._translated():
+            self._follow_file()
+            with self._bare.connect() as con:
+                con.exec_driver_sql(f"PRAGMA busy_timeout = {CHECKPOINT_TIMEOUT_S * 1000}")
+                try:
+                    con.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").all()
+                finally:
+                    con.exec_driver_sql(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
+            log = self._path.with_name(self._path.name + "-wal")
+            return log.stat().st_size if log.exists() else 0
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _follow_file(self) -> None:
+        """Let go of connections to a file that `recover` has moved aside."""
+        if self._path is None:
+            return
+        try:
+            inode = self._path.stat().st_ino
+        except FileNotFoundError as error:
+            self._engine.dispose()
+            raise TierUnavailable(f"{self.shown_url}: no ledger here; append once, or run `thermocline recover`") from error
+        if inode != self._inode:
+            self._engine.dispose()
+            self._inode = inode
+
+    def _begin(self, con: sa.Connection) -> None:
+        kind = con.get_execution_options().get("transaction")
+        if self.is_sqlite:
+            if kind != "none":
+                con.exec_driver_sql("BEGIN IMMEDIATE" if kind == "write" else "BEGIN")
+        elif kind == "write":
+            con.exec_driver_sql(f"SET LOCAL lock_timeout = '{BUSY_TIMEOUT_S}s'")
+            con.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_POSTGRES_LOCK})")
+
+    @contextmanager
+    def _translated(self) -> Iterator[None]:
+        try:
+            yield
+        except exc.DBAPIError as error:
+            raise _error(error, self.shown_url) from error
+        except exc.TimeoutError as error:
+            raise TierUnavailable(f"ledger {self.shown_url}: every connection of this process is in use: {error}") from error
+        except OSError as error:
+            raise TierUnavailable(f"ledger {self.shown_url}: {error.strerror}: the folder must be writable") from error
+
+
+def _set_pragmas(connection: sqlite3.Connection, _record: Any) -> None:
+    """Make a new SQLite connection ours: transactions only where we begin them, and every commit on disk."""
+    connection.isolation_level = None
+    connection.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
+    deadline_s = time.monotonic() + BUSY_TIMEOUT_S
+    while True:
+        try:  # the switch to WAL wants the file alone and does not wait for it
+            connection.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline_s:
+                raise
+            time.sleep(0.01)
+    connection.execute("PRAGMA synchronous = FULL")
+    connection.execute(f"PRAGMA journal_size_limit = {WAL_BYTES_KEPT}")
+
+
+def _error(error: exc.DBAPIError, shown_url: str) -> Exception:
+    """The driver's error as one of ours, naming the ledger and the way out."""
+    where, said = f"ledger {shown_url}", " ".join(str(error.orig).split())
+    code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF
+    if code in _UNAVAILABLE:
+        return TierUnavailable(f"{where}: {_UNAVAILABLE[code]} ({said})")
+    if code in _CORRUPT:
+        return TierCorrupt(f"{where}: {_CORRUPT[code]} ({said}); move it aside and run `thermocline recover`")
+    if "no such table" in said or getattr(error.orig, "sqlstate", "") == "42P01":
+        return TierUnavailable(f"{where}: has no tables yet; append once, or run `thermocline recover`")
+    if isinstance(error, exc.OperationalError | exc.InterfaceError):
+        return TierUnavailable(f"{where}: {said}")
+    return TierCorrupt(f"{where}: does not take what it should: {said}")
+
+
+__all__ = ["LedgerEngine"]
