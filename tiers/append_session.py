@@ -178,7 +178,6 @@ class RedisAppendSession:
 
     def reconnect(self) -> None:
         self._connection.disconnect()
-        self._connection = self._link.connection()  # the embedded Redis may have a new address
         self._known = False
         self._learn()
 

@@ -34,11 +34,8 @@ class Tiers:
     def reconfirm(self) -> Confirmation:
         """Bring the embedded Redis back if it is gone, and confirm a Redis that was restarted. Cheap when nothing happened."""
         with self._lock:
-            if self._endpoint is not None and not self._endpoint.alive():
-                endpoint = ensure(self.settings.data_dir, self.settings.hot)
-                self._endpoint.close()
-                self._endpoint = endpoint
-                self.hot.link.redirect(endpoint.url)
+            if self._endpoint is not None:
+                self._endpoint.ensure()
             return confirm(self.hot, self.warm, self.ledger, self.settings)
 
     def close(self) -> None:

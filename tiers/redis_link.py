@@ -61,36 +61,28 @@ class Link:
 
     def __init__(self, url: str, *, connect_timeout_s: float, timeout_s: float, shown_url: str | None = None) -> None:
         self.shown_url = shown_url or mask_url(url)
-        self._timeouts = {"socket_connect_timeout": connect_timeout_s, "socket_timeout": timeout_s}
-        self._pool = self._make_pool(url)
-
-    def _make_pool(self, url: str) -> ConnectionPool:
         try:
-            return ConnectionPool.from_url(
+            self._pool = ConnectionPool.from_url(
                 url,
                 max_connections=CONNECTIONS_MAX,
+                socket_connect_timeout=connect_timeout_s,
+                socket_timeout=timeout_s,
                 retry=Retry(NoBackoff(), 0),
                 protocol=2,
                 driver_info=None,
                 decode_responses=False,
-                **self._timeouts,
             )
         except (ValueError, redis.RedisError) as exc:
             raise ConfigError(f"redis_url: {self.shown_url} cannot be used: {exc}") from exc
 
-    def redirect(self, url: str) -> None:
-        """Use another address from now on; connections in use finish with the old one."""
-        self._pool = self._make_pool(url)
-
     @contextmanager
     def _borrowed(self) -> Iterator[Connection]:
-        pool = self._pool
         with self._translated():
-            connection = pool.get_connection()
+            connection = self._pool.get_connection()
         try:
             yield connection
         finally:
-            pool.release(connection)
+            self._pool.release(connection)
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
