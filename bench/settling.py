@@ -1,0 +1,93 @@
+"""Settle against DuckDB alone doing the same parse and sort from lines already in Arrow; then merge."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from thermocline.archiver.worker import Worker
+
+from thermocline.config import Settings
+from thermocline.event import COLUMNS
+from thermocline.tiers.block import ORIGIN
+from thermocline.tiers.duck import connect
+from thermocline.tiers.opening import Tiers, open_tiers
+
+from .timing import Figure, seconds
+
+PAGE_BYTES = 4 << 20
+
+
+def settle_figures(settings: Settings, folder: Path) -> list[Figure]:
+    """Figures of settling and merging everything that waits."""
+    with open_tiers(settings) as tiers:
+        lines = _lines(tiers)
+        bare_s = seconds(lambda: _bare(lines, folder, settings))
+        events = len(lines)
+        worker = Worker(tiers)
+        marks = {"settle": 0.0, "merge": 0.0}
+        _timed(tiers.warm, "write_settled", marks, "settle")
+        _timed(tiers.warm, "write_merged", marks, "merge")
+        begin = time.perf_counter()
+        report = worker.once()
+        total_s = time.perf_counter() - begin
+        waited_s = report.waited_s
+        settle_s = total_s - marks["merge"] - waited_s
+        merged = sum(segment.rows for segment in tiers.ledger.view().segments if segment.level)
+    ratio = (events / settle_s) / (events / bare_s)
+    figures = [
+        Figure(
+            what="settle, Redis to a verified segment in the ledger",
+            value=f"{events / settle_s:,.0f} events/s",
+            against=f"INSERT … SELECT from_json(…) ORDER BY, same lines in Arrow: {events / bare_s:,.0f}; ratio {ratio:.2f}",
+        )
+    ]
+    if marks["merge"]:
+        figures.append(Figure(what="merge, rollups and verification included", value=f"{merged / marks['merge']:,.0f} events/s"))
+    return figures
+
+
+def _timed(owner: object, name: str, marks: dict[str, float], key: str) -> None:
+    inner = getattr(owner, name)
+
+    def timed(*args: object, **kwargs: object) -> object:
+        begin = time.perf_counter()
+        try:
+            return inner(*args, **kwargs)
+        finally:
+            marks[key] += time.perf_counter() - begin
+
+    setattr(owner, name, timed)
+
+
+def _lines(tiers: Tiers) -> pa.Table:
+    """(conversation_id, line) of every event that waits."""
+    tables = []
+    for cut in tiers.hot.cut():
+        after = ORIGIN
+        while (page := tiers.hot.page(cut.shard, after, cut.last, bytes_max=PAGE_BYTES)).num_rows:
+            tables.append(page.select(["conversation_id", "payload", "position_ms", "position_seq"]))
+            last = page.slice(page.num_rows - 1).to_pylist()[0]
+            after = type(cut.last)(last["position_ms"], last["position_seq"])
+    blocks = pa.concat_tables(tables).combine_chunks()
+    split = pc.split_pattern(blocks["payload"], "\n").combine_chunks()
+    conversations = blocks["conversation_id"].combine_chunks().take(pc.list_parent_indices(split))
+    return pa.table({"conversation_id": conversations, "line": pc.list_flatten(split)})
+
+
+def _bare(lines: pa.Table, folder: Path, settings: Settings) -> None:
+    """The least one could do: parse, sort and store in batches of one settle."""
+    spec = "{" + ", ".join(f'"{column.name}": "{column.line_type}"' for column in COLUMNS if column.in_line) + "}"
+    con = connect(memory_bytes=settings.warm.memory_bytes_max, threads=settings.warm.threads)
+    size = settings.warm.settle_batch_events
+    for number, start in enumerate(range(0, len(lines), size)):
+        con.register("lines", lines.slice(start, size))
+        con.execute(f"ATTACH '{folder}/bare-{number}.duckdb' AS bare (STORAGE_VERSION 'v1.5.0')")
+        select = f"SELECT conversation_id, unnest(from_json(line, '{spec}')) FROM lines"
+        con.execute(f"CREATE TABLE bare.events AS FROM ({select}) ORDER BY conversation_id, timestamp")
+        con.execute("CHECKPOINT bare")
+        con.execute("DETACH bare")
+        con.unregister("lines")
+    con.close()

@@ -1,0 +1,94 @@
+"""The statistics views equal the same computed from the events, before and after merges, with late and backfilled events."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from thermocline.archiver.worker import Worker
+from thermocline.ingest.append import Client
+from thermocline.store import Store, connect
+
+from thermocline.config import load
+from thermocline.event import Event
+from thermocline.sample_import import events_of, load_runs
+from thermocline.tiers.opening import open_tiers
+
+HOURLY = """
+SELECT hour, conversation_id, event_count::BIGINT AS event_count, total_bytes::BIGINT AS total_bytes
+FROM hourly_stats ORDER BY ALL
+"""
+HOURLY_FROM_EVENTS = """
+SELECT date_trunc('hour', timestamp) AS hour, conversation_id, count(*) AS event_count, sum(strlen(content))::BIGINT AS total_bytes
+FROM events GROUP BY ALL ORDER BY ALL
+"""
+SUMMARY = """
+SELECT conversation_id, started_at, ended_at, total_events::BIGINT AS total_events, task_count::BIGINT AS task_count,
+       interventions::BIGINT AS interventions
+FROM conversation_summary ORDER BY ALL
+"""
+SUMMARY_FROM_EVENTS = """
+SELECT conversation_id, min(timestamp) AS started_at, max(timestamp) AS ended_at, count(*) AS total_events,
+       count(DISTINCT task_id) AS task_count,
+       count(*) FILTER (event_type = 'intervention' OR event_type LIKE 'intervention.%') AS interventions
+FROM events GROUP BY ALL ORDER BY ALL
+"""
+DAY_US = 86_400_000_000
+
+
+def assert_equal(store: Store) -> int:
+    """Both views against the events; how many conversations there are."""
+    assert store.sql(HOURLY).to_arrow().to_pylist() == store.sql(HOURLY_FROM_EVENTS).to_arrow().to_pylist()
+    summary = store.sql(SUMMARY).to_arrow().to_pylist()
+    assert summary == store.sql(SUMMARY_FROM_EVENTS).to_arrow().to_pylist()
+    return len(summary)
+
+
+def test_the_views_equal_the_events_at_every_step(data_dir: Path) -> None:
+    warm = {"day_rows_min": 100, "fan_in": 2, "rollup_rows_min": 200, "purge_grace_s": 0}
+    settings = load({"data_dir": data_dir, "warm": warm, "hot": {"durable_lag_s": 0, "append_fsync": "always"}}, environ={})
+    now_us = time.time_ns() // 1000
+    real = [Event(**event) for event in events_of(load_runs(), end_us=now_us)]
+    late = [
+        Event(
+            conversation_id=event.conversation_id,
+            event_type="intervention.late",
+            task_id=f"late-{number % 3}",
+            timestamp=now_us - number * DAY_US,
+        )
+        for number, event in enumerate(real[:40])
+    ]
+    backfilled = [
+        Event(
+            conversation_id=f"old-{number % 17}",
+            event_type="intervention",
+            content="é" * number,
+            timestamp=now_us - number * 13 * DAY_US // 7,
+        )
+        for number in range(300)
+    ]
+    with connect(settings) as store, open_tiers(settings) as tiers, Client(settings) as client:
+        for part in (real[:500], real[500:], late, backfilled):
+            client.append_many(part)
+            before = assert_equal(store)
+            Worker(tiers).once()
+            assert assert_equal(store) == before
+        client.append_many(late)
+        assert before == assert_equal(store)
+        levels = {segment.level for segment in tiers.ledger.view().segments}
+        assert max(levels) >= 1
+        assert store.verify(deep=True).problems == []
+
+
+def test_a_second_pass_of_the_worker_changes_nothing(data_dir: Path) -> None:
+    settings = load({"data_dir": data_dir, "warm": {"purge_grace_s": 0}}, environ={})
+    with open_tiers(settings) as tiers, Client(settings) as client:
+        for part in range(3):
+            client.append_many(Event(conversation_id=f"chat-{n}", event_type="t", content=str(part)) for n in range(50))
+            Worker(tiers).once()
+        once = tiers.ledger.view()
+        files = sorted(path.name for path in (settings.namespace_dir / "segments").iterdir())
+        Worker(tiers).once()
+        again = tiers.ledger.view()
+        assert (again.segments, again.shards) == (once.segments, once.shards)
+        assert files == sorted(path.name for path in (settings.namespace_dir / "segments").iterdir())
