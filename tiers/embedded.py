@@ -36,6 +36,7 @@ START_LOCK: Final = "start.lock"
 PATH_BYTES_MAX: Final = 1000
 """redis-server gives up on a working directory beyond 1,023 bytes."""
 OPEN_FDS: Final = Path("/proc/self/fd")
+UNUSABLE: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 ANSWER_WAIT_S: Final = 5.0
 POLL_S: Final = 0.01
 
@@ -98,6 +99,7 @@ class Endpoint:
             self._hold = _lock(self._folder / USERS_LOCK, fcntl.LOCK_SH, deadline, "the redis-server there to end")
         seen = _look(self._reach.socket)
         if seen.state != "up":
+            self._reach.check()
             with _lock(self._folder / START_LOCK, fcntl.LOCK_EX, deadline, "another process to start the redis-server there"):
                 seen = self._bring_up(deadline)
         self.run_id = seen.info["run_id"]
@@ -179,9 +181,9 @@ def stop(data_dir: Path) -> bool:
             raise _silent(folder)
         try:
             with Connection(address, ANSWER_WAIT_S) as link:
-                shut_down(link, seen.info["run_id"])
-        except ConnectionError:
-            return True  # it ended by itself meanwhile
+                shut_down(link)
+        except (ConnectionError, FileNotFoundError):
+            return True  # it went by itself meanwhile
         except OSError as exc:
             raise TierUnavailable(f"the embedded redis-server in {folder} does not stop: {exc}; see {folder / LOG}") from exc
         return True
@@ -220,6 +222,13 @@ class _Reach:
             self._link = Path(tempfile.mkdtemp(prefix="tc-", dir="/tmp")) / "d"
             self._link.symlink_to(folder)
             self.socket = f"{self._link}/{SOCKET}"
+        self._folder = folder
+        self._identity = _identity(folder)
+
+    def check(self) -> None:
+        """TierUnavailable if the folder's name no longer leads to it: a server started now would be out of reach."""
+        if _identity(self._folder) != self._identity:
+            raise TierUnavailable(f"{self._folder} was removed or replaced while in use: open the store again")
 
     def close(self) -> None:
         if self._fd is not None:
@@ -229,6 +238,14 @@ class _Reach:
             self._link.unlink(missing_ok=True)
             self._link.parent.rmdir()
         self._link = None
+
+
+def _identity(folder: Path) -> tuple[int, int] | None:
+    try:
+        found = folder.stat()
+    except FileNotFoundError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 @contextmanager
@@ -289,9 +306,9 @@ def _silent(folder: Path) -> TierUnavailable:
 
 def _slow(folder: Path, seen: _Seen, waited_s: float) -> TierUnavailable:
     percent = seen.info.get("loading_loaded_perc", "0").partition(".")[0]
+    state = f"has loaded {percent} % of its append-only file" if seen.state == "loading" else "does not answer yet"
     return TierUnavailable(
-        f"the embedded redis-server in {folder} has loaded {percent} % of its append-only file after {waited_s:g} s: "
-        "try again later, or raise hot.start_timeout_s"
+        f"the embedded redis-server in {folder} {state} after {waited_s:g} s: try again later, or raise hot.start_timeout_s"
     )
 
 
@@ -300,13 +317,12 @@ def _named(folder: Path) -> Iterator[None]:
     """Turn what the file system says into errors that name the folder and the fix."""
     try:
         yield
-    except (PermissionError, NotADirectoryError, FileExistsError) as exc:
-        raise ConfigError(
-            f"data_dir: {exc.filename or folder} cannot be used ({exc.strerror}): choose a folder you may write"
-        ) from exc
     except OSError as exc:
+        place = exc.filename or folder
+        if exc.errno in UNUSABLE:
+            raise ConfigError(f"data_dir: {place} cannot be used ({exc.strerror}): choose a folder you may write") from exc
         fix = "free some space" if exc.errno in (errno.ENOSPC, errno.EDQUOT) else "try again when that is mended"
-        raise TierUnavailable(f"{exc.filename or folder}: {exc.strerror or exc}: {fix}") from exc
+        raise TierUnavailable(f"{place}: {exc.strerror or exc}: {fix}") from exc
 
 
 def _users(folder: Path) -> tuple[int, ...] | None:

@@ -137,3 +137,8 @@ def write_record(folder: Path, binary: Binary) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+    entry = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(entry)
+    finally:
+        os.close(entry)

@@ -21,6 +21,8 @@ from .supervisor import CONFIG, READY, SOCKET
 LOG: Final = "server.log"
 LOG_BYTES_MAX: Final = 1 << 20
 """A longer log is cut to its last half of this at the next start."""
+DAMAGED: Final = "reading the append only file|error in RDB|RDB ERROR|Unrecoverable error"
+"""In the log of a server that cannot load its file (6.2, 7.0)."""
 
 
 def start(folder: Path, hot: HotSettings, deadline: float) -> None:
@@ -86,12 +88,13 @@ def _shorten(log: IO[bytes]) -> None:
 
 
 def _failed(folder: Path, binary: Binary, begin: int) -> TierUnavailable | TierCorrupt:
-    """The error for a server that ended before it answered, with the last line of its log from `begin` on."""
+    """The error for a server that ended before it answered, with what it logged last, from `begin` on."""
     with (folder / LOG).open("rb") as log:
         log.seek(begin)
-        lines = [line for line in log.read().decode(errors="replace").splitlines() if line.strip()]
-    last = re.sub(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ \W ", "", lines[-1]) if lines else "it said nothing"
+        lines = log.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+    damage = [line for line in lines if re.search(DAMAGED, line)]
+    last = re.sub(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ \W ", "", (damage or lines)[-1])
     where = f"{binary} does not start in {folder}: {last}"
-    if "Bad file format" in last or "Unrecoverable error" in last:
-        return TierCorrupt(f"{where}; copy the folder, then repair the file with redis-check-aof")
+    if damage:
+        return TierCorrupt(f"{where}; copy the folder, then look at its append-only file with redis-check-aof")
     return TierUnavailable(f"{where}; more in {folder / LOG}")

@@ -38,7 +38,7 @@ REPLY_WAIT_S = 5.0
 SHUTDOWN_WAIT_S = 60.0
 """Time for the last fsync of the append-only file."""
 POLL_MIN_S = 0.002
-POLL_MAX_S = 0.1
+POLL_MAX_S = 0.02
 LAST_USER_GONE = 0
 """Byte in the wake-up pipe; the other bytes there are signal numbers."""
 
@@ -117,13 +117,14 @@ def parse_info(reply: Reply) -> dict[str, str]:
     return dict(line.split(":", 1) for line in lines if ":" in line)
 
 
-def shut_down(link: Connection, run_id: str) -> None:
+def shut_down(link: Connection) -> None:
     """End the server in order; returns when its process has closed its end. OSError if it will not or does not in time.
 
     The mark and SHUTDOWN arrive as one piece and run one after the other, so that nobody's write comes between them and the
     mark is the last command of the append-only file. Without the limit on memory even a full Redis takes it.
     """
-    mark = ("SET", CLEAN_KEY, run_id)
+    (info,) = link.ask(("INFO", "server"))
+    mark = ("SET", CLEAN_KEY, parse_info(info).get("run_id", ""))
     try:
         replies = link.ask(("CONFIG", "SET", "maxmemory", "0"), mark, ("SHUTDOWN",), timeout_s=SHUTDOWN_WAIT_S)
     except (ConnectionResetError, BrokenPipeError):
@@ -141,21 +142,20 @@ def supervise(binary: str) -> None:
     signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
     child = _fork_server(binary)
     threading.Thread(target=_wait_for_last_user, args=(tell,), daemon=True).start()
-    link: Connection | None = None
-    run_id = ""
+    ready = False
     poll_s = POLL_MIN_S
     while True:
-        news = _news(told, poll_s if link is None else None)
+        news = _news(told, None if ready else poll_s)
         if os.waitpid(child, os.WNOHANG)[0]:
             return
         if news - {signal.SIGCHLD}:
-            _end(child, link, run_id)
+            _end(child)
             return
-        if link is None:
-            poll_s = min(2 * poll_s, POLL_MAX_S)
-            link, run_id = _reach(child)
-            if link is not None:
-                _tell_starter(READY)
+        if not ready and (link := _reach(child)) is not None:
+            link.close()
+            ready = True
+            _tell_starter(READY)
+        poll_s = min(2 * poll_s, POLL_MAX_S)
 
 
 def _only_wake(number: int, frame: object) -> None:
@@ -228,22 +228,22 @@ def _take_server_lock() -> None:
             time.sleep(POLL_MIN_S)
 
 
-def _reach(child: int) -> tuple[Connection | None, str]:
-    """A connection to the child and its run_id, or (None, '') while it is not ready. The server before it, on its way out,
-    may still answer at the same address: hence the look at the pid."""
+def _reach(child: int) -> Connection | None:
+    """A connection to the child, None while it is not ready. The server before it, on its way out, may still answer at the
+    same address: hence the look at the pid."""
     try:
         link = Connection(SOCKET, REPLY_WAIT_S)
     except OSError:
-        return None, ""
+        return None
     try:
-        ping, reply = link.ask(("PING",), ("INFO", "server"))
-        info = parse_info(reply)
-        if info.get("process_id") == str(child) and not (isinstance(ping, Refusal) and ping.startswith("LOADING")):
-            return link, info["run_id"]
+        ping, info = link.ask(("PING",), ("INFO", "server"))
+        loading = isinstance(ping, Refusal) and ping.startswith("LOADING")
+        if not loading and parse_info(info).get("process_id") == str(child):
+            return link
     except OSError:
         pass
     link.close()
-    return None, ""
+    return None
 
 
 def _tell_starter(line: str) -> None:
@@ -255,12 +255,14 @@ def _tell_starter(line: str) -> None:
     os.dup2(2, 1)
 
 
-def _end(child: int, link: Connection | None, run_id: str) -> None:
+def _end(child: int) -> None:
     """Shut the server down and wait for its end, however long that takes: killing it would lose acknowledged events."""
     try:
+        link = _reach(child)
         if link is None:
-            raise ConnectionError("not up yet")
-        shut_down(link, run_id)
+            raise ConnectionError("it does not answer")
+        with link:
+            shut_down(link)
     except OSError:
         os.kill(child, signal.SIGTERM)
     os.waitpid(child, 0)
