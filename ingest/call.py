@@ -1,0 +1,151 @@
+"""One call of append or append_many: its events, their blocks, and the receipts or the error it ends with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+import msgspec
+
+from thermocline.errors import ConfigError, InvalidEvent, OutcomeUnknown, PartialAppend, ThermoclineError
+from thermocline.event import Event, Receipt
+from thermocline.tiers.block import Block, derived_event_id
+
+from .appender import Appender, Unresolved
+from .encode import timestamps_of
+from .pool import Pool
+from .sending import ClockAhead, Outcome, Sending, Stored
+
+
+class Batch:
+    """Blocks, and which event each of their lines is."""
+
+    def __init__(self, blocks: Sequence[Block], places: Sequence[Sequence[int]]) -> None:
+        """places  per block, the index of the event of each line"""
+        self.blocks = blocks
+        self.places = places
+        self.count = sum(map(len, places))
+
+    def receipts(self, outcomes: Sequence[Outcome | None], durability: str) -> list[Receipt | None]:
+        """One receipt per event, in the events' order; None for those not known to be stored."""
+        receipts: list[Receipt | None] = [None] * self.count
+        for block, places, outcome in zip(self.blocks, self.places, outcomes, strict=True):
+            if isinstance(outcome, Stored):
+                for place, receipt in zip(places, _receipts(block, outcome, durability), strict=True):
+                    receipts[place] = receipt
+        return receipts
+
+    def error(self, outcomes: Sequence[Outcome | None], rest: Sequence[int]) -> ThermoclineError:
+        """Why the first block that holds one of `rest` was not stored; an event's own fault names its place in `rest`."""
+        wanted = {place: index for index, place in enumerate(rest)}
+        for block, places, outcome in zip(self.blocks, self.places, outcomes, strict=True):
+            if isinstance(outcome, ThermoclineError) and not wanted.keys().isdisjoint(places):
+                if not isinstance(outcome, ClockAhead) or self.count == 1:
+                    return outcome
+                late = [place for place, at_us in zip(places, timestamps_of(block), strict=True) if at_us > outcome.latest_us]
+                return InvalidEvent(outcome.field, outcome.problem, index=wanted.get((late or places)[0]))
+        raise AssertionError("an event without receipt is in a block with an error")
+
+
+class Call:
+    """Events on their way to one end: receipts, or the error that `append` and `append_many` document. Thread-safe."""
+
+    def __init__(
+        self,
+        batch: Batch,
+        events: Sequence[Event],
+        pool: Pool,
+        *,
+        deadline_s: float,
+        expected_seq: int | None = None,
+        now_us: int = 0,
+    ) -> None:
+        """events  those of `batch`, for the error's rest; empty for a single append, whose error needs none
+        now_us  the timestamp that those without one were given
+        """
+        self._now_us = now_us
+        self._batch = batch
+        self._events = events
+        self._pool = pool
+        self._deadline_s = deadline_s
+        self._sending = Sending(batch.blocks, expected_seq)
+        self._appender: Appender | None = None
+        self._durability = ""
+        self._lock = threading.Lock()
+
+    def run(self) -> list[Receipt]:
+        """Send everything; one receipt per event, or the error."""
+        everything = range(self._batch.count)
+        try:
+            with self._pool.borrowed() as appender:
+                appender.resume(self._sending, deadline_s=self._deadline_s)
+                self._durability = appender.durability
+        except Unresolved as exc:
+            self._appender, self._durability = appender, appender.durability
+            return self._end(everything, exc)
+        return self._end(everything)
+
+    def _retry(self, scope: Sequence[int]) -> list[Receipt]:
+        """Go on where the reply was lost; ends like `run`, for the events in `scope` alone. May be called again."""
+        with self._lock:
+            if self._appender is not None:
+                try:
+                    self._appender.resume(self._sending, deadline_s=self._deadline_s)
+                except Unresolved as exc:
+                    self._appender.disconnect()
+                    return self._end(scope, exc)
+                self._pool.give_back(self._appender)
+                self._appender = None
+            return self._end(scope)
+
+    def _end(self, scope: Sequence[int], unresolved: Unresolved | None = None) -> list[Receipt]:
+        everyone = self._batch.receipts(self._sending.outcomes, self._durability)
+        receipts = [everyone[place] for place in scope]
+        stored = [receipt for receipt in receipts if receipt is not None]
+        if len(stored) == len(receipts):
+            return stored
+        rest_indices = [index for index, receipt in enumerate(receipts) if receipt is None]
+        rest = [scope[index] for index in rest_indices]
+        cause = self._batch.error(self._sending.outcomes, rest) if unresolved is None else self._unknown(rest, unresolved)
+        if not self._events or (not stored and isinstance(cause, InvalidEvent | ConfigError)):
+            raise cause
+        raise PartialAppend(
+            f"{len(stored)} of {len(receipts)} events are stored, the rest is not or may not be: {cause}",
+            receipts=receipts,
+            rest=[self._dated(self._events[place]) for place in rest],
+            rest_indices=rest_indices,
+            cause=cause,
+        ) from cause
+
+    def _dated(self, event: Event) -> Event:
+        """The event with the time it was given at first: that is when it happened, however late it is stored."""
+        return event if event.timestamp is not None else msgspec.structs.replace(event, timestamp=self._now_us)
+
+    def _unknown(self, rest: Sequence[int], unresolved: Unresolved) -> OutcomeUnknown:
+        subject = "the event" if len(rest) == 1 else f"up to {len(rest):,} events"
+        error = OutcomeUnknown(
+            f"{subject} may be stored: the reply was lost ({unresolved.reason}); call retry() on this error, "
+            "which cannot store anything twice: a fresh append can",
+            retry=lambda: self._retry(rest),
+        )
+        error.__cause__ = unresolved.reason
+        return error
+
+
+def _receipts(block: Block, stored: Stored, durability: str) -> list[Receipt]:
+    given = dict(block.event_ids)
+    receipts = []
+    seq = stored.seq_first
+    for ordinal in range(block.lines):
+        first_copy = stored.skipped.get(ordinal)
+        receipts.append(
+            Receipt(
+                event_id=given.get(ordinal) or derived_event_id(block.block_id, ordinal),
+                conversation_id=block.conversation_id,
+                seq=seq if first_copy is None else first_copy,
+                durability=durability,
+                duplicate=first_copy is not None,
+            )
+        )
+        seq += first_copy is None
+    return receipts
