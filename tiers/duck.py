@@ -1,0 +1,132 @@
+"""DuckDB connections for the rest of the project, and its errors in our words. The only module that imports duckdb."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import duckdb
+import pyarrow as pa
+
+from thermocline.errors import TierCorrupt, TierUnavailable
+
+Connection: TypeAlias = duckdb.DuckDBPyConnection
+DuckError: TypeAlias = duckdb.Error
+
+DATA_ERRORS = (duckdb.DataError, duckdb.InvalidInputException)
+"""What a statement raises about the values it was given, as opposed to memory, disk or a bug."""
+
+_numbers = itertools.count(1)
+
+
+def connect(*, memory_bytes: int, threads: int, temp_dir: str | None = None, preserve_order: bool = False) -> Connection:
+    """An in-memory database in UTC that downloads nothing, reads no Python variable and spills only into `temp_dir`.
+
+    memory_bytes    DuckDB's own limit; it is a soft one (sorting may pass it by some tens of MiB)
+    temp_dir        where what does not fit in memory goes; None keeps everything in memory and fails when it is full
+    preserve_order  whether rows without ORDER BY keep the order of their source; costs parallelism
+    """
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": f"{memory_bytes // 1024}KiB",
+        "threads": threads,
+        "temp_directory": temp_dir or "",
+        "preserve_insertion_order": preserve_order,
+        "python_enable_replacements": False,
+        "autoinstall_known_extensions": False,
+        "autoload_known_extensions": False,
+    }
+    con = duckdb.connect(":memory:", config=config)
+    con.execute("SET GLOBAL TimeZone = 'UTC'")
+    return con
+
+
+def quoted(text: str) -> str:
+    """The text as a SQL string literal."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def fresh_name(stem: str) -> str:
+    """A name no other call in this process has had: for aliases and temporary tables of tasks that run side by side."""
+    return f"{stem}_{next(_numbers)}"
+
+
+@contextmanager
+def registered(con: Connection, table: pa.Table) -> Iterator[str]:
+    """The name under which SQL sees the Arrow table meanwhile."""
+    name = fresh_name("arrow")
+    con.register(name, table)
+    try:
+        yield name
+    finally:
+        con.unregister(name)
+
+
+@contextmanager
+def duckdb_errors(subject: str, *, corrupt: bool = False) -> Iterator[None]:
+    """Turn what DuckDB and the file system raise about `subject` into TierUnavailable or TierCorrupt.
+
+    corrupt  whether content that DuckDB cannot make sense of means the stored file is damaged (reading), or is a
+             passing failure of this operation (writing)
+    """
+    try:
+        yield
+    except duckdb.OutOfMemoryException as exc:
+        raise TierUnavailable(
+            f"{subject}: DuckDB ran out of memory or spill space ({_line(exc)}); "
+            "raise warm.memory_bytes_max or free disk space, then run again"
+        ) from exc
+    except duckdb.IOException as exc:
+        raise (_io_error(subject, exc, corrupt=corrupt)) from exc
+    except duckdb.Error as exc:
+        if corrupt:
+            raise TierCorrupt(f"{subject}: cannot be read ({_line(exc)}); restore the file from a copy") from exc
+        raise TierUnavailable(f"{subject}: DuckDB failed ({_line(exc)})") from exc
+    except OSError as exc:
+        raise os_error(subject, exc) from exc
+
+
+def os_error(subject: str, exc: OSError) -> TierUnavailable:
+    """TierUnavailable that names the path and what to do about this OSError."""
+    return TierUnavailable(f"{subject}: {exc.strerror or exc}; {_fix(str(exc.strerror or exc))}")
+
+
+def _io_error(subject: str, exc: duckdb.Error, *, corrupt: bool) -> TierUnavailable | TierCorrupt:
+    text = _line(exc)
+    lowered = text.lower()
+    if any(sign in lowered for sign in _PASSING):
+        return TierUnavailable(f"{subject}: {text}; {_fix(lowered)}")
+    if corrupt:
+        return TierCorrupt(f"{subject}: cannot be read ({text}); restore the file from a copy")
+    return TierUnavailable(f"{subject}: {text}; {_fix(lowered)}")
+
+
+_PASSING = (
+    "no space left",
+    "file too large",
+    "quota",
+    "permission denied",
+    "read-only file system",
+    "no such file",
+    "does not exist",
+    "too many open files",
+    "could not set lock",
+)
+
+
+def _fix(text: str) -> str:
+    lowered = text.lower()
+    if "permission" in lowered or "read-only" in lowered:
+        return "let this user read and write the folder"
+    if "no space" in lowered or "too large" in lowered or "quota" in lowered:
+        return "free disk space or raise the limit, then run again"
+    if "too many open files" in lowered:
+        return "raise the limit of open files (ulimit -n)"
+    if "no such file" in lowered or "does not exist" in lowered:
+        return "it left the ledger or was moved away: take a fresh view"
+    return "check the disk, then run again"
+
+
+def _line(exc: BaseException) -> str:
+    return str(exc).strip().split("\n", 1)[0][:500]

@@ -1,0 +1,181 @@
+"""Rollups: statistics a segment carries about exactly its own rows, as SQL text. Pure: nothing is run here.
+
+They add up: tables of several segments are combined by summing over their keys, and what has none (a small level-0 segment,
+the hot tail) is rolled up on the fly. Hours are computed from µs, so that no session's time zone can shift them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+QUANTILE_GAMMA: Final = 1.01 / 0.99
+"""Ratio of neighbouring buckets: 1 % relative error (docs/formats.md, "Segment")."""
+QUANTILE_ZERO_BUCKET: Final = -32768
+"""The bucket of x ≤ 0."""
+
+_HOUR_US: Final = 3_600_000_000
+_HOUR: Final = f"make_timestamptz(epoch_us(timestamp) // {_HOUR_US} * {_HOUR_US})"
+_IS_ERROR: Final = "(event_type = 'error' OR suffix(event_type, '.error') OR coalesce(status = 'error', false))"
+_IS_INTERVENTION: Final = "(event_type = 'intervention' OR prefix(event_type, 'intervention.'))"
+
+
+class Rollup(NamedTuple):
+    """One rollup table."""
+
+    name: str
+    keys: tuple[str, ...]
+    values: tuple[str, ...]
+    """Columns beside the keys."""
+    select: str
+    """SELECT over `{rows}`, a relation with the columns of events; columns are keys, then values."""
+    inexact: tuple[str, ...] = ()
+    """DOUBLE sums: their last bits depend on the order of addition."""
+
+    def text(self, rows: str) -> str:
+        """The SELECT that makes this table from `rows`, a table or a parenthesized SELECT."""
+        return self.select.format(rows=rows)
+
+
+_HOURLY: Final = Rollup(
+    name="rollup_hourly",
+    keys=("hour", "conversation_id", "event_type", "agent_id", "model", "tool_name"),
+    values=(
+        "events",
+        "content_bytes",
+        "input_tokens",
+        "output_tokens",
+        "cost_usd",
+        "errors",
+        "duration_ms_sum",
+        "duration_count",
+        "timestamp_min",
+        "timestamp_max",
+    ),
+    select=f"""
+        SELECT {_HOUR} AS hour, conversation_id, event_type, agent_id, model, tool_name, count(*) AS events,
+               sum(strlen(content))::BIGINT AS content_bytes,
+               coalesce(sum(input_tokens), 0)::HUGEINT AS input_tokens,
+               coalesce(sum(output_tokens), 0)::HUGEINT AS output_tokens,
+               coalesce(sum(cost_usd), 0) AS cost_usd, count_if({_IS_ERROR})::BIGINT AS errors,
+               coalesce(sum(duration_ms), 0) AS duration_ms_sum, count(duration_ms) AS duration_count,
+               min(timestamp) AS timestamp_min, max(timestamp) AS timestamp_max
+        FROM {{rows}} GROUP BY ALL""",
+    inexact=("cost_usd", "duration_ms_sum"),
+)
+_CONVERSATION: Final = Rollup(
+    name="rollup_conversation",
+    keys=("conversation_id",),
+    values=("started_at", "ended_at", "events", "interventions", "errors", "seq_max"),
+    select=f"""
+        SELECT conversation_id, min(timestamp) AS started_at, max(timestamp) AS ended_at, count(*) AS events,
+               count_if({_IS_INTERVENTION})::BIGINT AS interventions, count_if({_IS_ERROR})::BIGINT AS errors,
+               max(seq) AS seq_max
+        FROM {{rows}} GROUP BY conversation_id""",
+)
+_TASK: Final = Rollup(
+    name="rollup_task",
+    keys=("conversation_id", "task_id"),
+    values=(),
+    select="SELECT DISTINCT conversation_id, task_id FROM {rows} WHERE task_id IS NOT NULL",
+)
+
+
+def _quantile_part(measure: str) -> str:
+    bucket = f"greatest(ceil(ln({measure}) / ln(1.01 / 0.99)), {QUANTILE_ZERO_BUCKET + 1})::INTEGER"
+    return f"""
+        SELECT {_HOUR} AS hour, event_type, '{measure}' AS measure,
+               CASE WHEN {measure} > 0 THEN {bucket} ELSE {QUANTILE_ZERO_BUCKET} END AS bucket, count(*) AS events
+        FROM {{rows}} WHERE {measure} IS NOT NULL GROUP BY ALL"""
+
+
+_QUANTILE: Final = Rollup(
+    name="rollup_quantile",
+    keys=("hour", "event_type", "measure", "bucket"),
+    values=("events",),
+    select=" UNION ALL ".join(_quantile_part(measure) for measure in ("duration_ms", "input_tokens", "output_tokens")),
+)
+
+ROLLUPS: Final[tuple[Rollup, ...]] = (_HOURLY, _CONVERSATION, _TASK, _QUANTILE)
+"""The rollups every segment with `has_rollups` carries. (rollup_decision comes with the archive.)"""
+
+
+def create_statements(schema: str, rows: str) -> list[str]:
+    """Statements that make all rollup tables in `schema` from `rows`, each sorted by its keys."""
+    return [
+        f"CREATE TABLE {schema}.{rollup.name} AS SELECT * FROM ({rollup.text(rows)}) ORDER BY {', '.join(rollup.keys)}"
+        for rollup in ROLLUPS
+    ]
+
+
+def hourly_stats(rolled: Sequence[str], raw: Sequence[str]) -> str:
+    """SELECT of (hour, conversation_id, event_count, total_bytes): one row per hour and conversation that has events.
+
+    rolled  schemas (attached segments) that have the rollup tables
+    raw     relations with the columns of `events` that are in none of them: tables, views or parenthesized SELECTs
+    """
+    parts = [
+        f"SELECT hour, conversation_id, events AS event_count, content_bytes AS total_bytes FROM {schema}.rollup_hourly"
+        for schema in rolled
+    ]
+    parts += [
+        f"SELECT {_HOUR} AS hour, conversation_id, count(*) AS event_count, sum(strlen(content)) AS total_bytes"
+        f" FROM {rows} GROUP BY ALL"
+        for rows in raw
+    ]
+    parts = parts or ["SELECT NULL::TIMESTAMPTZ AS hour, '' AS conversation_id, 0 AS event_count, 0 AS total_bytes LIMIT 0"]
+    return (
+        "SELECT hour, conversation_id, sum(event_count)::BIGINT AS event_count, sum(total_bytes)::BIGINT AS total_bytes"
+        f" FROM ({' UNION ALL '.join(parts)}) GROUP BY hour, conversation_id"
+    )
+
+
+def conversation_summary(rolled: Sequence[str], raw: Sequence[str]) -> str:
+    """SELECT of (conversation_id, started_at, ended_at, total_events, task_count, interventions), one row per conversation.
+
+    `rolled` and `raw` as in `hourly_stats`. task_count is the number of distinct task_ids.
+    """
+    conversations = [f"(SELECT * FROM {schema}.rollup_conversation)" for schema in rolled]
+    conversations += [f"({_CONVERSATION.text(rows)})" for rows in raw]
+    tasks = [f"(SELECT * FROM {schema}.rollup_task)" for schema in rolled]
+    tasks += [f"({_TASK.text(rows)})" for rows in raw]
+    if not conversations:
+        return (
+            "SELECT '' AS conversation_id, NULL::TIMESTAMPTZ AS started_at, NULL::TIMESTAMPTZ AS ended_at,"
+            " 0::BIGINT AS total_events, 0::BIGINT AS task_count, 0::BIGINT AS interventions LIMIT 0"
+        )
+    return f"""
+        SELECT conversation_id, started_at, ended_at, total_events, coalesce(task_count, 0) AS task_count, interventions
+        FROM (SELECT conversation_id, min(started_at) AS started_at, max(ended_at) AS ended_at,
+                     sum(events)::BIGINT AS total_events, sum(interventions)::BIGINT AS interventions
+              FROM ({" UNION ALL ".join(conversations)}) GROUP BY conversation_id)
+        LEFT JOIN (SELECT conversation_id, count(DISTINCT task_id) AS task_count
+                   FROM ({" UNION ALL ".join(tasks)}) GROUP BY conversation_id) USING (conversation_id)"""
+
+
+def combined(name: str, rolled: Sequence[str], raw: Sequence[str]) -> str:
+    """SELECT of one rollup table over many segments and raw relations, unmerged: keys repeat, values add up."""
+    [rollup] = [rollup for rollup in ROLLUPS if rollup.name == name]
+    columns = ", ".join((*rollup.keys, *rollup.values))
+    parts = [f"SELECT {columns} FROM {schema}.{name}" for schema in rolled]
+    parts += [f"SELECT {columns} FROM ({rollup.text(rows)})" for rows in raw]
+    return " UNION ALL ".join(parts)
+
+
+def differences(schema: str) -> list[tuple[str, str]]:
+    """(table, SELECT that gives true if it is what the schema's `events` add up to), for a deep check."""
+    checks = []
+    for rollup in ROLLUPS:
+        exact = ", ".join(name for name in (*rollup.keys, *rollup.values) if name not in rollup.inexact)
+        stored, fresh = f"{schema}.{rollup.name}", f"({rollup.text(f'{schema}.events')})"
+        same = (
+            f"NOT EXISTS (SELECT {exact} FROM {stored} EXCEPT ALL SELECT {exact} FROM {fresh})"
+            f" AND NOT EXISTS (SELECT {exact} FROM {fresh} EXCEPT ALL SELECT {exact} FROM {stored})"
+        )
+        for name in rollup.inexact:
+            sums = f"(SELECT sum({name}) FROM {stored}) AS s, (SELECT sum({name}) FROM {fresh}) AS f"
+            same += (
+                f" AND (SELECT s IS NOT DISTINCT FROM f OR abs(s - f) <= 1e-9 * greatest(abs(s), abs(f), 1) FROM (SELECT {sums}))"
+            )
+        checks.append((rollup.name, f"SELECT {same}"))
+    return checks

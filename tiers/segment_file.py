@@ -1,0 +1,250 @@
+"""One segment as a DuckDB file: its tables, its checksums, its facts about itself, and how it is written for good.
+
+Steps of `write` and what a crash after each leaves: `<id>.tmp` filled (an orphan) · read back and compared (the same) ·
+fsynced and renamed to `<id>.duckdb`, folder fsynced (a segment the ledger does not list yet).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+import pyarrow as pa
+
+from thermocline.errors import TierCorrupt
+from thermocline.event import COLUMN_NAMES, COLUMNS, FORMAT, Column
+from thermocline.tiers import rollups
+from thermocline.tiers.block import Position
+from thermocline.tiers.duck import Connection, DuckError, fresh_name, quoted, registered
+from thermocline.tiers.ledger import Segment, ShardRange
+
+SUFFIX: Final = ".duckdb"
+TMP_SUFFIX: Final = ".tmp"
+EVENT_TYPES_MAX: Final = 64
+"""More distinct event types than this are not listed."""
+_SMALL_BLOCK: Final = 16_384
+_LARGE_BLOCK: Final = 262_144
+COLUMN_LIST: Final = ", ".join(COLUMN_NAMES)
+_SORTED: Final = "conversation_id, timestamp, seq"
+_EVENTS_COLUMNS: Final = ", ".join(
+    f"{column.name} {column.sql_type}"
+    + ("" if column.nullable else " NOT NULL")
+    + (" USING COMPRESSION zstd" if column.name in ("content", "metadata") else "")
+    for column in COLUMNS
+)
+
+
+def _canonical(column: Column) -> str:
+    """The pieces of `concat` that are one column of a row's canonical text (docs/formats.md, "Checksum")."""
+    name = column.name
+    match column.sql_type:
+        case "UUID":
+            return f"'36:', {name}"
+        case "TIMESTAMPTZ":
+            value = f"epoch_us({name})::VARCHAR"
+        case "DOUBLE":
+            value = f"printf('%.17g', {name})"
+        case _:
+            value = f"{name}::VARCHAR"
+    if name == "sample_rate":
+        return f"CASE WHEN {name} = 1 THEN '1:1' ELSE concat(strlen({value}), ':', {value}) END"
+    if column.nullable:
+        return f"coalesce(strlen({value}) || ':', '-;'), {value}"
+    return f"strlen({value}), ':', {value}"
+
+
+CHECKSUM: Final = f"coalesce(sum(md5_number_lower(concat({', '.join(_canonical(column) for column in COLUMNS)}))::HUGEINT), 0)"
+"""Aggregate over rows: the checksum the ledger keeps, the same in every version."""
+ROW_HASH: Final = f"coalesce(sum(hash({COLUMN_LIST})::HUGEINT), 0)"
+"""Aggregate over rows: a checksum good within one process, an order of magnitude faster."""
+
+_RANGES: Final = pa.list_(
+    pa.struct(
+        [
+            pa.field("shard", pa.int32()),
+            pa.field("after", pa.string()),
+            pa.field("upto", pa.string()),
+            pa.field("events", pa.int64()),
+            pa.field("events_upto", pa.int64()),
+            pa.field("bytes_upto", pa.int64()),
+            pa.field("rejected_upto", pa.int64()),
+        ]
+    )
+)
+_INFO_SCHEMA: Final = pa.schema(
+    [
+        ("format", pa.string()),
+        ("segment_id", pa.string()),
+        ("level", pa.int32()),
+        ("day", pa.string()),
+        ("move_id", pa.string()),
+        ("part", pa.int32()),
+        ("parts", pa.int32()),
+        ("inputs", pa.list_(pa.string())),
+        ("rows", pa.int64()),
+        ("content_bytes", pa.int64()),
+        ("timestamp_min_us", pa.int64()),
+        ("timestamp_max_us", pa.int64()),
+        ("conversation_min", pa.string()),
+        ("conversation_max", pa.string()),
+        ("event_types", pa.list_(pa.string())),
+        ("has_rollups", pa.bool_()),
+        ("checksum", pa.string()),
+        ("created_us", pa.int64()),
+        ("ranges", _RANGES),
+    ]
+)
+
+
+class Facts(msgspec.Struct, frozen=True, kw_only=True):
+    """What a set of rows says of itself."""
+
+    rows: int
+    content_bytes: int
+    timestamp_min_us: int
+    timestamp_max_us: int
+    conversation_min: str
+    conversation_max: str
+    event_types: tuple[str, ...] | None
+    checksum: int
+    row_hash: int
+
+
+def measured(con: Connection, rows: str) -> Facts:
+    """The facts of a relation with the columns of events and at least one row: one pass, and one for the types."""
+    [found] = con.execute(
+        f"SELECT count(*), sum(strlen(content))::BIGINT, epoch_us(min(timestamp)), epoch_us(max(timestamp)),"
+        f" min(conversation_id), max(conversation_id), {CHECKSUM}, {ROW_HASH} FROM {rows}"
+    ).fetchall()
+    types = con.execute(f"SELECT DISTINCT event_type FROM {rows} LIMIT {EVENT_TYPES_MAX + 1}").fetchall()
+    return Facts(
+        rows=found[0],
+        content_bytes=found[1],
+        timestamp_min_us=found[2],
+        timestamp_max_us=found[3],
+        conversation_min=found[4],
+        conversation_max=found[5],
+        event_types=tuple(sorted(kind for (kind,) in types)) if len(types) <= EVENT_TYPES_MAX else None,
+        checksum=int(found[6]),
+        row_hash=int(found[7]),
+    )
+
+
+@contextmanager
+def attached(con: Connection, path: Path, *, options: str = "READ_ONLY") -> Iterator[str]:
+    """The alias of a DuckDB file attached meanwhile; its own name, so that tasks side by side do not meet."""
+    alias = fresh_name("segment")
+    con.execute(f"ATTACH {quoted(str(path))} AS {alias} ({options})")
+    try:
+        yield alias
+    except BaseException:
+        for statement in ("ROLLBACK", f"DETACH {alias}"):
+            with suppress(DuckError):
+                con.execute(statement)
+        raise
+    con.execute(f"DETACH {alias}")
+
+
+def write(
+    con: Connection,
+    folder: Path,
+    segment_id: str,
+    rows: str,
+    describe: Callable[[Facts, str], Segment],
+    *,
+    facts: Facts | None,
+    with_rollups: bool,
+    expected_bytes: int,
+    small_block_bytes_max: int,
+) -> Segment:
+    """The segment made of `rows`, on disk under its final name.
+
+    rows      relation with the columns of events, any order, at least one row
+    describe  (facts, alias of the open file) → the Segment; its file_bytes are filled in here
+    facts     of `rows`, when they are known; else they are taken from what was written
+
+    Raises what DuckDB and the file system raise; the temporary file is then removed if it can be.
+    """
+    tmp, final = folder / f"{segment_id}{TMP_SUFFIX}", folder / f"{segment_id}{SUFFIX}"
+    block_bytes = _SMALL_BLOCK if expected_bytes < small_block_bytes_max else _LARGE_BLOCK
+    try:
+        with attached(con, tmp, options=f"STORAGE_VERSION 'v1.5.0', BLOCK_SIZE {block_bytes}") as alias:
+            con.execute("BEGIN")
+            con.execute(f"CREATE TABLE {alias}.events ({_EVENTS_COLUMNS})")
+            con.execute(f"INSERT INTO {alias}.events SELECT {COLUMN_LIST} FROM {rows} ORDER BY {_SORTED}")
+            if facts is None:
+                facts, rows = measured(con, f"{alias}.events"), f"{alias}.events"
+            for statement in rollups.create_statements(alias, rows) if with_rollups else ():
+                con.execute(statement)
+            segment = describe(facts, alias)
+            _write_info(con, alias, segment)
+            con.execute("COMMIT")
+            con.execute(f"CHECKPOINT {alias}")
+        _compare(con, tmp, facts)
+        _make_durable(tmp, final)
+    except BaseException:
+        for leftover in (tmp, tmp.with_name(tmp.name + ".wal")):
+            with suppress(OSError):
+                leftover.unlink(missing_ok=True)
+        raise
+    return msgspec.structs.replace(segment, file_bytes=final.stat().st_size)
+
+
+def _write_info(con: Connection, alias: str, segment: Segment) -> None:
+    row = msgspec.structs.asdict(segment) | {"format": FORMAT, "ranges": [_range_row(one) for one in segment.ranges]}
+    table = pa.Table.from_pylist([{name: row[name] for name in _INFO_SCHEMA.names}], schema=_INFO_SCHEMA)
+    with registered(con, table) as source:
+        con.execute(f"CREATE TABLE {alias}.segment_info AS SELECT * FROM {source}")
+
+
+def _range_row(one: ShardRange) -> dict[str, Any]:
+    return msgspec.structs.asdict(one) | {"after": str(one.after), "upto": str(one.upto)}
+
+
+def read_info(con: Connection, alias: str, *, path: Path) -> Segment:
+    """What an attached segment says of itself. TierCorrupt for a format this version does not know."""
+    [row] = con.sql(f"SELECT * FROM {alias}.segment_info").to_arrow_table().to_pylist()
+    if row.pop("format") != FORMAT:
+        raise TierCorrupt(f"segment {path}: its format is not {FORMAT}, the one this version knows; upgrade Thermocline")
+    ranges = [
+        ShardRange(**(one | {"after": Position.parse(one["after"]), "upto": Position.parse(one["upto"])}))
+        for one in row.pop("ranges")
+    ]
+    types = row.pop("event_types")
+    return Segment(
+        **{name: row[name] for name in row if name != "inputs"},
+        inputs=tuple(row["inputs"]),
+        event_types=None if types is None else tuple(types),
+        ranges=tuple(ranges),
+        file_bytes=path.stat().st_size,
+    )
+
+
+def _compare(con: Connection, path: Path, facts: Facts) -> None:
+    """Read the closed file again; TierCorrupt if its rows are not those that went in."""
+    with attached(con, path) as alias:
+        found = con.execute(f"SELECT count(*), {ROW_HASH} FROM {alias}.events").fetchall()
+    if found != [(facts.rows, facts.row_hash)]:
+        raise TierCorrupt(
+            f"{path}: read back {found[0][0]} rows that are not the {facts.rows} written; "
+            "nothing was lost, the events stay where they were; check memory and disk, then run again"
+        )
+
+
+def _make_durable(tmp: Path, final: Path) -> None:
+    """Sync, rename, sync the folder."""
+    _fsync(tmp)
+    tmp.rename(final)
+    _fsync(final.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
