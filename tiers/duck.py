@@ -64,11 +64,10 @@ def registered(con: Connection, table: pa.Table) -> Iterator[str]:
 
 
 @contextmanager
-def duckdb_errors(subject: str, *, corrupt: bool = False) -> Iterator[None]:
+def duckdb_errors(subject: str, *, reading: bool = False) -> Iterator[None]:
     """Turn what DuckDB and the file system raise about `subject` into TierUnavailable or TierCorrupt.
 
-    corrupt  whether content that DuckDB cannot make sense of means the stored file is damaged (reading), or is a
-             passing failure of this operation (writing)
+    reading  stored data only: what DuckDB cannot make sense of is then damaged, not a failure that may pass
     """
     try:
         yield
@@ -77,29 +76,17 @@ def duckdb_errors(subject: str, *, corrupt: bool = False) -> Iterator[None]:
             f"{subject}: DuckDB ran out of memory or spill space ({_line(exc)}); "
             "raise warm.memory_bytes_max or free disk space, then run again"
         ) from exc
-    except duckdb.IOException as exc:
-        raise (_io_error(subject, exc, corrupt=corrupt)) from exc
     except duckdb.Error as exc:
-        if corrupt:
-            raise TierCorrupt(f"{subject}: cannot be read ({_line(exc)}); restore the file from a copy") from exc
-        raise TierUnavailable(f"{subject}: DuckDB failed ({_line(exc)})") from exc
+        text = _line(exc)
+        lowered = text.lower()
+        if any(sign in lowered for sign in _PASSING):
+            raise TierUnavailable(f"{subject}: {text}; {_fix(lowered)}") from exc
+        if reading or any(sign in lowered for sign in _DAMAGED):
+            raise TierCorrupt(f"{subject}: cannot be read ({text}); restore the file from a copy") from exc
+        raise TierUnavailable(f"{subject}: DuckDB failed ({text}); run again") from exc
     except OSError as exc:
-        raise os_error(subject, exc) from exc
-
-
-def os_error(subject: str, exc: OSError) -> TierUnavailable:
-    """TierUnavailable that names the path and what to do about this OSError."""
-    return TierUnavailable(f"{subject}: {exc.strerror or exc}; {_fix(str(exc.strerror or exc))}")
-
-
-def _io_error(subject: str, exc: duckdb.Error, *, corrupt: bool) -> TierUnavailable | TierCorrupt:
-    text = _line(exc)
-    lowered = text.lower()
-    if any(sign in lowered for sign in _PASSING):
-        return TierUnavailable(f"{subject}: {text}; {_fix(lowered)}")
-    if corrupt:
-        return TierCorrupt(f"{subject}: cannot be read ({text}); restore the file from a copy")
-    return TierUnavailable(f"{subject}: {text}; {_fix(lowered)}")
+        problem = exc.strerror or str(exc)
+        raise TierUnavailable(f"{subject}: {problem}; {_fix(problem.lower())}") from exc
 
 
 _PASSING = (
@@ -113,10 +100,10 @@ _PASSING = (
     "too many open files",
     "could not set lock",
 )
+_DAMAGED = ("corrupt", "checksum", "not a valid duckdb", "failed to deserialize")
 
 
-def _fix(text: str) -> str:
-    lowered = text.lower()
+def _fix(lowered: str) -> str:
     if "permission" in lowered or "read-only" in lowered:
         return "let this user read and write the folder"
     if "no space" in lowered or "too large" in lowered or "quota" in lowered:

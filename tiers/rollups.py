@@ -162,7 +162,7 @@ def combined(name: str, rolled: Sequence[str], raw: Sequence[str]) -> str:
     return " UNION ALL ".join(parts)
 
 
-def differences(schema: str) -> list[tuple[str, str]]:
+def agreements(schema: str) -> list[tuple[str, str]]:
     """(table, SELECT that gives true if it is what the schema's `events` add up to), for a deep check."""
     checks = []
     for rollup in ROLLUPS:

@@ -14,10 +14,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from thermocline.event import COLUMNS
-from thermocline.tiers import line_sql
-from thermocline.tiers.duck import DATA_ERRORS, Connection, registered
-from thermocline.tiers.rows_strict import PLACE, chunked, numbered, parse_strictly, rejected_block
-from thermocline.tiers.warm import Rejected
+
+from . import line_sql
+from .duck import DATA_ERRORS, Connection, registered
+from .rows_strict import PLACE, chunked, numbered, parse_strictly, rejected_block
+from .warm import Rejected
 
 
 def parse_blocks(con: Connection, blocks: pa.Table, into: str) -> list[Rejected]:

@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from thermocline.event import COLUMN_NAMES
-from thermocline.tiers import line_sql
-from thermocline.tiers.duck import DATA_ERRORS, Connection, fresh_name, registered
-from thermocline.tiers.warm import Rejected
+
+from . import line_sql
+from .duck import DATA_ERRORS, Connection, fresh_name, registered
+from .warm import Rejected
 
 PLACE: Final = ("shard", "position_ms", "position_seq")
 _CHUNKS_MAX = 64

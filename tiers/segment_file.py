@@ -14,20 +14,22 @@ from typing import Any, Final
 
 import msgspec
 import pyarrow as pa
+import uuid_utils
 
 from thermocline.errors import TierCorrupt
 from thermocline.event import COLUMN_NAMES, COLUMNS, FORMAT, Column
-from thermocline.tiers import rollups
-from thermocline.tiers.block import Position
-from thermocline.tiers.duck import Connection, DuckError, fresh_name, quoted, registered
-from thermocline.tiers.ledger import Segment, ShardRange
+
+from . import rollups
+from .block import Position
+from .duck import Connection, DuckError, fresh_name, quoted, registered
+from .ledger import Segment, ShardRange
 
 SUFFIX: Final = ".duckdb"
 TMP_SUFFIX: Final = ".tmp"
 EVENT_TYPES_MAX: Final = 64
 """More distinct event types than this are not listed."""
-_SMALL_BLOCK: Final = 16_384
-_LARGE_BLOCK: Final = 262_144
+SMALL_BLOCK_BYTES: Final = 16_384
+LARGE_BLOCK_BYTES: Final = 262_144
 COLUMN_LIST: Final = ", ".join(COLUMN_NAMES)
 _SORTED: Final = "conversation_id, timestamp, seq"
 _EVENTS_COLUMNS: Final = ", ".join(
@@ -149,28 +151,41 @@ def attached(con: Connection, path: Path, *, options: str = "READ_ONLY") -> Iter
     con.execute(f"DETACH {alias}")
 
 
+class Label(msgspec.Struct, frozen=True, kw_only=True):
+    """What a segment is told about itself, beside what its rows say."""
+
+    level: int
+    day: str | None
+    move_id: str
+    part: int
+    parts: int
+    inputs: tuple[str, ...]
+    created_us: int
+
+
 def write(
     con: Connection,
     folder: Path,
-    segment_id: str,
     rows: str,
-    describe: Callable[[Facts, str], Segment],
+    label: Label,
     *,
+    ranges: Callable[[str], tuple[ShardRange, ...]],
     facts: Facts | None,
     with_rollups: bool,
-    expected_bytes: int,
-    small_block_bytes_max: int,
+    block_bytes: int,
 ) -> Segment:
     """The segment made of `rows`, on disk under its final name.
 
-    rows      relation with the columns of events, any order, at least one row
-    describe  (facts, alias of the open file) → the Segment; its file_bytes are filled in here
-    facts     of `rows`, when they are known; else they are taken from what was written
+    rows         relation with the columns of events, any order, at least one row
+    ranges       alias of the open file, its events and rollups written → the shard ranges
+    facts        of `rows`, when they are known; else they are taken from what was written
+    block_bytes  BLOCK_SIZE of the file
 
-    Raises what DuckDB and the file system raise; the temporary file is then removed if it can be.
+    Raises what DuckDB and the file system raise, and TierCorrupt when the file is not what was written; the temporary
+    file is then removed if it can be.
     """
+    segment_id = uuid_utils.uuid7().hex
     tmp, final = folder / f"{segment_id}{TMP_SUFFIX}", folder / f"{segment_id}{SUFFIX}"
-    block_bytes = _SMALL_BLOCK if expected_bytes < small_block_bytes_max else _LARGE_BLOCK
     try:
         with attached(con, tmp, options=f"STORAGE_VERSION 'v1.5.0', BLOCK_SIZE {block_bytes}") as alias:
             con.execute("BEGIN")
@@ -180,7 +195,21 @@ def write(
                 facts, rows = measured(con, f"{alias}.events"), f"{alias}.events"
             for statement in rollups.create_statements(alias, rows) if with_rollups else ():
                 con.execute(statement)
-            segment = describe(facts, alias)
+            segment = Segment(
+                segment_id=segment_id,
+                **msgspec.structs.asdict(label),
+                rows=facts.rows,
+                file_bytes=0,
+                content_bytes=facts.content_bytes,
+                timestamp_min_us=facts.timestamp_min_us,
+                timestamp_max_us=facts.timestamp_max_us,
+                conversation_min=facts.conversation_min,
+                conversation_max=facts.conversation_max,
+                event_types=facts.event_types,
+                has_rollups=with_rollups,
+                checksum=str(facts.checksum),
+                ranges=ranges(alias),
+            )
             _write_info(con, alias, segment)
             con.execute("COMMIT")
             con.execute(f"CHECKPOINT {alias}")

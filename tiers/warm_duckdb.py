@@ -1,0 +1,251 @@
+"""The warm tier as a folder of DuckDB files: warm.py is its contract, segment_file.py one file of it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from thermocline.config import WarmSettings
+from thermocline.errors import TierCorrupt
+
+from . import rollups, segment_file
+from .block import shard_of
+from .duck import Connection, DuckError, connect, duckdb_errors, fresh_name
+from .ledger import Segment, ShardState
+from .merge_split import Share, shares
+from .rows import parse_blocks
+from .segment_file import COLUMN_LIST, LARGE_BLOCK_BYTES, SMALL_BLOCK_BYTES, SUFFIX, Label, attached
+from .segment_ranges import merged_ranges, require_conserved, settled_ranges
+from .warm import Settled, Warm
+
+_SEQS_BATCH_ROWS = 65_536
+_instances = itertools.count(1)
+
+
+class DuckWarm(Warm):
+    """Segments of one namespace. Thread-safe: tasks side by side share one DuckDB and its memory limit."""
+
+    def __init__(self, folder: Path, settings: WarmSettings, *, shards: int) -> None:
+        """folder: <namespace>/segments; shards: of the namespace, to count a segment's events per shard."""
+        self._folder = folder.absolute()
+        self._settings = settings
+        self._shards = shards
+        self._lock = threading.Lock()
+        self._instance: Connection | None = None
+
+    def close(self) -> None:
+        """Free memory and spill space. The next call opens them anew."""
+        with self._lock:
+            instance, self._instance = self._instance, None
+        if instance is not None:
+            instance.close()
+
+    def path(self, segment_id: str) -> str:
+        return str(self._path(segment_id))
+
+    def write_settled(self, blocks: pa.Table, before: Sequence[ShardState], *, move_id: str, created_us: int) -> Settled:
+        """See Warm. What is rejected comes back in log order. Needs memory for about three times the payload."""
+        with self._task(f"settling into {self._folder}", writing=True) as con:
+            rows = fresh_name("settling")
+            rejected = parse_blocks(con, blocks, rows)
+            kept = dict(con.execute(f"SELECT shard, count(*) FROM {rows} GROUP BY shard").fetchall())
+            ranges = settled_ranges(blocks, before, kept, rejected)
+            segment = None
+            if kept:
+                facts = segment_file.measured(con, rows)
+                segment = segment_file.write(
+                    con,
+                    self._folder,
+                    rows,
+                    Label(level=0, day=None, move_id=move_id, part=1, parts=1, inputs=(), created_us=created_us),
+                    ranges=lambda _: ranges,
+                    facts=facts,
+                    with_rollups=facts.rows >= self._settings.rollup_rows_min,
+                    block_bytes=self._block_bytes(pc.sum(pc.binary_length(blocks["payload"])).as_py()),
+                )
+        return Settled(segment=segment, rejected=tuple(rejected))
+
+    def write_merged(self, inputs: Sequence[Segment], *, level: int, move_id: str, created_us: int) -> list[Segment]:
+        """See Warm. All or nothing: on an error the outputs already written are removed. One output at a time is in
+        memory; sorting what does not fit spills beside the segments."""
+        outputs: list[Segment] = []
+        try:
+            with self._task(f"merging into {self._folder}", writing=True) as con, self._attached(con, inputs) as aliases:
+                rows = "(" + " UNION ALL ".join(f"SELECT {COLUMN_LIST} FROM {alias}.events" for alias in aliases) + ")"
+                found = shares(con, rows, self._settings)
+                for part, share in enumerate(found, start=1):
+                    label = Label(
+                        level=level,
+                        day=share.day,
+                        move_id=move_id,
+                        part=part,
+                        parts=len(found),
+                        inputs=tuple(one.segment_id for one in inputs),
+                        created_us=created_us,
+                    )
+                    outputs.append(self._write_share(con, rows, share, label, inputs))
+            require_conserved(inputs, outputs)
+        except BaseException:
+            for output in outputs:
+                with suppress(OSError):
+                    self._path(output.segment_id).unlink()
+            raise
+        return outputs
+
+    def _write_share(self, con: Connection, rows: str, share: Share, label: Label, inputs: Sequence[Segment]) -> Segment:
+        expected = sum(one.file_bytes for one in inputs) * share.rows // max(1, sum(one.rows for one in inputs))
+        return segment_file.write(
+            con,
+            self._folder,
+            f"(SELECT * FROM {rows} WHERE {share.where})",
+            label,
+            ranges=lambda alias: merged_ranges(inputs, self._events_per_shard(con, alias)),
+            facts=None,
+            with_rollups=True,
+            block_bytes=self._block_bytes(expected),
+        )
+
+    def _events_per_shard(self, con: Connection, alias: str) -> dict[int, int]:
+        """What the rollups of an attached segment say."""
+        counts: dict[int, int] = {}
+        for conversation_id, events in con.execute(f"SELECT conversation_id, events FROM {alias}.rollup_conversation").fetchall():
+            shard = shard_of(conversation_id, self._shards)
+            counts[shard] = counts.get(shard, 0) + events
+        return counts
+
+    def read_info(self, segment_id: str) -> Segment:
+        path = self._path(segment_id)
+        with self._reading(path) as (con, alias):
+            return segment_file.read_info(con, alias, path=path)
+
+    def check(self, segment: Segment, *, deep: bool) -> list[str]:
+        path = self._path(segment.segment_id)
+        if not path.exists():
+            return [f"segment {path}: the file is missing"]
+        try:
+            with self._reading(path) as (con, alias):
+                stored = segment_file.read_info(con, alias, path=path)
+                problems = [
+                    f"segment {path}: {name} is {getattr(stored, name)!r}, the ledger says {getattr(segment, name)!r}"
+                    for name in Segment.__struct_fields__
+                    if getattr(stored, name) != getattr(segment, name)
+                ]
+                return problems + [f"segment {path}: {one}" for one in _contradictions(con, alias, stored, deep=deep)]
+        except TierCorrupt as exc:
+            return [str(exc)]
+
+    def stored(self) -> list[str]:
+        return sorted(path.name.removesuffix(SUFFIX) for path in self._folder.glob(f"*{SUFFIX}"))
+
+    def last_seqs(self, segments: Sequence[Segment]) -> Iterator[pa.RecordBatch]:
+        if not segments:
+            return
+        with self._task(f"reading {self._folder}") as con, self._attached(con, segments) as aliases:
+            parts = [
+                f"SELECT conversation_id, seq_max AS seq FROM {alias}.rollup_conversation"
+                if segment.has_rollups
+                else f"SELECT conversation_id, max(seq) AS seq FROM {alias}.events GROUP BY conversation_id"
+                for segment, alias in zip(segments, aliases, strict=True)
+            ]
+            union = " UNION ALL ".join(parts)
+            found = con.sql(f"SELECT conversation_id, max(seq) AS seq FROM ({union}) GROUP BY conversation_id")
+            yield from found.to_arrow_reader(_SEQS_BATCH_ROWS)
+
+    def bytes_used(self) -> int:
+        total = 0
+        for path in self._folder.glob("*"):
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size
+        return total
+
+    def _path(self, segment_id: str) -> Path:
+        return self._folder / f"{segment_id}{SUFFIX}"
+
+    def _block_bytes(self, expected_bytes: int) -> int:
+        return SMALL_BLOCK_BYTES if expected_bytes < self._settings.small_block_bytes_max else LARGE_BLOCK_BYTES
+
+    @contextmanager
+    def _task(self, subject: str, *, writing: bool = False) -> Iterator[Connection]:
+        """A connection for one task. Errors of DuckDB and the disk come out as ours; DuckDB starts anew after one."""
+        with duckdb_errors(subject, reading=not writing):
+            con = self._cursor(writing=writing)
+            try:
+                yield con
+            except DuckError:
+                self._discard()
+                raise
+            finally:
+                con.close()
+
+    def _cursor(self, *, writing: bool) -> Connection:
+        with self._lock:
+            if self._instance is None:
+                if writing:
+                    self._remove_old_spills()
+                spill = self._folder.parent / f"spill-{os.getpid()}-{next(_instances)}"
+                self._instance = connect(
+                    memory_bytes=self._settings.memory_bytes_max, threads=self._settings.threads, temp_dir=str(spill)
+                )
+            return self._instance.cursor()
+
+    def _discard(self) -> None:
+        """Let tasks to come use a new instance: a failed write can leave DuckDB unusable. Tasks under way keep theirs."""
+        with self._lock:
+            self._instance = None
+
+    def _remove_old_spills(self) -> None:
+        """Remove what a worker that was killed spilled. (DuckDB removes its own when it closes.)"""
+        for path in self._folder.parent.glob("spill-*"):
+            pid = path.name.split("-")[1]
+            if pid.isdigit() and not _alive(int(pid)):
+                shutil.rmtree(path, ignore_errors=True)
+
+    @contextmanager
+    def _reading(self, path: Path) -> Iterator[tuple[Connection, str]]:
+        """One segment attached for reading. TierCorrupt if it cannot be opened, TierUnavailable if it is not there."""
+        with self._task(f"segment {path}") as con:
+            path.stat()
+            with attached(con, path) as alias:
+                yield con, alias
+
+    @contextmanager
+    def _attached(self, con: Connection, segments: Sequence[Segment]) -> Iterator[list[str]]:
+        """The aliases of many segments attached for reading."""
+        with ExitStack() as stack:
+            aliases = []
+            for segment in segments:
+                path = self._path(segment.segment_id)
+                with duckdb_errors(f"segment {path}", reading=True):
+                    aliases.append(stack.enter_context(attached(con, path)))
+            yield aliases
+
+
+def _contradictions(con: Connection, alias: str, segment: Segment, *, deep: bool) -> list[str]:
+    """Where the rows of an attached segment are not what it says of itself."""
+    columns = f"count(*), {segment_file.CHECKSUM}" if deep else "count(*)"
+    [(rows, *checksum)] = con.execute(f"SELECT {columns} FROM {alias}.events").fetchall()
+    problems = [] if rows == segment.rows else [f"it holds {rows} rows, not {segment.rows}"]
+    if deep and str(checksum[0]) != segment.checksum:
+        problems.append(f"its rows have the checksum {checksum[0]}, not {segment.checksum}")
+    for table, agrees in rollups.agreements(alias) if deep and segment.has_rollups else ():
+        if con.execute(agrees).fetchall() != [(True,)]:
+            problems.append(f"{table} is not what its events add up to")
+    return problems
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
