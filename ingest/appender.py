@@ -13,7 +13,8 @@ in hand a Sending. A round of blocks goes out, its replies come back, and one of
                         round in doubt is resent: the append script never took it under the new incarnation
     GAP                 the store lacks acknowledged blocks. If its era has grown they are lost, and the store is told how many
                         events; else it only forgot a producer that was idle for a week. New producer id, numbers from 1
-    era has grown       Redis came back older, perhaps: every shard used is asked for its last number, as for GAP
+    era has grown       Redis came back older, perhaps: every shard is asked for the last number of this producer id, and of the
+                        ones used before, and judged as for GAP
 
 A numbering changes only while nothing is in doubt. A process that dies leaves at most one round in doubt and nothing to clean
 up. An Appender that raised anything else must not be used again: what it sent last may be stored under a number it would reuse.
@@ -22,6 +23,7 @@ up. An Appender that raised anything else must not be used again: what it sent l
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 
 import uuid_utils
@@ -36,6 +38,7 @@ from .sending import Outcome, Sending
 
 PAUSE_FIRST_S = 0.01
 PAUSE_MAX_S = 0.5
+FORMER_MAX = 8
 
 
 class Unresolved(Exception):
@@ -73,7 +76,10 @@ class Appender:
         """False once the store turned out not to be the one this appender knew."""
         self._era = 0
         self._era_grew = False
-        self._lasts: dict[int, int] = {}
+        self._former: deque[Numbering] = deque(maxlen=FORMER_MAX)
+        """Numberings given up: the next loss may be of what was acknowledged under them."""
+        self._lasts: dict[str, dict[int, int]] = {}
+        """producer → shard → last number the store was found to know."""
         self._unreported: list[tuple[str, dict[int, int]]] = []
 
     @property
@@ -140,7 +146,8 @@ class Appender:
             self._connected, sending.in_doubt = False, True
             raise
         found = sending.take(replies, self._numbering, self._clock())
-        self._lasts.update(found.lasts)
+        if found.lasts:
+            self._lasts[self._numbering.producer] = found.lasts
         if found.era > self._era:
             self._era, self._era_grew = found.era, True
         if "FORMAT" in found.codes:
@@ -172,6 +179,7 @@ class Appender:
         self._session.reconnect()
         if self.incarnation not in ("", self._session.incarnation):
             self._numbering = Numbering(_new_producer())
+            self._former.clear()
             self._lasts = {}
             sending.withdraw()
         self.incarnation = self._session.incarnation
@@ -186,24 +194,28 @@ class Appender:
                 self._connected = False
 
     def _account(self) -> None:
-        """Find acknowledged blocks that the store lacks, take a new numbering if there are any, and report them if the era grew.
+        """Find acknowledged blocks that the store lacks, go on under new numbers if there are any, report them if the era grew.
 
         Only while nothing is on the wire. Interrupted anywhere, it goes on where it was.
         """
-        if self._lasts or self._era_grew:
-            lasts = dict(self._lasts)
-            if self._era_grew and self._numbering.shards:
-                lasts |= self._session.last_numbers(self._numbering.producer, self._numbering.shards)
-            short = self._numbering.short(lasts)
-            lost = self._numbering.events_lost(short, self._clock()) if self._era_grew else {}
-            if lost:
-                self._unreported.append((self._numbering.producer, lost))
-            if short:
-                self._numbering = Numbering(_new_producer())
-            self._lasts, self._era_grew = {}, False
+        if self._era_grew:
+            for numbering in (*self._former, self._numbering):
+                lasts = self._session.last_numbers(numbering.producer, numbering.shards)
+                self._lasts[numbering.producer] = self._lasts.get(numbering.producer, {}) | lasts
+        for numbering in (*self._former, self._numbering):
+            short, lost = numbering.take_back(self._lasts.pop(numbering.producer, {}), self._clock())
+            if lost and self._era_grew:
+                self._unreported.append((numbering.producer, lost))
+            if short and numbering is self._numbering:
+                self._renumber()
+        self._era_grew = False
         while self._unreported:
             self._session.report_loss(*self._unreported[0])
             del self._unreported[0]
+
+    def _renumber(self) -> None:
+        self._former.append(self._numbering)
+        self._numbering = Numbering(_new_producer())
 
 
 def _given_up(sending: Sending, problem: Exception) -> list[Outcome]:

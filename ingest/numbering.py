@@ -6,7 +6,7 @@ outcome is certain; a block refused for certain gives it back.
 
 from __future__ import annotations
 
-from collections import deque
+from array import array
 from collections.abc import Mapping
 from typing import Final
 
@@ -18,12 +18,34 @@ _TTL_MARGIN_S: Final = 3600
 
 
 class _Shard:
-    __slots__ = ("blocks", "last", "used_s")
+    """events[i] is the number of events in block `first + i`."""
+
+    __slots__ = ("events", "first", "last", "used_s")
 
     def __init__(self) -> None:
         self.last = 0
         self.used_s = 0.0
-        self.blocks: deque[tuple[int, int]] = deque(maxlen=REMEMBERED_BLOCKS_MAX)
+        self.first = 1
+        self.events = array("H")
+
+    def remember(self, number: int, events: int) -> None:
+        place = number - self.first
+        if place >= len(self.events):
+            self.events.extend([0] * (place + 1 - len(self.events)))
+        if place >= 0:
+            self.events[place] = events
+        if len(self.events) >= 2 * REMEMBERED_BLOCKS_MAX:
+            self.first += REMEMBERED_BLOCKS_MAX
+            del self.events[:REMEMBERED_BLOCKS_MAX]
+
+    def take_back(self, last: int) -> int:
+        """Forget the blocks after `last`; how many events were in them."""
+        place = max(0, last + 1 - self.first)
+        events = sum(self.events[place:])
+        del self.events[place:]
+        self.first = min(self.first, last + 1)
+        self.last = last
+        return events
 
 
 class Numbering:
@@ -45,23 +67,25 @@ class Numbering:
 
     def acknowledged(self, shard: int, number: int, events: int, now_s: float) -> None:
         """Record that the store has block `number` with so many events."""
-        state = self._shards.setdefault(shard, _Shard())
+        state = self._shards.get(shard)
+        if state is None:
+            state = self._shards[shard] = _Shard()
         state.last = max(state.last, number)
         state.used_s = now_s
-        state.blocks.append((number, events))
+        state.remember(number, events)
 
-    def short(self, lasts: Mapping[int, int]) -> dict[int, int]:
-        """The shards, of those whose last number the store knows, that lack acknowledged blocks; with that number."""
-        return {shard: last for shard, last in lasts.items() if last < self.last(shard)}
+    def take_back(self, lasts: Mapping[int, int], now_s: float) -> tuple[bool, dict[int, int]]:
+        """Compare with the last numbers the store knows: whether it lacks blocks, and shard → events that were in them.
 
-    def events_lost(self, short: Mapping[int, int], now_s: float) -> dict[int, int]:
-        """shard → acknowledged events in blocks after the last number the store knows.
-
-        A shard that was idle for so long that the store may simply have forgotten the producer is left out.
+        A shard that was idle for so long that the store may simply have forgotten the producer counts no events. What is taken
+        back is forgotten here, so that it is counted once.
         """
+        short = {shard: last for shard, last in lasts.items() if last < self.last(shard)}
         lost = {}
         for shard, last in short.items():
             state = self._shards[shard]
-            if last or now_s - state.used_s < PRODUCER_TTL_S - _TTL_MARGIN_S:
-                lost[shard] = sum(events for number, events in state.blocks if number > last)
-        return {shard: events for shard, events in lost.items() if events}
+            forgotten = last == 0 and now_s - state.used_s > PRODUCER_TTL_S - _TTL_MARGIN_S
+            events = state.take_back(last)
+            if events and not forgotten:
+                lost[shard] = events
+        return bool(short), lost

@@ -15,6 +15,7 @@ from thermocline.tiers.block import ERA_SEQ_STEP, Block
 from thermocline.tiers.hot import OutcomeLost, Reply
 
 NOW_US = 1_780_000_000_000_000
+SHARDS_MAX = 16
 
 
 class ModelShard:
@@ -26,7 +27,6 @@ class ModelShard:
         self.taken: dict[tuple[str, int], tuple[int, dict[int, int]]] = {}
         self.ids: dict[tuple[str, str], int] = {}
         self.era = 0
-        self.confirmed = True
 
     def append(self, producer: str, block: Block, number: int, expected: int | None, store: ModelStore) -> Reply:
         last = self.last.get(producer, 0)
@@ -74,16 +74,18 @@ class ModelStore:
         self.refusing = ""
         self.down = False
         self.faults: deque[str] = deque()
-        self.reported: dict[tuple[int, str], int] = {}
+        self.reported: dict[tuple[int, int, str], int] = {}
+        """(shard, era, producer) → events."""
         self.sessions = 0
         self.format = "1"
+        self.era = 0
+        self.unconfirmed: set[int] = set()
         self.on_send: Callable[[], None] | None = None
 
     def shard(self, number: int) -> ModelShard:
         if number not in self.shards:
-            shard = self.shards[number] = ModelShard()
-            shard.era = max((other.era for other in self.shards.values()), default=0)
-            shard.confirmed = all(other.confirmed for other in self.shards.values())
+            self.shards[number] = ModelShard()
+            self.shards[number].era = self.era
         return self.shards[number]
 
     @property
@@ -100,16 +102,19 @@ class ModelStore:
         return copy.deepcopy(self.shards)
 
     def restart(self, shards: dict[int, ModelShard] | None = None, *, confirmed: bool = False) -> None:
-        """Come back, as `shards` were if given; appends wait for `confirm`. An unclean restart is a new era."""
-        era = max((shard.era for shard in self.shards.values()), default=0) + 1
+        """Come back, as `shards` were if given, in a new era; appends wait for `confirm`."""
+        self.era += 1
+        self.unconfirmed = set(range(SHARDS_MAX))
         if shards is not None:
             self.shards = copy.deepcopy(shards)
-        for shard in self.shards.values():
-            shard.era, shard.confirmed = era, confirmed
+        if confirmed:
+            self.confirm()
 
-    def confirm(self) -> None:
-        for shard in self.shards.values():
-            shard.confirmed = True
+    def confirm(self, upto: int = SHARDS_MAX) -> None:
+        """Take appends again, in the shards below `upto`."""
+        for number in range(upto):
+            self.shard(number).era = self.era
+        self.unconfirmed -= set(range(upto))
 
     def wipe(self) -> None:
         """All data gone; a new incarnation that descends from the old one."""
@@ -145,14 +150,13 @@ class ModelSession:
         return replies
 
     def _answer(self, producer: str, block: Block, number: int, expected: int | None) -> Reply:
-        shard = self._store.shard(block.shard)
-        if not shard.confirmed:
+        if block.shard in self._store.unconfirmed:
             return Reply(code="UNCONFIRMED")
         if self._store.format != "1":
             return Reply(code="FORMAT")
         if self.incarnation != self._store.incarnation:
             return Reply(code="INC")
-        return shard.append(producer, block, number, expected, self._store)
+        return self._store.shard(block.shard).append(producer, block, number, expected, self._store)
 
     def _ask(self) -> None:
         if self._store.down:
@@ -161,7 +165,7 @@ class ModelSession:
     def report_loss(self, producer: str, losses: Mapping[int, int]) -> None:
         self._ask()
         for shard, events in losses.items():
-            self._store.reported[shard, producer] = events
+            self._store.reported[shard, self._store.era, producer] = events
 
     def last_numbers(self, producer: str, shards: Iterable[int]) -> dict[int, int]:
         self._ask()
