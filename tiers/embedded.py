@@ -28,7 +28,7 @@ import msgspec
 from thermocline.config import HotSettings
 from thermocline.errors import ConfigError, TierUnavailable
 
-from .server_start import LOG, start
+from .server_start import LOG, Start
 from .supervisor import SOCKET, USERS_LOCK, Connection, Refusal, Reply, parse_info, shut_down
 
 FOLDER: Final = "redis"
@@ -108,20 +108,32 @@ class Endpoint:
         return self.started
 
     def _bring_up(self, deadline: float) -> _Seen:
-        """Under start.lock: start the server if it is not there, and wait until it has loaded."""
-        while True:
-            seen = _look(self._reach.socket)
-            if seen.state == "up":
-                return seen
-            if seen.state == "silent":
-                raise _silent(self._folder)
-            if time.monotonic() > deadline:
-                raise _slow(self._folder, seen, self._hot.start_timeout_s)
-            if seen.state == "loading":
-                time.sleep(POLL_S)
-            else:
-                start(self._folder, self._hot, deadline)
-                self.started = True
+        """Under start.lock: start the server if it is not there, and wait until it has loaded.
+
+        It may also come up as the work of a starter that died; the one begun here then finds its place taken and ends.
+        """
+        begun: Start | None = None
+        try:
+            while True:
+                seen = _look(self._reach.socket)
+                if seen.state == "up":
+                    return seen
+                if seen.state == "silent":
+                    raise _silent(self._folder)
+                if time.monotonic() > deadline:
+                    raise _slow(self._folder, seen, self._hot.start_timeout_s)
+                if begun is not None:
+                    if begun.ready(POLL_S):
+                        begun.close()
+                        begun = None
+                elif seen.state == "absent":
+                    begun = Start(self._folder, self._hot)
+                    self.started = True
+                else:
+                    time.sleep(POLL_S)
+        finally:
+            if begun is not None:
+                begun.close()
 
     def _ask(self, *command: str) -> Reply:
         try:

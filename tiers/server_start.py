@@ -7,7 +7,6 @@ import re
 import select
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import IO, Final
 
@@ -25,31 +24,42 @@ DAMAGED: Final = "reading the append only file|error in RDB|RDB ERROR|Unrecovera
 """In the log of a server that cannot load its file (6.2, 7.0)."""
 
 
-def start(folder: Path, hot: HotSettings, deadline: float) -> None:
-    """Start the supervisor of `folder` and wait until its server has loaded, or the deadline. To be called under start.lock.
+class Start:
+    """A start under way: the supervisor of `folder` runs, its server will answer or not. To be made under start.lock.
 
-    TierUnavailable or TierCorrupt with the server's last words if it ends instead, ConfigError if no binary is fit.
+    ConfigError if no binary is fit. Nothing has to be undone: the supervisor sees to it.
     """
-    binary = choose(folder)
-    (folder / CONFIG).write_text(_config(binary, hot))
-    write_record(folder, binary)
-    with (folder / LOG).open("a+b") as log:
-        _shorten(log)
-        begin = log.seek(0, os.SEEK_END)
-        process = subprocess.Popen(
-            [sys.executable, "-I", supervisor.__file__, binary.path],
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            start_new_session=True,
-        )
-    assert process.stdout is not None
-    with process.stdout as verdict:
+
+    def __init__(self, folder: Path, hot: HotSettings) -> None:
+        self._folder = folder
+        self._binary = choose(folder)
+        (folder / CONFIG).write_text(_config(self._binary, hot))
+        write_record(folder, self._binary)
+        with (folder / LOG).open("a+b") as log:
+            _shorten(log)
+            self._log_begin = log.seek(0, os.SEEK_END)
+            process = subprocess.Popen(
+                [sys.executable, "-I", supervisor.__file__, self._binary.path],
+                cwd=folder,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                start_new_session=True,
+            )
+        assert process.stdout is not None
+        self._word = process.stdout
         process.wait()  # it forks and is gone
-        readable, _, _ = select.select([verdict], [], [], max(0.0, deadline - time.monotonic()))
-        if readable and verdict.readline().decode().strip() != READY:
-            raise _failed(folder, binary, begin)
+
+    def ready(self, wait_s: float) -> bool:
+        """Whether the supervisor says within `wait_s` that its server has loaded. TierUnavailable or TierCorrupt, with the
+        server's last words, once it has ended instead."""
+        readable, _, _ = select.select([self._word], [], [], wait_s)
+        if readable and self._word.readline().decode().strip() != READY:
+            raise _failed(self._folder, self._binary, self._log_begin)
+        return bool(readable)
+
+    def close(self) -> None:
+        self._word.close()
 
 
 def _config(binary: Binary, hot: HotSettings) -> str:

@@ -39,6 +39,7 @@ SHUTDOWN_WAIT_S = 60.0
 """Time for the last fsync of the append-only file."""
 POLL_MIN_S = 0.002
 POLL_MAX_S = 0.02
+SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
 LAST_USER_GONE = 0
 """Byte in the wake-up pipe; the other bytes there are signal numbers."""
 
@@ -137,7 +138,7 @@ def supervise(binary: str) -> None:
     os.umask(0o077)
     told, tell = os.pipe()
     os.set_blocking(tell, False)
-    for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT):
+    for number in SIGNALS:
         signal.signal(number, _only_wake)
     signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
     child = _fork_server(binary)
@@ -176,11 +177,13 @@ def _wait_for_last_user(tell: int) -> None:
 
 
 def _fork_server(binary: str) -> int:
-    """The pid of a new process that becomes redis-server."""
+    """The pid of a new process that becomes redis-server. A signal sent to it waits until it can take it."""
     parent = os.getpid()
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     child = os.fork()
     if child == 0:
         _become_server(binary, parent)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     return child
 
 
@@ -188,8 +191,9 @@ def _become_server(binary: str, parent: int) -> NoReturn:
     """In the forked child: wait for the server before, then turn into redis-server. Only the log hears of a failure."""
     try:
         signal.set_wakeup_fd(-1)
-        for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT, signal.SIGPIPE):
+        for number in (*SIGNALS, signal.SIGPIPE):
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         os.dup2(2, 1)
         _die_with(parent)
         _take_server_lock()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import importlib.metadata
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -22,10 +24,10 @@ from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
 from thermocline.tiers import embedded, server_binary, server_start
 from thermocline.tiers.embedded import Endpoint, ensure, running, stop
 from thermocline.tiers.server_binary import Binary, read_record, version_of, write_record
-from thermocline.tiers.supervisor import SERVER_LOCK, Connection, Reply, parse_info
+from thermocline.tiers.supervisor import LOCK_WAIT_S, SERVER_LOCK, Connection, Reply, parse_info
 
 HOT = HotSettings.model_validate({})
-GONE_S = 10
+GONE_S = 30
 USER = """
 import sys
 from pathlib import Path
@@ -408,28 +410,36 @@ def slow(data_dir: Path, binary: Path, path: Path) -> Path:
     return data_dir
 
 
-def test_a_server_that_loads_is_waited_for_and_the_wait_is_bounded(data_dir: Path, redis_binary: Path, tmp_path: Path) -> None:
-    slow(data_dir, redis_binary, tmp_path / "slow")
-    with pytest.raises(TierUnavailable, match=r"has loaded \d+ % .* after 1 s: .*hot\.start_timeout_s"):
-        ensure(data_dir, HotSettings.model_validate({"start_timeout_s": 1}))
-    wait_gone(data_dir)  # the only user gave up while it loaded
+def loading(data_dir: Path) -> bool:
+    info = running(data_dir)
+    return info is not None and info.loading
+
+
+def test_a_server_that_loads_is_waited_for_and_the_wait_is_bounded(
+    data_dir: Path, redis_binary: Path, tmp_path: Path, new_user: NewUser
+) -> None:
+    starter = new_user(slow(data_dir, redis_binary, tmp_path / "slow"))
     with ensure(data_dir, HOT) as endpoint:
+        assert stop(data_dir)
+        starter.go()
+        wait_until(lambda: loading(data_dir), GONE_S, "the server loads")
+        starter.kill()
+        with pytest.raises(TierUnavailable, match=r"has loaded \d+ % .* after 0.1 s: .*hot\.start_timeout_s"):
+            ensure(data_dir, HotSettings.model_validate({"start_timeout_s": 0.1}))
+        assert endpoint.ensure() is False  # its wait for what another has started
         assert ask(endpoint, "DBSIZE") == 1001  # and tc:clean, of the time before
 
 
-def test_a_loading_server_ends_when_its_starter_is_killed(
-    data_dir: Path, redis_binary: Path, tmp_path: Path, new_user: NewUser
+def test_a_server_that_another_process_starts_is_waited_for_and_the_wait_is_bounded(
+    data_dir: Path, tmp_path: Path, new_user: NewUser
 ) -> None:
-    user = new_user(slow(data_dir, redis_binary, tmp_path / "slow"))
-    user.go()
-
-    def loading() -> bool:
-        info = running(data_dir)
-        return info is not None and info.loading
-
-    wait_until(loading, 30, "the server loads")
-    user.kill()
-    wait_gone(data_dir)
+    starter = new_user(slow(data_dir, redis_binaries()[-1], tmp_path / "slow"))
+    starter.go()
+    wait_until(lambda: loading(data_dir), GONE_S, "the server loads")
+    with pytest.raises(TierUnavailable, match=r"waited too long for another process to start .*hot\.start_timeout_s"):
+        ensure(data_dir, HotSettings.model_validate({"start_timeout_s": 0.1}))
+    starter.kill()
+    wait_gone(data_dir)  # while it loads
 
 
 def test_a_server_that_is_stopped_in_its_tracks_is_named_and_not_doubled(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -468,6 +478,26 @@ def test_a_new_server_waits_for_the_one_before_it_to_end(data_dir: Path, new_use
         other.stdin.close()
         assert user.run_id() != ""
         user.end()
+
+
+def test_a_start_that_was_left_behind_is_taken_over(data_dir: Path, tmp_path: Path) -> None:
+    with ensure(settled_on(data_dir, redis_binaries()[0]), HOT) as endpoint:
+        ask(endpoint, "SET", "key", "kept")
+    wait_gone(data_dir)
+    late = script(tmp_path / "late", redis_binaries()[0])
+    late.write_text(late.read_text().replace("exec", "sleep 0.5\nexec"))
+    folder = data_dir / "redis"
+    hold = (folder / "users.lock").open()
+    fcntl.flock(hold, fcntl.LOCK_SH)
+    with hold, (tmp_path / "log").open("w") as log:
+        supervisor_file = str(Path(server_start.__file__).with_name("supervisor.py"))
+        subprocess.run([sys.executable, supervisor_file, str(late)], cwd=folder, stdout=log, stderr=log, check=True)
+        began = time.monotonic()
+        with ensure(data_dir, HOT) as endpoint:
+            assert ask(endpoint, "GET", "key") == b"kept"
+            assert time.monotonic() - began < LOCK_WAIT_S / 2
+            assert len([process for process in servers_in(data_dir) if process.name() == "redis-server"]) == 1
+    wait_gone(data_dir)
 
 
 def test_a_server_that_does_not_start_shows_its_last_words(data_dir: Path, redis_binary: Path, tmp_path: Path) -> None:
