@@ -8,6 +8,7 @@ from typing import Protocol
 
 import pytest
 
+from tests.embedded_users import NewUser, User
 from tests.servers import RedisServer, redis_binaries, servers_in, wait_until
 from thermocline.tiers import embedded
 
@@ -73,3 +74,17 @@ def redis_server(tmp_path: Path) -> Iterator[StartServer]:
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture
+def new_user() -> Iterator[NewUser]:
+    """A function that makes a User; all are ended with the test."""
+    users: list[User] = []
+
+    def make(data_dir: Path) -> User:
+        users.append(User(data_dir))
+        return users[-1]
+
+    yield make
+    for user in users:
+        user.kill()

@@ -26,10 +26,10 @@ from typing import IO, Final, Literal
 import msgspec
 
 from thermocline.config import HotSettings
-from thermocline.errors import ConfigError, TierUnavailable
+from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
 
 from .server_start import LOG, Start
-from .supervisor import SOCKET, USERS_LOCK, Connection, Refusal, Reply, parse_info, shut_down
+from .supervisor import FAILED, READY, SOCKET, USERS_LOCK, Connection, Refusal, Reply, parse_info, shut_down
 
 FOLDER: Final = "redis"
 START_LOCK: Final = "start.lock"
@@ -39,6 +39,8 @@ OPEN_FDS: Final = Path("/proc/self/fd")
 UNUSABLE: Final = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 ANSWER_WAIT_S: Final = 5.0
 POLL_S: Final = 0.01
+STARTS_MAX: Final = 5
+"""Starts that one `ensure` tries when the server is killed before it answers."""
 
 
 class ServerInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -113,24 +115,27 @@ class Endpoint:
         It may also come up as the work of a starter that died; the one begun here then finds its place taken and ends.
         """
         begun: Start | None = None
+        lost_count = 0
         try:
-            while True:
-                seen = _look(self._reach.socket)
-                if seen.state == "up":
-                    return seen
+            while (seen := _look(self._reach.socket)).state != "up":
                 if seen.state == "silent":
                     raise _silent(self._folder)
                 if time.monotonic() > deadline:
                     raise _slow(self._folder, seen, self._hot.start_timeout_s)
-                if begun is not None:
-                    if begun.ready(POLL_S):
-                        begun.close()
-                        begun = None
-                elif seen.state == "absent":
+                if begun is None and seen.state == "absent":
                     begun = Start(self._folder, self._hot)
                     self.started = True
-                else:
+                elif begun is None:
                     time.sleep(POLL_S)
+                elif (word := begun.word(POLL_S)) is not None:
+                    if word != READY:
+                        lost_count += 1
+                        failure = begun.failure()
+                        if word == FAILED or lost_count == STARTS_MAX or isinstance(failure, TierCorrupt):
+                            raise failure
+                    begun.close()
+                    begun = None
+            return seen
         finally:
             if begun is not None:
                 begun.close()

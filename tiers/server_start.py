@@ -15,7 +15,7 @@ from thermocline.errors import TierCorrupt, TierUnavailable
 
 from . import supervisor
 from .server_binary import APPEND_ONLY_DIR_SINCE, Binary, choose, write_record
-from .supervisor import CONFIG, READY, SOCKET
+from .supervisor import CONFIG, SOCKET
 
 LOG: Final = "server.log"
 LOG_BYTES_MAX: Final = 1 << 20
@@ -50,13 +50,22 @@ class Start:
         self._word = process.stdout
         process.wait()  # it forks and is gone
 
-    def ready(self, wait_s: float) -> bool:
-        """Whether the supervisor says within `wait_s` that its server has loaded. TierUnavailable or TierCorrupt, with the
-        server's last words, once it has ended instead."""
+    def word(self, wait_s: float) -> str | None:
+        """What the supervisor says within `wait_s`: READY, FAILED, or '' when it ended without a word; None if nothing yet."""
         readable, _, _ = select.select([self._word], [], [], wait_s)
-        if readable and self._word.readline().decode().strip() != READY:
-            raise _failed(self._folder, self._binary, self._log_begin)
-        return bool(readable)
+        return self._word.readline().decode().strip() if readable else None
+
+    def failure(self) -> TierUnavailable | TierCorrupt:
+        """The error for a server that ended before it answered, with what it logged last."""
+        with (self._folder / LOG).open("rb") as log:
+            log.seek(self._log_begin)
+            lines = log.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
+        damage = [line for line in lines if re.search(DAMAGED, line)]
+        last = re.sub(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ \W ", "", (damage or lines)[-1])
+        where = f"{self._binary} does not start in {self._folder}: {last}"
+        if damage:
+            return TierCorrupt(f"{where}; copy the folder, then look at its append-only file with redis-check-aof")
+        return TierUnavailable(f"{where}; more in {self._folder / LOG}")
 
     def close(self) -> None:
         self._word.close()
@@ -95,16 +104,3 @@ def _shorten(log: IO[bytes]) -> None:
         kept = log.read()
         log.truncate(0)
         log.write(kept)
-
-
-def _failed(folder: Path, binary: Binary, begin: int) -> TierUnavailable | TierCorrupt:
-    """The error for a server that ended before it answered, with what it logged last, from `begin` on."""
-    with (folder / LOG).open("rb") as log:
-        log.seek(begin)
-        lines = log.read().decode(errors="replace").strip().splitlines() or ["it said nothing"]
-    damage = [line for line in lines if re.search(DAMAGED, line)]
-    last = re.sub(r"^\d+:\w \d+ \w+ \d+ [\d:.]+ \W ", "", (damage or lines)[-1])
-    where = f"{binary} does not start in {folder}: {last}"
-    if damage:
-        return TierCorrupt(f"{where}; copy the folder, then look at its append-only file with redis-check-aof")
-    return TierUnavailable(f"{where}; more in {folder / LOG}")

@@ -6,7 +6,8 @@ thermocline. What happens, and what a sudden death leaves at each step:
 1. fork redis-server. It first takes `server.lock`, which it holds until it ends, however it ends: two servers can never write
    one append-only file. Dies the supervisor, Linux sends the server SIGTERM, which is an orderly end. Dies the server, so does
    the supervisor. Either way the next user starts both anew.
-2. wait until it answers, tell the starter (one line on standard output), which may have died meanwhile: no matter.
+2. wait until it answers, tell the starter (one line on standard output), which may have died meanwhile: no matter. A server that
+   gives up is told too; no word at all means that someone killed it or the supervisor, and it is worth another try.
 3. wait for the exclusive lock on `users.lock`, of which every user holds a shared one. The system drops a dead user's.
 4. holding it, so that nobody can arrive: write `tc:clean`, SHUTDOWN, wait, exit. SIGTERM and SIGINT do the same at any time.
 """
@@ -31,6 +32,7 @@ SERVER_LOCK = "server.lock"
 USERS_LOCK = "users.lock"
 CLEAN_KEY = "tc:clean"
 READY = "ready"
+FAILED = "failed"
 
 LOCK_WAIT_S = 30.0
 """How long a new server waits for the one before it to end."""
@@ -147,7 +149,10 @@ def supervise(binary: str) -> None:
     poll_s = POLL_MIN_S
     while True:
         news = _news(told, None if ready else poll_s)
-        if os.waitpid(child, os.WNOHANG)[0]:
+        gone, status = os.waitpid(child, os.WNOHANG)
+        if gone:
+            if not ready and os.WIFEXITED(status) and os.WEXITSTATUS(status):
+                _tell_starter(FAILED)
             return
         if news - {signal.SIGCHLD}:
             _end(child)
