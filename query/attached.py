@@ -1,0 +1,52 @@
+"""Segments attached read-only to one in-memory DuckDB, once each, for as long as a cut uses them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from thermocline.errors import TierCorrupt, TierUnavailable
+from thermocline.tiers.duck import Connection, duckdb_errors, quoted
+from thermocline.tiers.ledger import Segment
+from thermocline.tiers.warm import Warm
+
+
+class SegmentGone(Exception):
+    """Internal: a segment's file is not there. It left the ledger and was purged, or it is lost."""
+
+
+class Attached:
+    """Not thread-safe: the reader's lock covers it. A file that is attached may be unlinked; it stays readable."""
+
+    def __init__(self, con: Connection, warm: Warm) -> None:
+        self._con = con
+        self._warm = warm
+        self._ids: set[str] = set()
+
+    def add(self, segments: Iterable[Segment]) -> None:
+        """Attach those that are not yet. SegmentGone when a file is missing; TierCorrupt when one cannot be read."""
+        for segment in segments:
+            if segment.segment_id not in self._ids:
+                self._attach(segment)
+                self._ids.add(segment.segment_id)
+
+    def keep_only(self, segment_ids: Iterable[str]) -> None:
+        """Detach all others. A query that is reading one of them finishes undisturbed."""
+        for segment_id in self._ids - set(segment_ids):
+            self._con.execute(f"DETACH {alias(segment_id)}")
+            self._ids.discard(segment_id)
+
+    def _attach(self, segment: Segment) -> None:
+        path = self._warm.path(segment.segment_id)
+        try:
+            with duckdb_errors(path, reading=True):
+                self._con.execute(f"ATTACH {quoted(path)} AS {alias(segment.segment_id)} (READ_ONLY)")
+        except (TierCorrupt, TierUnavailable) as exc:
+            if Path(path).exists():
+                raise
+            raise SegmentGone(path) from exc
+
+
+def alias(segment_id: str) -> str:
+    """The name a segment is attached under."""
+    return f"s_{segment_id}"

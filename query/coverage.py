@@ -1,0 +1,91 @@
+"""What an answer rests on: the receipt every result carries. Pure."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Any, Final, Literal
+
+import msgspec
+
+EXACT: Final = "exact"
+SAMPLE: Final = "sample"
+
+
+class Coverage(msgspec.Struct, frozen=True, kw_only=True):
+    """Where the rows of one answer came from, and what it can be trusted for.
+
+    Rows are events in the segments and files that were read, before the query's own WHERE.
+    """
+
+    taken_at: dt.datetime
+    """Every event acknowledged before this is in the answer."""
+    relations: dict[str, Literal["exact", "sample"]]
+    """Each relation the query could see: computed from all events, or from a sample of them."""
+    cached_rows: int = 0
+    """Events that Redis answered for by itself, settled or not; the tiers were not asked then."""
+    hot_rows: int
+    """Events not yet settled."""
+    hot_newest_at: dt.datetime | None
+    """When the newest of them was ingested; None when all have settled."""
+    warm_rows: int
+    cold_rows: int
+    sampled_rows: int
+    """Of `cold_rows`, those that stand for others too."""
+    segments_read: int
+    segments_pruned: int
+    files_read: int
+    files_pruned: int
+    rejected: int
+    """Unsettled events that cannot be read and are in no answer; settle will set them aside."""
+    lost: int
+    """Acknowledged events the ledger declares lost, ever."""
+    retries: int
+    """Views taken and given up because data moved meanwhile."""
+    not_pruned: str = ""
+    """Why every segment was read; empty when the query's bounds were understood."""
+
+    @property
+    def exact(self) -> bool:
+        """Whether nothing in the answer is an estimate."""
+        return self.sampled_rows == 0
+
+    @property
+    def reason(self) -> str:
+        """Why the answer is not exact; empty when it is."""
+        if self.exact:
+            return ""
+        names = ", ".join(name for name, label in self.relations.items() if label == SAMPLE)
+        return f"{self.sampled_rows:,} archived rows of {names} are a sample: weigh each by 1 / sample_rate"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON: times as RFC 3339 text."""
+        found = dict(msgspec.to_builtins(self))
+        return {**found, "exact": self.exact, "reason": self.reason}
+
+    def __str__(self) -> str:
+        if self.cached_rows:
+            return f"{self.cached_rows:,} events as of {_clock(self.taken_at)} UTC, all from Redis. Exact."
+        parts = [f"{self.hot_rows + self.warm_rows + self.cold_rows:,} events as of {_clock(self.taken_at)} UTC"]
+        parts.append(f"{self.hot_rows:,} hot" + (f" (newest {_clock(self.hot_newest_at)})" if self.hot_newest_at else ""))
+        parts.append(f"{self.warm_rows:,} warm in {_of(self.segments_read, self.segments_pruned, 'segment')}")
+        if self.files_read or self.files_pruned:
+            parts.append(f"{self.cold_rows:,} cold in {_of(self.files_read, self.files_pruned, 'file')}")
+        text = f"{parts[0]}: {', '.join(parts[1:])}. " + ("Exact." if self.exact else f"An estimate: {self.reason}.")
+        if self.not_pruned:
+            text += f" Nothing pruned: {self.not_pruned}."
+        if self.rejected:
+            text += f" {self.rejected:,} unsettled events cannot be read and are left out."
+        if self.lost:
+            text += f" {self.lost:,} acknowledged events are declared lost."
+        if self.retries:
+            text += f" Data moved meanwhile: view {self.retries + 1}."
+        return text
+
+
+def _of(read: int, pruned: int, unit: str) -> str:
+    total = read + pruned
+    return f"{read} of {total} {unit}{'' if total == 1 else 's'}"
+
+
+def _clock(at: dt.datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M:%S}"

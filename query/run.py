@@ -1,0 +1,217 @@
+"""Run SQL over fresh cuts: which segments a query needs, the three relations over them, and the answer with its coverage."""
+
+from __future__ import annotations
+
+import datetime as dt
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+
+from thermocline.config import MIB, QuerySettings, Settings
+from thermocline.errors import IncompleteAnswer, QueryRefused, TierCorrupt, TierUnavailable
+from thermocline.tiers.duck import Connection, DuckError, connect, fresh_name
+from thermocline.tiers.ledger import ColdFile, Segment
+from thermocline.tiers.opening import Tiers
+
+from .attached import SegmentGone
+from .bounds import Bounds, chosen
+from .coverage import EXACT, SAMPLE, Coverage
+from .relations import Sources, relation_sql
+from .result import Result, with_integers
+from .view import Cut, Reader, first_line
+
+Parameters = Sequence[Any] | Mapping[str, Any] | None
+READS: Final = ("SELECT", "EXPLAIN")
+"""Statement types that leave nothing behind."""
+
+
+class Runner:
+    """SQL in the caller's process, each time over a fresh cut. Thread-safe: every call borrows a connection of its own."""
+
+    def __init__(self, tiers: Tiers) -> None:
+        self._settings = tiers.settings.query
+        self._base = open_memory(tiers.settings)
+        self._reader = Reader(tiers, self._base.cursor())
+        self._lock = threading.Lock()
+        self._free: list[_Place] = []
+        self._opaque = ""
+
+    def sql(self, query: str, parameters: Parameters = None, *, require: Literal["complete"] | None = None) -> Result:
+        """The answer to `query`.
+
+        QueryRefused: DuckDB does not take it. IncompleteAnswer: `require="complete"` and it would rest on a sample.
+        TierUnavailable, TierCorrupt: a tier cannot be read; there is no answer without one.
+        """
+        _check_arguments(parameters, require)
+        with self._borrowed() as place:
+            kinds = place.kinds(query)
+            reading = self._read(query, parameters, kinds)
+            gone: SegmentGone | None = None
+            for retries in range(self._settings.view_retries_max):
+                cut = self._reader.take()
+                try:
+                    sources = sources_of(cut, reading.bounds)
+                    coverage = _coverage(cut, sources, retries=cut.retries + retries, not_pruned=reading.not_pruned)
+                    if require == "complete" and not coverage.exact:
+                        raise IncompleteAnswer(f"{coverage.reason}; ask without require, or for days that are still warm")
+                    self._reader.attach(segment for source in sources.values() for segment in source.segments)
+                    place.define(sources)
+                    return Result(place.run(query, parameters, self._settings), coverage)
+                except SegmentGone as exc:
+                    gone = exc
+                finally:
+                    self._reader.release(cut)
+                    if not set(kinds) <= set(READS):
+                        place.seen.clear()
+                        self._opaque = self._opaque or place.opaque()
+            raise TierCorrupt(f"{gone} is missing, but the ledger lists it: run `thermocline verify`") from gone
+
+    def close(self) -> None:
+        with self._lock:
+            for place in self._free:
+                place.con.close()
+            self._free.clear()
+            self._base.close()
+
+    def _read(self, query: str, parameters: Parameters, kinds: Sequence[str]) -> Any:
+        from .prune import everything, read  # sqlglot takes long to import, and `import thermocline` should not
+
+        if len(kinds) != 1 or kinds[0] not in READS:
+            return everything("not a single SELECT")
+        if self._opaque:
+            return everything(self._opaque)
+        return read(query, parameters, now_us=time.time_ns() // 1000)
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[_Place]:
+        with self._lock:
+            place = self._free.pop() if self._free else _Place(self._base.cursor())
+        try:
+            yield place
+        finally:
+            with self._lock:
+                self._free.append(place)
+
+
+class _Place:
+    """One connection and what its relations read at the moment."""
+
+    def __init__(self, con: Connection) -> None:
+        self.con = con
+        self.seen: dict[str, Sources] = {}
+
+    def kinds(self, query: str) -> list[str]:
+        """The types of the statements in `query`."""
+        try:
+            kinds = [statement.type.name for statement in self.con.extract_statements(query)]
+        except DuckError as exc:
+            raise QueryRefused(first_line(exc)) from exc
+        if not kinds:
+            raise QueryRefused("the query is empty")
+        if "TRANSACTION" in kinds:
+            raise QueryRefused("every query has its own view, so transactions need a connection: use store.duckdb()")
+        return kinds
+
+    def define(self, sources: Mapping[str, Sources]) -> None:
+        """Make the relations read `sources`; those that do already stay."""
+        for relation, source in sources.items():
+            if self.seen.get(relation) != source:
+                self.seen.pop(relation, None)
+                with _refusals():
+                    self.con.execute(f"CREATE OR REPLACE TEMP VIEW {relation} AS {relation_sql(relation, source)}")
+                self.seen[relation] = source
+
+    def run(self, query: str, parameters: Parameters, settings: QuerySettings) -> pa.Table:
+        try:
+            done = self.con.execute(query, parameters) if parameters is not None else self.con.execute(query)
+            wide = [place for place, column in enumerate(done.description or ()) if str(column[1]) == "HUGEINT"]
+            return with_integers(done.to_arrow_table(), wide)
+        except DuckError as exc:
+            if type(exc).__name__ == "OutOfMemoryException":
+                limit = settings.memory_bytes_max // MIB
+                raise QueryRefused(f"the query needs more than query.memory_bytes_max ({limit} MiB): {first_line(exc)}") from exc
+            raise QueryRefused(first_line(exc)) from exc
+
+    def opaque(self) -> str:
+        """Why the text of a query does not show everything it reads any more; empty if it does."""
+        views, macros, zone, collation = self.con.execute(_SESSION).fetchone() or ()
+        if views or macros:
+            return "this store has views or macros of its own"
+        if zone != "UTC" or collation:
+            return "this store's TimeZone or default_collation was changed"
+        return ""
+
+
+_SESSION: Final = """
+    SELECT (SELECT count(*) FROM duckdb_views() WHERE NOT internal
+                AND NOT (temporary AND view_name IN ('events', 'hourly_stats', 'conversation_summary'))),
+           (SELECT count(*) FROM duckdb_functions() WHERE NOT internal),
+           current_setting('TimeZone'), current_setting('default_collation')"""
+
+
+def open_memory(settings: Settings) -> Connection:
+    """An in-memory database within the limits of `query.*`; what does not fit spills into the namespace folder."""
+    spill = settings.namespace_dir.absolute() / fresh_name(f"spill-{os.getpid()}-query")  # the worker removes what the dead leave
+    limits = settings.query
+    return connect(memory_bytes=limits.memory_bytes_max, threads=limits.threads, temp_dir=str(spill))
+
+
+def sources_of(cut: Cut, bounds: Mapping[str, Bounds]) -> dict[str, Sources]:
+    """What each relation has to read."""
+    found = {}
+    for relation, bound in bounds.items():
+        by_hour = relation == "hourly_stats"
+        segments: list[Segment] = chosen(cut.view.segments, bound, by_hour=by_hour)
+        files: list[ColdFile] = chosen(cut.view.files, bound, by_hour=by_hour)
+        found[relation] = Sources.of(relation, cut.tail, segments, files)
+    return found
+
+
+def _coverage(cut: Cut, sources: Mapping[str, Sources], *, retries: int, not_pruned: str) -> Coverage:
+    segments = {segment.segment_id: segment.rows for source in sources.values() for segment in source.segments}
+    files = {file.file_id: file for source in sources.values() for file in source.files}
+    sampled = {relation: source.sampled_rows for relation, source in sources.items()}
+    labels: dict[str, Literal["exact", "sample"]] = {relation: SAMPLE if rows else EXACT for relation, rows in sampled.items()}
+    tail = cut.tail if sources else None
+    return Coverage(
+        taken_at=at(cut.taken_us),
+        relations=labels,
+        hot_rows=tail.rows if tail else 0,
+        hot_newest_at=at(tail.newest_us) if tail and tail.newest_us is not None else None,
+        warm_rows=sum(segments.values()),
+        cold_rows=sum(file.rows for file in files.values() if file.kind == "events"),
+        sampled_rows=max(sampled.values(), default=0),
+        segments_read=len(segments),
+        segments_pruned=len(cut.view.segments) - len(segments),
+        files_read=len(files),
+        files_pruned=len(cut.view.files) - len(files),
+        rejected=cut.tail.rejected,
+        lost=sum(loss.events for loss in cut.view.losses),
+        retries=retries,
+        not_pruned=not_pruned,
+    )
+
+
+def _check_arguments(parameters: Parameters, require: str | None) -> None:
+    if parameters is not None and not isinstance(parameters, list | tuple | dict):
+        raise QueryRefused(f"params must be a list (for ? and $1) or a dict (for $name), not {type(parameters).__name__}")
+    if require not in (None, "complete"):
+        raise QueryRefused(f'require must be "complete" or None, not {require!r}')
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except DuckError as exc:
+        raise TierUnavailable(f"the relations cannot be made: {first_line(exc)}") from exc
+
+
+def at(us: int) -> dt.datetime:
+    """µs since the epoch as an aware datetime."""
+    return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=us)

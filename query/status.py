@@ -1,0 +1,202 @@
+"""How a namespace is doing: what each tier holds, what waits, what the worker last said."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from thermocline.config import MIB
+from thermocline.tiers.hot import Hot, ServerFacts, ShardCut
+from thermocline.tiers.ledger import Loss, View
+from thermocline.tiers.opening import Tiers
+
+WORKER_FILE: Final = "worker.json"
+"""In the namespace folder: what the worker last said of itself."""
+
+
+class TierStatus(msgspec.Struct, frozen=True, kw_only=True):
+    tier: str
+    """hot (in Redis, not settled), warm (segments) or cold (archived files)."""
+    events: int
+    files: int
+    bytes: int
+    """hot: payload; else what the files take on disk."""
+
+
+class CachedStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """What has settled and can still be read from Redis. These events are counted in warm."""
+
+    events: int
+    bytes: int
+    """Payload."""
+
+
+class RedisStatus(msgspec.Struct, frozen=True, kw_only=True):
+    version: str
+    url: str
+    durability: str
+    """What an acknowledged append survives."""
+    used_bytes: int
+    bytes_max: int
+    """maxmemory; 0 is no limit."""
+    disk_ok: bool
+
+
+class Status(msgspec.Struct, frozen=True, kw_only=True):
+    namespace: str
+    data_dir: str
+    health: str
+    """green; yellow: needs attention; red: the store sheds load, or will."""
+    reasons: tuple[str, ...]
+    """Why health is not green, and what to do."""
+    tiers: tuple[TierStatus, ...]
+    cached: CachedStatus
+    redis: RedisStatus
+    shards: int
+    segments_by_level: dict[int, int]
+    rejected: int
+    """Events settle could not use, ever; rejected/ has them."""
+    lost: int
+    losses: tuple[Loss, ...]
+    oldest_unsettled_s: float | None
+    """How long the oldest event that has not settled waits."""
+    worker: dict[str, Any] | None
+    """What the worker last said (worker.json); None when none ever ran."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        found: dict[str, Any] = msgspec.to_builtins(self, str_keys=True)
+        return found
+
+
+def status(tiers: Tiers) -> Status:
+    """The state of a namespace now. TierUnavailable when Redis or the ledger is."""
+    view = tiers.ledger.view()
+    cut = tiers.hot.cut()
+    facts = tiers.hot.facts()
+    worker = _worker(tiers.settings.namespace_dir / WORKER_FILE)
+    cached, oldest_us = _in_log(tiers.hot, view, cut)
+    waiting = _waiting(view, cut)
+    oldest_s = None if oldest_us is None else max(0.0, (facts.now_us - oldest_us) / 1e6)
+    reasons = _reasons(tiers, facts, view, waiting, oldest_s, worker)
+    levels: dict[int, int] = {}
+    for segment in view.segments:
+        levels[segment.level] = levels.get(segment.level, 0) + 1
+    return Status(
+        namespace=tiers.settings.namespace,
+        data_dir=str(tiers.settings.data_dir),
+        health="red" if any(red for red, _ in reasons) else "yellow" if reasons else "green",
+        reasons=tuple(reason for _, reason in reasons),
+        tiers=(waiting, *_files(view)),
+        cached=cached,
+        redis=RedisStatus(
+            version=facts.version,
+            url=tiers.hot.link.shown_url,
+            durability=_durability(facts),
+            used_bytes=facts.used_memory,
+            bytes_max=facts.maxmemory,
+            disk_ok=facts.disk_ok,
+        ),
+        shards=len(cut),
+        segments_by_level=dict(sorted(levels.items())),
+        rejected=sum(state.rejected for state in view.shards),
+        lost=sum(loss.events for loss in view.losses),
+        losses=tuple(loss for loss in view.losses if loss.events),
+        oldest_unsettled_s=oldest_s,
+        worker=worker,
+    )
+
+
+def _waiting(view: View, cut: Sequence[ShardCut]) -> TierStatus:
+    return TierStatus(
+        tier="hot",
+        events=sum(shard.events_total - state.events for state, shard in zip(view.shards, cut, strict=True)),
+        files=0,
+        bytes=sum(shard.bytes_total - state.bytes for state, shard in zip(view.shards, cut, strict=True)),
+    )
+
+
+def _files(view: View) -> list[TierStatus]:
+    events = [file for file in view.files if file.kind == "events"]
+    return [
+        TierStatus(
+            tier="warm",
+            events=sum(segment.rows for segment in view.segments),
+            files=len(view.segments),
+            bytes=sum(segment.file_bytes for segment in view.segments),
+        ),
+        TierStatus(
+            tier="cold",
+            events=sum(file.rows for file in events),
+            files=len(view.files),
+            bytes=sum(file.file_bytes for file in view.files),
+        ),
+    ]
+
+
+def _in_log(hot: Hot, view: View, cut: Sequence[ShardCut]) -> tuple[CachedStatus, int | None]:
+    """What is cached, and when the oldest unsettled event was ingested: from the first blocks of the log's two parts."""
+    events = size = 0
+    ingested = []
+    for state, shard in zip(view.shards, cut, strict=True):
+        cached_bytes = state.bytes - shard.trimmed_bytes
+        if cached_bytes > 0:
+            first = hot.page(shard.shard, shard.trimmed, shard.last, bytes_max=1).slice(0, 1).to_pylist()
+            events += sum(state.events - block["events_total"] + block["events"] for block in first)
+            size += cached_bytes
+        if shard.last > state.position:
+            first = hot.page(shard.shard, state.position, shard.last, bytes_max=1).slice(0, 1).to_pylist()
+            ingested += [block["ingested_us"] for block in first]
+    return CachedStatus(events=events, bytes=size), min(ingested, default=None)
+
+
+def _reasons(
+    tiers: Tiers,
+    facts: ServerFacts,
+    view: View,
+    waiting: TierStatus,
+    oldest_s: float | None,
+    worker: dict[str, Any] | None,
+) -> list[tuple[bool, str]]:
+    """(whether it is red, what is wrong and what to do), worst first."""
+    warm, hot = tiers.settings.warm, tiers.settings.hot
+    found = []
+    if worker is not None and worker.get("health") == "red":
+        found.append((True, f"the worker reports: {worker.get('problem') or 'health red'}"))
+    stored = sum(segment.file_bytes for segment in view.segments)
+    if warm.bytes_max and stored >= warm.bytes_max:
+        found.append((True, f"segments take {stored // MIB} MiB of warm.bytes_max ({warm.bytes_max // MIB}): settle has stopped"))
+    if waiting.bytes >= hot.unsettled_bytes_max:
+        found.append((True, f"{waiting.bytes // MIB} MiB wait to settle: append sheds load; is `thermocline worker` running?"))
+    if not facts.disk_ok:
+        found.append((True, "Redis cannot write to its disk: check its free space and log"))
+    if oldest_s is not None and oldest_s > 2 * warm.settle_latest_s:
+        found.append((False, f"events wait {oldest_s:.0f} s to settle: start `thermocline worker`"))
+    if not facts.append_only:
+        found.append((False, "Redis keeps nothing on disk (hot.allow_volatile): a crash loses what has not settled"))
+    lost = sum(loss.events for loss in view.losses)
+    if lost:
+        found.append((False, f"{lost:,} acknowledged events were lost by Redis: `thermocline verify` says where"))
+    return found
+
+
+def _durability(facts: ServerFacts) -> str:
+    if not facts.append_only or facts.append_fsync == "no":
+        return "memory"
+    return "fsync" if facts.append_fsync == "always" else "fsync within 2 s"
+
+
+def _worker(path: Path) -> dict[str, Any] | None:
+    """What the worker last wrote, with `age_s`; None when there is nothing to read."""
+    try:
+        text = path.read_text()
+        age_s = time.time() - path.stat().st_mtime
+        said = json.loads(text)
+    except (OSError, ValueError):
+        return None
+    return {**said, "age_s": round(age_s, 1)} if isinstance(said, dict) else None

@@ -1,0 +1,218 @@
+"""The hot tail of one reader: unsettled events, decoded once and kept until they settle.
+
+Rows are kept in tables of an in-memory DuckDB that are never changed, only made and dropped ("chunks"), so a query that runs on
+an older cut keeps what it reads. A refresh pages only what is new; small chunks are folded into larger ones, so that their number
+grows with the logarithm of the rows. What cannot be decoded is rejected by the same rule as in settle, and counted.
+
+After a failure at any point the tail holds less than it could, never something wrong: the next refresh goes on from there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
+
+import msgspec
+import pyarrow as pa
+
+from thermocline.event import COLUMNS
+from thermocline.tiers.block import ORIGIN, Position
+from thermocline.tiers.duck import Connection, fresh_name
+from thermocline.tiers.hot import Hot, ShardCut
+from thermocline.tiers.ledger import View
+from thermocline.tiers.rows import parse_blocks
+
+PARSE_BYTES: Final = 32 << 20
+"""Payload decoded at once."""
+FOLD_ROWS_MAX: Final = 200_000
+"""Rows of a chunk that is made by folding smaller ones."""
+SCHEMA: Final = "memory.tail"
+EMPTY: Final = f"{SCHEMA}.none"
+"""A table without rows that has the columns of `events`: what a relation over nothing reads."""
+_COLUMN_LIST: Final = ", ".join(column.name for column in COLUMNS)
+_PLACE: Final = "shard, position_ms, position_seq"
+
+
+class Chunk(msgspec.Struct, frozen=True, kw_only=True):
+    """One table of decoded events."""
+
+    table: str
+    rows: int
+    newest_us: int
+    """Latest ingested_at."""
+    reach: Mapping[int, tuple[Position, Position]]
+    """shard → first and last position of its rows."""
+
+
+class TailState(msgspec.Struct, frozen=True, kw_only=True):
+    """What a cut keeps of the tail."""
+
+    chunks: tuple[Chunk, ...] = ()
+    rejected: int = 0
+
+    @property
+    def rows(self) -> int:
+        return sum(chunk.rows for chunk in self.chunks)
+
+    @property
+    def newest_us(self) -> int | None:
+        return max((chunk.newest_us for chunk in self.chunks), default=None)
+
+
+class Hole(Exception):
+    """Internal: the log lacks entries that nothing says were trimmed."""
+
+
+class Tail:
+    """Not thread-safe: the reader's lock covers it.
+
+    con  a connection to an in-memory database of its own; other cursors of it may read the chunks at any time
+    """
+
+    def __init__(self, con: Connection, *, page_bytes_max: int) -> None:
+        self._con = con
+        self._page_bytes_max = page_bytes_max
+        self._chunks: list[Chunk] = []
+        self._rejected: list[tuple[int, Position, int]] = []
+        self._reached: dict[int, tuple[Position, int]] = {}
+        self._trimmed: dict[int, Position] = {}
+        self._identity: object = None
+        self._tables: set[str] = set()
+        self._numbers = 0
+        con.execute(f"CREATE SCHEMA {SCHEMA}")
+        columns = ", ".join(f"{column.name} {column.sql_type}" for column in COLUMNS)
+        con.execute(f"CREATE TABLE {EMPTY} ({columns})")
+
+    def advance(self, hot: Hot, view: View, cut: Sequence[ShardCut]) -> TailState | None:
+        """The events after the view's positions up to the cut, fetching what is new.
+
+        None when the log was trimmed beyond the view meanwhile: take a fresh view and call again; what was fetched is kept.
+        Hole when events are missing for no such reason; the tail is empty then.
+        """
+        identity = [(shard.incarnation, shard.era) for shard in cut]
+        if identity != self._identity or any(shard.last < self._place(shard.shard)[0] for shard in cut):
+            self.clear()  # Redis came back older, or as another: what was read before may be gone from the log
+            self._identity = identity
+        self._drop_settled([state.position for state in view.shards])
+        starts = {state.shard: max((state.position, state.events), self._place(state.shard)) for state in view.shards}
+        behind = [shard for shard in cut if shard.last > starts[shard.shard][0]]
+        if behind:
+            self._fetch(hot, behind, starts)
+            self._check(behind, starts, hot.trimmed())
+        if any(self._trimmed.get(state.shard, ORIGIN) > state.position for state in view.shards):
+            return None
+        return TailState(chunks=tuple(self._chunks), rejected=sum(events for _, _, events in self._rejected))
+
+    def clear(self) -> None:
+        """Forget everything; tables stay until `keep_only`."""
+        self._chunks, self._rejected, self._reached, self._trimmed = [], [], {}, {}
+
+    def keep_only(self, held: Iterable[Chunk]) -> None:
+        """Drop the tables that neither the tail nor `held` uses."""
+        used = {chunk.table for chunk in (*held, *self._chunks)}
+        for table in self._tables - used:
+            self._con.execute(f"DROP TABLE {table}")
+        self._tables &= used
+
+    def _place(self, shard: int) -> tuple[Position, int]:
+        """(position, N) up to which the shard was read."""
+        return self._reached.get(shard, (ORIGIN, 0))
+
+    def _fetch(self, hot: Hot, behind: Sequence[ShardCut], starts: Mapping[int, tuple[Position, int]]) -> None:
+        pages: list[pa.Table] = []
+        size = 0
+        for shard in behind:
+            at = starts[shard.shard][0]
+            while at < shard.last:
+                page = hot.page(shard.shard, at, shard.last, bytes_max=self._page_bytes_max)
+                if page.num_rows == 0:
+                    break
+                pages.append(page)
+                size += page.nbytes
+                at = Position(page.column("position_ms")[-1].as_py(), page.column("position_seq")[-1].as_py())
+                if size >= PARSE_BYTES:
+                    self._decode(pa.concat_tables(pages), starts)
+                    pages, size = [], 0
+        if pages:
+            self._decode(pa.concat_tables(pages), starts)
+        for shard in behind:
+            _, events = max(starts[shard.shard], self._place(shard.shard))
+            self._reached[shard.shard] = (shard.last, events)
+
+    def _decode(self, blocks: pa.Table, starts: Mapping[int, tuple[Position, int]]) -> None:
+        """Make a chunk of `blocks` and remember how far their shards are read."""
+        parsed = fresh_name("tail")
+        try:
+            rejected = parse_blocks(self._con, blocks, parsed)
+            chunk = self._make(f"SELECT {_COLUMN_LIST}, {_PLACE} FROM temp.{parsed}")
+        finally:
+            self._con.execute(f"DROP TABLE IF EXISTS temp.{parsed}")
+        if chunk is not None:
+            self._chunks.append(chunk)
+            self._fold()
+        self._rejected += [(line.shard, Position.parse(line.position), line.events) for line in rejected]
+        read = blocks.group_by("shard", use_threads=False).aggregate(
+            [("position_ms", "last"), ("position_seq", "last"), ("events", "sum")]
+        )
+        for row in read.to_pylist():
+            _, events = max(starts[row["shard"]], self._place(row["shard"]))
+            position = Position(row["position_ms_last"], row["position_seq_last"])
+            self._reached[row["shard"]] = (position, events + row["events_sum"])
+
+    def _check(self, behind: Sequence[ShardCut], starts: Mapping[int, tuple[Position, int]], trimmed: Sequence[Position]) -> None:
+        """Compare what was read with the counters of the cut."""
+        for shard in behind:
+            start, _ = starts[shard.shard]
+            _, events = self._reached[shard.shard]
+            if trimmed[shard.shard] > start:
+                self._trimmed[shard.shard] = trimmed[shard.shard]
+            elif events != shard.events_total:
+                self.clear()
+                missing = shard.events_total - events
+                raise Hole(f"shard {shard.shard} of Redis' log lacks {missing} events between {start} and {shard.last}")
+            self._reached[shard.shard] = (shard.last, shard.events_total)
+
+    def _drop_settled(self, settled: Sequence[Position]) -> None:
+        """Take what is in segments by now out of the chunks."""
+        kept = []
+        for chunk in self._chunks:
+            if all(first > settled[shard] for shard, (first, _) in chunk.reach.items()):
+                kept.append(chunk)
+                continue
+            left = [shard for shard, (_, last) in chunk.reach.items() if last > settled[shard]]
+            if left:
+                after = " OR ".join(f"(shard = {shard} AND {_after(settled[shard])})" for shard in left)
+                rest = self._make(f"SELECT * FROM {chunk.table} WHERE {after}")
+                kept += [rest] if rest is not None else []
+        self._chunks = kept
+        self._rejected = [line for line in self._rejected if line[1] > settled[line[0]]]
+
+    def _fold(self) -> None:
+        """Make one chunk of the last two while the newer is not much smaller."""
+        while len(self._chunks) > 1:
+            older, newer = self._chunks[-2:]
+            if older.rows >= 2 * newer.rows or older.rows + newer.rows > FOLD_ROWS_MAX:
+                return
+            folded = self._make(f"FROM {older.table} UNION ALL FROM {newer.table}")
+            self._chunks[-2:] = [folded] if folded is not None else []
+
+    def _make(self, rows_sql: str) -> Chunk | None:
+        """A new chunk of these rows; None when there are none."""
+        self._numbers += 1
+        table = f"{SCHEMA}.c{self._numbers}"
+        self._con.execute(f"CREATE TABLE {table} AS {rows_sql}")
+        found = self._con.execute(
+            "SELECT shard, count(*), max(epoch_us(ingested_at)), min((position_ms, position_seq)),"
+            f" max((position_ms, position_seq)) FROM {table} GROUP BY shard"
+        ).fetchall()
+        if not found:
+            self._con.execute(f"DROP TABLE {table}")
+            return None
+        self._tables.add(table)
+        reach = {shard: (Position(*first), Position(*last)) for shard, _, _, first, last in found}
+        return Chunk(table=table, rows=sum(row[1] for row in found), newest_us=max(row[2] for row in found), reach=reach)
+
+
+def _after(position: Position) -> str:
+    ms, seq = position
+    return f"(position_ms > {ms} OR (position_ms = {ms} AND position_seq > {seq}))"

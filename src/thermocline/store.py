@@ -1,0 +1,141 @@
+"""A store as a reader sees it: SQL over all tiers, the newest events of a conversation, status and verification."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+from thermocline.config import Settings, load
+from thermocline.errors import ConfigError, TierUnavailable
+from thermocline.query.pinned import Pinned
+from thermocline.query.recent import Recent
+from thermocline.query.result import Result
+from thermocline.query.run import Runner
+from thermocline.query.status import Status, status
+from thermocline.tiers.duck import Connection
+from thermocline.tiers.opening import Tiers, open_tiers
+
+if TYPE_CHECKING:
+    from thermocline.archiver.verify import Verification
+
+
+class Store:
+    """One namespace, opened for reading. Thread-safe; a context manager. Make one with `connect`."""
+
+    def __init__(self, tiers: Tiers) -> None:
+        """tiers  closed with the store"""
+        self.tiers = tiers
+        self._runner = Runner(tiers)
+        self._recent = Recent(tiers, self._runner)
+        self._lock = threading.Lock()
+        self._pinned: Pinned | None = None
+        self._closed = False
+
+    @property
+    def settings(self) -> Settings:
+        return self.tiers.settings
+
+    def sql(
+        self,
+        query: str,
+        params: Sequence[Any] | Mapping[str, Any] | None = None,
+        *,
+        require: Literal["complete"] | None = None,
+    ) -> Result:
+        """The answer to `query` over every event acknowledged before the call.
+
+        query    DuckDB SQL over `events`, `hourly_stats`, `conversation_summary`, and whatever the caller makes. Tables
+                 made here live in memory, until the store is closed; `duckdb()` does not see them
+        params   a list for `?` and `$1`, a dict for `$name`
+        require  "complete": raise IncompleteAnswer rather than answer from a sample
+
+        QueryRefused says what DuckDB does not like. TierUnavailable and TierCorrupt: a tier cannot be read, and there is
+        no answer without it.
+        """
+        self._check_open()
+        return self._runner.sql(query, params, require=require)
+
+    def recent(self, conversation_id: str, limit: int = 100) -> Result:
+        """The newest `limit` events of a conversation, columns as in `events`, ordered by seq."""
+        self._check_open()
+        return self._recent.recent(conversation_id, limit)
+
+    def duckdb(self) -> Connection:
+        """A DuckDB connection with the three relations, pinned to one view until `refresh()`. The caller closes it.
+
+        All of them share one in-memory database of their own: tables and views made in one are seen in all.
+        """
+        self._check_open()
+        with self._lock:
+            if self._pinned is None:
+                self._pinned = Pinned(self.tiers)
+        return self._pinned.connection()
+
+    def refresh(self) -> None:
+        """Move the connections of `duckdb()` to a fresh view. `sql()` and `recent()` always take one."""
+        self._check_open()
+        if self._pinned is not None:
+            self._pinned.refresh()
+
+    def status(self) -> Status:
+        """What each tier holds, what waits, and how healthy the store is."""
+        self._check_open()
+        return status(self.tiers)
+
+    def verify(self, deep: bool = False) -> Verification:
+        """Whether every event ever appended is accounted for; `deep` reads every segment in full."""
+        from thermocline.archiver.verify import verify
+
+        self._check_open()
+        return verify(self.tiers, deep=deep)
+
+    def close(self) -> None:
+        """Let go of everything. Results stay usable; connections of `duckdb()` do not. Safe to repeat."""
+        if self._closed:
+            return
+        self._closed = True
+        self._recent.close()
+        self._runner.close()
+        if self._pinned is not None:
+            self._pinned.close()
+        self.tiers.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise TierUnavailable("this store is closed: connect() again")
+
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Store {self.settings.namespace!r} in {self.settings.data_dir}>"
+
+
+def connect(config: Settings | Mapping[str, Any] | str | Path | None = None, **overrides: Any) -> Store:
+    """A Store, creating the namespace when it is new and starting the embedded Redis when none is configured.
+
+    config     Settings; a mapping of settings; the path of a TOML file; None: $THERMOCLINE_CONFIG or ./thermocline.toml if there
+    overrides  settings that win over it: data_dir="…", namespace="…", hot={"cache_window_s": 60}
+
+    ConfigError lists every wrong setting; TierUnavailable and TierCorrupt say which tier cannot be used, and why.
+    """
+    if isinstance(config, Settings):
+        if overrides:
+            raise ConfigError(f"{', '.join(overrides)}: give settings either as Settings or as arguments, not both")
+        settings = config
+    elif isinstance(config, Mapping):
+        settings = load({**config, **overrides})
+    else:
+        settings = load(overrides, file=None if config is None else Path(config))
+    tiers = open_tiers(settings)
+    try:
+        return Store(tiers)
+    except BaseException:
+        tiers.close()
+        raise
