@@ -44,7 +44,7 @@ class RedisStatus(msgspec.Struct, frozen=True, kw_only=True):
     used_bytes: int
     bytes_max: int
     """maxmemory; 0 is no limit."""
-    disk_ok: bool
+    write_ok: bool
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True):
@@ -100,7 +100,7 @@ def status(tiers: Tiers) -> Status:
             durability=_durability(facts),
             used_bytes=facts.used_memory,
             bytes_max=facts.maxmemory,
-            disk_ok=facts.disk_ok,
+            write_ok=facts.write_ok,
         ),
         shards=len(cut),
         segments_by_level=dict(sorted(levels.items())),
@@ -173,7 +173,7 @@ def _reasons(
         found.append((True, f"segments take {stored // MIB} MiB of warm.bytes_max ({warm.bytes_max // MIB}): settle has stopped"))
     if waiting.bytes >= hot.unsettled_bytes_max:
         found.append((True, f"{waiting.bytes // MIB} MiB wait to settle: append sheds load; is `thermocline worker` running?"))
-    if not facts.disk_ok:
+    if not facts.write_ok:
         found.append((True, "Redis cannot write to its disk: check its free space and log"))
     if oldest_s is not None and oldest_s > 2 * warm.settle_latest_s:
         found.append((False, f"events wait {oldest_s:.0f} s to settle: start `thermocline worker`"))

@@ -49,6 +49,7 @@ class RedisHot:
         info = dict(line.partition(":")[::2] for line in info_text.decode().split("\r\n") if ":" in line)
         now = self.link.call("TIME")
         append_only = info.get("aof_enabled") == "1"
+        write_ok = info.get("aof_last_write_status", "ok") == "ok"
         known = not isinstance(fsync, Exception) and len(fsync) == 2
         return ServerFacts(
             version=info["redis_version"],
@@ -58,7 +59,8 @@ class RedisHot:
             used_memory=int(info.get("used_memory", 0)),
             append_only=append_only,
             append_fsync="no" if not append_only else fsync[1].decode() if known else "everysec",
-            disk_ok=info.get("aof_pending_bio_fsync", "0") == "0" and info.get("aof_last_write_status", "ok") == "ok",
+            disk_ok=write_ok and info.get("aof_pending_bio_fsync", "0") == "0",
+            write_ok=write_ok,
             now_us=int(now[0]) * 1_000_000 + int(now[1]),
         )
 

@@ -1,0 +1,32 @@
+"""A short chaos run on every redis-server there is; tests/long has the full ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.run import Report, run_chaos
+
+
+def short_run(folder: Path, redis: Path, fsync: str) -> Report:
+    return run_chaos(
+        folder,
+        redis=str(redis),
+        fsync=fsync,
+        seed=7,
+        worker_kills=4,
+        redis_kills=1,
+        stops=2,
+        producers=1,
+        readers=1,
+        queries_min=100,
+        say=lambda text: None,
+    )
+
+
+@pytest.mark.parametrize("fsync", ["always", "everysec"])
+def test_every_acknowledged_event_survives_a_short_run_of_kills(redis_binary: Path, tmp_path: Path, fsync: str) -> None:
+    report = short_run(tmp_path, redis_binary, fsync)
+    assert report.problems == []
+    assert report.verdict.acknowledged > 100 and report.verdict.queries >= 100
