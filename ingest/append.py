@@ -82,8 +82,7 @@ class Client:
         if expected_seq is not None:
             expected_seq = check_expected_seq(expected_seq)
         batch = Batch(self._blocks(conversation_id, [line]), [[0]])
-        call = Call(batch, [], self._usable_pool(), deadline_s=self._ingest.deadline_s, expected_seq=expected_seq)
-        return call.run()[0]
+        return Call(batch, [], deadline_s=self._ingest.deadline_s, expected_seq=expected_seq).run(self._usable_pool())[0]
 
     def append_many(self, events: Iterable[Event | Mapping[str, Any]]) -> list[Receipt]:
         """One receipt per event, in order. Any mix of conversations; the order within each is kept.
@@ -118,8 +117,7 @@ class Client:
                 start += block.lines
         if not given:
             return []
-        call = Call(Batch(blocks, places), given, self._usable_pool(), deadline_s=self._ingest.deadline_s, now_us=now_us)
-        return call.run()
+        return Call(Batch(blocks, places), given, deadline_s=self._ingest.deadline_s, now_us=now_us).run(self._usable_pool())
 
     def _blocks(self, conversation_id: str, lines: list[Line]) -> list[Block]:
         ingest = self._ingest

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate, pairwise
 
 import msgspec
 
@@ -12,7 +13,7 @@ from thermocline.event import Event, Receipt
 from thermocline.tiers.block import Block, derived_event_id
 
 from .appender import Appender, Unresolved
-from .encode import timestamps_of
+from .encode import events_of, timestamps_of
 from .pool import Pool
 from .sending import ClockAhead, Outcome, Sending, Stored
 
@@ -51,37 +52,30 @@ class Call:
     """Events on their way to one end: receipts, or the error that `append` and `append_many` document. Thread-safe."""
 
     def __init__(
-        self,
-        batch: Batch,
-        events: Sequence[Event],
-        pool: Pool,
-        *,
-        deadline_s: float,
-        expected_seq: int | None = None,
-        now_us: int = 0,
+        self, batch: Batch, events: Sequence[Event], *, deadline_s: float, expected_seq: int | None = None, now_us: int = 0
     ) -> None:
         """events  those of `batch`, for the error's rest; empty for a single append, whose error needs none
         now_us  the timestamp that those without one were given
         """
-        self._now_us = now_us
         self._batch = batch
         self._events = events
-        self._pool = pool
         self._deadline_s = deadline_s
+        self._now_us = now_us
         self._sending = Sending(batch.blocks, expected_seq)
-        self._appender: Appender | None = None
         self._durability = ""
+        self._appender: Appender | None = None
+        self._give_back: Callable[[Appender], None] = Appender.close
         self._lock = threading.Lock()
 
-    def run(self) -> list[Receipt]:
+    def run(self, pool: Pool) -> list[Receipt]:
         """Send everything; one receipt per event, or the error."""
         everything = range(self._batch.count)
         try:
-            with self._pool.borrowed() as appender:
+            with pool.borrowed() as appender:
                 appender.resume(self._sending, deadline_s=self._deadline_s)
                 self._durability = appender.durability
         except Unresolved as exc:
-            self._appender, self._durability = appender, appender.durability
+            self._appender, self._give_back, self._durability = appender, pool.give_back, appender.durability
             return self._end(everything, exc)
         return self._end(everything)
 
@@ -94,9 +88,31 @@ class Call:
                 except Unresolved as exc:
                     self._appender.disconnect()
                     return self._end(scope, exc)
-                self._pool.give_back(self._appender)
+                self._durability = self._appender.durability
+                self._give_back(self._appender)
                 self._appender = None
             return self._end(scope)
+
+    @classmethod
+    def left_over(
+        cls,
+        sending: Sending,
+        appender: Appender,
+        reason: BaseException,
+        *,
+        deadline_s: float,
+        give_back: Callable[[Appender], None],
+    ) -> tuple[list[Event], OutcomeUnknown]:
+        """The events that a Sending has not brought to an end, and the error whose `retry` does.
+
+        give_back  gets the appender when it is done
+        """
+        places = count_up([block.lines for block in sending.blocks])
+        events = [event for block in sending.blocks for event in events_of(block)]
+        call = cls(Batch(sending.blocks, places), events, deadline_s=deadline_s)
+        call._sending, call._appender, call._give_back = sending, appender, give_back
+        rest = [place for group, outcome in zip(places, sending.outcomes, strict=True) if outcome is None for place in group]
+        return [events[place] for place in rest], call._unknown(rest, reason)
 
     def _end(self, scope: Sequence[int], unresolved: Unresolved | None = None) -> list[Receipt]:
         everyone = self._batch.receipts(self._sending.outcomes, self._durability)
@@ -106,7 +122,7 @@ class Call:
             return stored
         rest_indices = [index for index, receipt in enumerate(receipts) if receipt is None]
         rest = [scope[index] for index in rest_indices]
-        cause = self._batch.error(self._sending.outcomes, rest) if unresolved is None else self._unknown(rest, unresolved)
+        cause = self._batch.error(self._sending.outcomes, rest) if unresolved is None else self._unknown(rest, unresolved.reason)
         if not self._events or (not stored and isinstance(cause, InvalidEvent | ConfigError)):
             raise cause
         raise PartialAppend(
@@ -121,15 +137,21 @@ class Call:
         """The event with the time it was given at first: that is when it happened, however late it is stored."""
         return event if event.timestamp is not None else msgspec.structs.replace(event, timestamp=self._now_us)
 
-    def _unknown(self, rest: Sequence[int], unresolved: Unresolved) -> OutcomeUnknown:
+    def _unknown(self, rest: Sequence[int], reason: BaseException) -> OutcomeUnknown:
         subject = "the event" if len(rest) == 1 else f"up to {len(rest):,} events"
         error = OutcomeUnknown(
-            f"{subject} may be stored: the reply was lost ({unresolved.reason}); call retry() on this error, "
+            f"{subject} may be stored: the reply was lost ({reason}); call retry() on this error, "
             "which cannot store anything twice: a fresh append can",
             retry=lambda: self._retry(rest),
         )
-        error.__cause__ = unresolved.reason
+        error.__cause__ = reason
         return error
+
+
+def count_up(sizes: Iterable[int]) -> list[range]:
+    """Consecutive ranges of these sizes, from 0."""
+    ends = list(accumulate(sizes, initial=0))
+    return [range(start, end) for start, end in pairwise(ends)]
 
 
 def _receipts(block: Block, stored: Stored, durability: str) -> list[Receipt]:

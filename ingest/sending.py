@@ -82,9 +82,8 @@ class Sending:
     """The state of one call; survives a lost reply, so that a retry continues with the very same blocks and numbers."""
 
     def __init__(self, blocks: Sequence[Block], expected_seq: int | None = None) -> None:
-        self.blocks = blocks
         self.expected_seq = expected_seq
-        self.outcomes: list[Outcome | None] = [None] * len(blocks)
+        self.outcomes: list[Outcome | None] = []
         self.resolved = 0
         """Blocks that got their outcome from a reply."""
         self.sent: list[Sent] = []
@@ -93,8 +92,15 @@ class Sending:
         self._waiting: dict[int, deque[int]] = {}
         self._failed: dict[str, ThermoclineError] = {}
         self._halted: ThermoclineError | None = None
-        for index, block in enumerate(blocks):
-            self._waiting.setdefault(block.shard, deque()).append(index)
+        self.blocks: list[Block] = []
+        self.extend(blocks)
+
+    def extend(self, blocks: Sequence[Block]) -> None:
+        """More blocks, to be sent after those there are."""
+        for place, block in enumerate(blocks, len(self.blocks)):
+            self._waiting.setdefault(block.shard, deque()).append(place)
+        self.blocks += blocks
+        self.outcomes += [None] * len(blocks)
 
     @property
     def unfinished(self) -> bool:
@@ -164,9 +170,7 @@ class Sending:
                 self.outcomes[sent.place] = outcome
                 self.resolved += 1
         self.in_doubt = self.in_doubt and not found.codes.isdisjoint(NOT_TAKEN)
-        kept = {shard for shard, code in first_missing.items() if self.in_doubt and (code in NOT_TAKEN or code == "GAP")}
-        if self.in_doubt:
-            found.lasts = {}  # the GAP is answered again when nothing is in doubt any more
+        kept = {shard for shard, code in first_missing.items() if self.in_doubt and code in NOT_TAKEN}
         self.sent = [sent for sent in left if self.blocks[sent.place].shard in kept]
         self._wait_again([sent for sent in left if self.blocks[sent.place].shard not in kept])
         return found

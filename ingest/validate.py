@@ -29,7 +29,7 @@ from thermocline.event import (
 )
 
 from .metadata import check_metadata, with_null_content
-from .text import exact_text, json_problem, quoted, shown, type_name, utf8_size
+from .text import exact_text, quoted, shown, type_name, utf8_size
 
 FIELDS: Final = tuple(column.name for column in COLUMNS if column.in_line)
 """Order of the values `checked` takes: an event without its conversation, as a plain tuple, which costs a tenth of an Event."""
@@ -144,26 +144,6 @@ def event_of(item: Event | Mapping[str, Any]) -> Event:
     return Event(**item)
 
 
-def event_of_line(line: bytes) -> Event:
-    """The event of one NDJSON line: an object whose keys are fields of Event. Metadata keeps its bytes.
-
-    InvalidEvent names the field; `line` when it is not such an object. Values are checked when the event is appended.
-    """
-    try:
-        given = _LINE_DECODER.decode(line)
-    except msgspec.ValidationError as exc:
-        name = re.search(r"unknown field `(.*)`$", str(exc))
-        if name:
-            raise InvalidEvent(name[1], "is not a field of an event: put what has no column into metadata") from exc
-        raise InvalidEvent("line", f"must be a JSON object: {exc}") from exc
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
-        raise InvalidEvent("line", f"is not valid JSON: {json_problem(line, exc)}") from exc
-    values = {name: value for name, value in msgspec.structs.asdict(given).items() if value is not msgspec.UNSET}
-    if "metadata" in values and bytes(values["metadata"]) == b"null":
-        del values["metadata"]
-    return event_of(values)
-
-
 def _check_name(field: str, value: Any) -> str:
     if type(value) is str and len(value) <= 64 and value.isprintable():
         return value
@@ -262,10 +242,3 @@ def _check_uuid(field: str, value: Any) -> str:
 
 
 _EVENT_FIELDS = frozenset(Event.__struct_fields__)
-_GivenLine = msgspec.defstruct(
-    "_GivenLine",
-    [(name, msgspec.Raw if name == "metadata" else Any, msgspec.UNSET) for name in Event.__struct_fields__],
-    forbid_unknown_fields=True,
-    kw_only=True,
-)
-_LINE_DECODER = msgspec.json.Decoder(_GivenLine)

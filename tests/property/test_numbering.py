@@ -56,6 +56,7 @@ class Numbering(RuleBasedStateMachine):
         self.snapshots: list[dict[int, ModelShard]] = [{}]
         self.order: dict[str, list[str]] = {name: [] for name in CONVERSATIONS}
         self.acked: dict[str, tuple[str, int]] = {}  # content → (conversation, seq)
+        self.heard: set[str] = set()  # acknowledged, ever
         self.refused: set[str] = set()
         self.given: dict[tuple[str, int], str] = {}  # (conversation, seq) → content, for ever
         self.lost: Counter[int] = Counter()
@@ -93,13 +94,18 @@ class Numbering(RuleBasedStateMachine):
         except Unresolved:
             self.pending = sending
         self.store.faults.clear()
+        failed: set[str] = set()
         for block, outcome in zip(sending.blocks, sending.outcomes, strict=True):
+            assert not (isinstance(outcome, Stored) and block.conversation_id in failed), "stored after a block that was not"
+            if not isinstance(outcome, Stored):
+                failed.add(block.conversation_id)
             contents = [event.content for event in events_of(block)]
             if isinstance(outcome, Stored):
                 for seq, content in enumerate(contents, outcome.seq_first):
                     place = (block.conversation_id, seq)
                     assert self.given.setdefault(place, content) == content, f"{place} was given twice"
-                    if content not in self.acked:
+                    if content not in self.heard:
+                        self.heard.add(content)
                         self.acked[content] = place
                         self.settle_loss(content)
             elif outcome is not None:
@@ -189,7 +195,7 @@ class Numbering(RuleBasedStateMachine):
 
 TestNumbering = Numbering.TestCase
 TestNumbering.settings = settings(
-    max_examples=150,
+    max_examples=100,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

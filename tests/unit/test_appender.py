@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.model_store import NOW_US, ModelStore
+from tests.model_store import NOW_US, ModelShard, ModelStore
 from thermocline.errors import Backpressure, InvalidEvent, SequenceConflict, TierCorrupt, TierUnavailable
 from thermocline.event import Event
 from thermocline.ingest.appender import Appender, Unresolved
@@ -247,6 +247,31 @@ def test_a_round_in_doubt_stays_in_doubt_while_the_store_is_unconfirmed(appender
     assert store.contents(names[1]) == ["2"]
 
 
+def test_the_numbering_does_not_change_while_a_block_is_in_doubt(appender: Appender, store: ModelStore, clock: Clock) -> None:
+    low, high, lossy = sorted(other_shards(3), key=lambda name: shard_of(name, SHARDS))
+    appender.send([block(low, "1"), block(high, "1")], deadline_s=1)
+    before = store.copy()
+    appender.send([block(lossy, "1")], deadline_s=1)
+
+    def come_back_short() -> None:
+        if not store.faults and store.era == 0:
+            there = store.copy()
+            there[shard_of(lossy, SHARDS)] = before.get(shard_of(lossy, SHARDS), ModelShard())
+            store.restart(there)
+            store.confirm(upto=shard_of(high, SHARDS))
+
+    def pause(seconds: float) -> None:
+        clock.pause(seconds)
+        store.confirm()
+
+    store.on_send = come_back_short
+    store.faults.append("lost after")
+    appender._pause = pause
+    assert firsts(appender.send([block(low, "2"), block(high, "2")], deadline_s=1)) == [2, 2]
+    assert store.contents(high) == ["1", "2"]
+    assert sum(store.reported.values()) == 1
+
+
 def test_lost_acknowledged_blocks_are_counted_and_reported_and_only_the_rest_is_sent_again(
     appender: Appender, store: ModelStore
 ) -> None:
@@ -272,6 +297,22 @@ def test_a_reply_of_a_new_era_uncovers_the_loss_of_an_idle_shard(appender: Appen
     store.restart(old, confirmed=True)
     assert firsts(appender.send([block(busy, "2")], deadline_s=1)) == [1_000_002]
     assert store.reported == {(shard_of(idle, SHARDS), 1, producer): 2}
+
+
+def test_blocks_of_a_former_producer_id_are_accounted_for_too(appender: Appender, store: ModelStore) -> None:
+    first, second = other_shards(2)
+    empty = store.copy()
+    appender.send([block(first, "1")], deadline_s=1)
+    former = appender._numbering.producer
+    middle = store.copy()
+    appender.send([block(second, "1", "2")], deadline_s=1)
+    store.restart(middle, confirmed=True)
+    appender.send([block(second, "3")], deadline_s=1)
+    assert appender._numbering.producer != former
+    store.restart(empty, confirmed=True)
+    appender.send([block(second, "4")], deadline_s=1)
+    assert sum(store.reported.values()) == 2 + 1 + 1
+    assert store.reported[shard_of(first, SHARDS), 2, former] == 1
 
 
 def test_a_restart_that_lost_nothing_is_not_reported(appender: Appender, store: ModelStore) -> None:

@@ -1,0 +1,193 @@
+"""Producer: append() that returns at once. Events are checked and encoded in the caller's thread and sent by another.
+
+    with Producer() as producer:
+        producer.append("chat-1", "output.chunk", "Hel")
+        producer.append("chat-1", "output.chunk", "lo")
+
+Order within a conversation is the order of the calls. An event counts as stored when `flush` or `close` returned without error.
+"""
+
+from __future__ import annotations
+
+import atexit
+import threading
+import time
+from datetime import datetime
+
+from pydantic import ValidationError
+
+from thermocline.config import IngestSettings
+from thermocline.errors import Backpressure, ConfigError, TierUnavailable
+from thermocline.event import Metadata, TextId
+
+from .buffer import Buffer, Limits
+from .encode import encoded
+from .sender import Sender
+from .sending import RETRY_AFTER_S
+from .source import Config, OpenTiers, Source, inherit, renew_in_child, settings_of
+from .validate import Fields, check_conversation_id, checked
+
+JOIN_S = 60.0
+"""How long close waits for a sender that was told to give up; it looks up after one round trip."""
+
+
+class Producer:
+    """Thread-safe; a context manager. Opens the store when the first event is to be sent, from its own thread.
+
+    While Redis is away the buffer fills and nothing is lost; only when it is full does append wait. What the thread meets is
+    raised by the next call, once, as PartialAppend whose `rest` are the events that are not stored (or may not be: then its
+    `cause` is OutcomeUnknown). Such a call did nothing else: an event given to it was not taken.
+
+    Left open, it is closed at exit. In a forked child it starts over, empty: what was buffered is the parent's to send.
+    """
+
+    def __init__(
+        self,
+        config: Config = None,
+        *,
+        linger_ms: float | None = None,
+        block_events_max: int | None = None,
+        buffer_events_max: int | None = None,
+        buffer_bytes_max: int | None = None,
+        coalesce: bool = False,
+        tiers: OpenTiers | None = None,
+    ) -> None:
+        """config     Settings, a mapping of settings, the path of a TOML file, or None for the usual places
+        linger_ms  how long an event waits for company, and the window of `coalesce`; it and the others: default from [ingest]
+        coalesce   merge consecutive output.chunk events of a conversation into one (coalesce.py)
+        tiers      opened ones to use; closing them stays with the caller
+        """
+        settings = settings_of(config, {})
+        self._ingest = _overridden(
+            settings.ingest,
+            linger_ms=linger_ms,
+            block_events_max=block_events_max,
+            buffer_events_max=buffer_events_max,
+            buffer_bytes_max=buffer_bytes_max,
+        )
+        self.deadline_s = self._ingest.deadline_s
+        """How long an append waits for room."""
+        self._source = Source(settings, tiers)
+        self._coalesce = coalesce
+        self._start_over()
+        renew_in_child(self)
+        atexit.register(self.close)
+
+    def _start_over(self) -> None:
+        ingest = self._ingest
+        self._buffer = Buffer(
+            Limits(
+                events_max=ingest.buffer_events_max,
+                bytes_max=ingest.buffer_bytes_max,
+                full_events=ingest.block_events_max,
+                full_bytes=ingest.block_bytes_max,
+                linger_s=ingest.linger_ms / 1000,
+            )
+        )
+        self._sender: Sender | None = None
+        self._lock = threading.Lock()
+
+    def append(
+        self,
+        conversation_id: str,
+        event_type: str,
+        content: str | None = "",
+        *,
+        task_id: str | None = None,
+        agent_id: str | None = None,
+        correlation_id: str | None = None,
+        parent_id: str | None = None,
+        model: str | None = None,
+        tool_name: str | None = None,
+        status: str | None = None,
+        duration_ms: float | None = None,
+        cost_usd: float | None = None,
+        input_tokens: int | None = None,
+        output_tokens: int | None = None,
+        metadata: Metadata | None = None,
+        timestamp: datetime | int | str | None = None,
+        event_id: TextId | None = None,
+    ) -> None:
+        """Take an event; it is stored soon. Fields as in `Event`.
+
+        InvalidEvent: it breaks a rule. Backpressure: the buffer was full for `ingest.deadline_s`. PartialAppend: the sender met
+        an error (see the class). In each case this event was not taken.
+        """
+        conversation_id = check_conversation_id(conversation_id)
+        fields = (event_id, event_type, timestamp, agent_id, task_id, correlation_id, parent_id, model, tool_name,
+                  status, duration_ms, cost_usd, input_tokens, output_tokens, content, metadata)  # fmt: skip
+        self.put(conversation_id, fields, self.deadline_s)
+
+    def put(self, conversation_id: str, fields: Fields, wait_s: float) -> None:
+        """`append` of a checked conversation_id and values in the order of validate.FIELDS, waiting so long for room."""
+        if self._sender is None:
+            self._start()
+        values = checked(fields, time.time_ns() // 1000)
+        chunk = values if self._coalesce else None
+        if not self._buffer.put(conversation_id, encoded(values), wait_s, chunk):
+            trouble = self._buffer.trouble or "events come faster than they can be sent"
+            raise Backpressure(
+                f"the Producer's buffer is full ({self._buffer.events:,} events wait: ingest.buffer_events_max or "
+                f"ingest.buffer_bytes_max): {trouble}",
+                retry_after_s=RETRY_AFTER_S,
+            )
+
+    def flush(self, timeout_s: float | None = None) -> None:
+        """Return when every event put before this call is stored.
+
+        timeout_s  None: for as long as something is stored at least every `ingest.deadline_s`
+
+        PartialAppend: some are not and will not be. TierUnavailable, Backpressure: not yet, they stay buffered.
+        """
+        if not self._buffer.flush(timeout_s, self._ingest.deadline_s):
+            waiting = f"{self._buffer.events:,} events wait in this Producer, they are kept and sent as soon as possible"
+            trouble = self._buffer.trouble
+            if isinstance(trouble, Backpressure):
+                raise Backpressure(f"{waiting}: {trouble}", retry_after_s=trouble.retry_after_s) from trouble
+            raise TierUnavailable(f"{waiting}: {trouble or 'the time was too short'}") from trouble
+
+    def close(self, timeout_s: float | None = None) -> None:
+        """Flush, then let go of everything. Safe to repeat.
+
+        PartialAppend: its `rest` are the events that could not be stored in time (as for `flush`), or ever.
+        """
+        with self._lock:
+            self._buffer.close()
+            ended = self._sender is None or self._ended(self._sender, timeout_s)
+            if ended and not (self._sender and self._sender.store_needed):
+                self._source.close()
+        atexit.unregister(self.close)
+        self._buffer.raise_failure()
+        if not ended:
+            raise TierUnavailable(f"{self._buffer.events:,} events are still on their way, their outcome is not known")
+
+    def _ended(self, sender: Sender, timeout_s: float | None) -> bool:
+        if not self._buffer.wait(timeout_s, self._ingest.deadline_s):
+            sender.give_up()
+        return sender.join(JOIN_S)
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._sender is None and not self._buffer.closed:
+                self._sender = Sender(self._buffer, self._source, self._ingest)
+                self._sender.start()
+
+    def renew(self) -> None:
+        """In a forked child: start over, empty."""
+        inherit((self._buffer, self._sender))
+        self._source.renew()
+        self._start_over()
+
+    def __enter__(self) -> Producer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _overridden(settings: IngestSettings, **given: float | None) -> IngestSettings:
+    values = settings.model_dump() | {name: value for name, value in given.items() if value is not None}
+    try:
+        return IngestSettings.model_validate(values)
+    except ValidationError as exc:
+        raise ConfigError([f"{error['loc'][0]}: {error['msg']}, not {error['input']!r}" for error in exc.errors()]) from exc

@@ -1,0 +1,198 @@
+"""The Producer's thread: takes batches from the buffer, sends their blocks, and does not let go until each has its outcome.
+
+    stored                             its room in the buffer is free again
+    Redis away, unconfirmed, in doubt  tried again for as long as it takes; the buffer fills meanwhile
+    Backpressure                       the same, with a growing pause
+    an event too far in the future     handed back alone; the rest of its block is sent without it
+    TierCorrupt, ConfigError           the blocks are handed back: trying again cannot help
+    told to give up                    everything left is handed back, with a retry when some of it is in doubt
+
+Handed back means: the next call of the Producer raises PartialAppend with the events. Within a conversation a block is sent only
+when every earlier one has its outcome.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+
+from thermocline.config import IngestSettings
+from thermocline.errors import Backpressure, ThermoclineError, TierUnavailable
+from thermocline.tiers.block import Block
+
+from .appender import Appender, Unresolved
+from .buffer import Buffer
+from .call import Call
+from .encode import Line, blocks_of, events_of, line_of, timestamps_of
+from .sending import ROUND_BYTES_MAX, ClockAhead, Sending, Stored
+from .source import Source
+from .validate import fields_of
+
+TRY_S = 1.0
+"""How long the appender tries before it says what is in the way; then it is told to go on."""
+PAUSE_FIRST_S = 0.05
+PAUSE_MAX_S = 1.0
+BLOCKS_MAX = 256
+"""Blocks sent, and their room freed, together."""
+
+
+class Sender:
+    """One thread, from `start` until the buffer is closed and empty."""
+
+    def __init__(self, buffer: Buffer, source: Source, ingest: IngestSettings) -> None:
+        self._buffer = buffer
+        self._source = source
+        self._ingest = ingest
+        self._stop = threading.Event()
+        self._appender: Appender | None = None
+        self._thread = threading.Thread(target=self._run, name="thermocline-producer", daemon=True)
+        self.store_needed = False
+        """An error handed back can still be retried: the store stays open until then."""
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def give_up(self) -> None:
+        """Hand back what cannot be sent at once."""
+        self._stop.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Whether the thread has ended."""
+        self._thread.join(timeout_s)
+        return not self._thread.is_alive()
+
+    def _run(self) -> None:
+        chunks = self._chunks()
+        for chunk in chunks:
+            try:
+                left = self._deliver(chunk)
+            except Exception as exc:  # a fault of ours must neither lose events nor end the thread
+                self._drop_appender()
+                error = ThermoclineError(f"internal error; the events may be stored: {exc!r}")
+                error.__cause__ = exc
+                self._hand_back(chunk, error)
+                continue
+            if left is not None:
+                self._leave(left, [block for later in chunks for block in later])
+        self._drop_appender()
+
+    def _chunks(self) -> Iterator[list[Block]]:
+        """Blocks to send together, until the buffer is closed and empty. Asking for the next one means that one is done with."""
+        while (batch := self._buffer.take()) is not None:
+            chunk: list[Block] = []
+            size = 0
+            for conversation_id, lines in batch.lines.items():
+                for block in self._blocks(conversation_id, lines):
+                    if chunk and (len(chunk) == BLOCKS_MAX or size + len(block.payload) > ROUND_BYTES_MAX):
+                        yield chunk
+                        chunk, size = [], 0
+                    chunk.append(block)
+                    size += len(block.payload)
+            yield chunk
+            self._buffer.finish(batch.number)
+
+    def _blocks(self, conversation_id: str, lines: Sequence[Line]) -> Iterator[Block]:
+        limits = self._buffer.limits
+        shards = self._source.settings.hot.shards
+        return blocks_of(conversation_id, lines, shards=shards, events_max=limits.full_events, bytes_max=limits.full_bytes)
+
+    def _deliver(self, blocks: list[Block]) -> Sending | None:
+        """None when every event has its outcome; else it was told to give up, and this is left."""
+        sending, pause_s = Sending(blocks), PAUSE_FIRST_S
+        while True:
+            try:
+                self._try(sending)
+            except Unresolved as exc:
+                self._buffer.trouble = TierUnavailable(f"Redis stopped answering ({exc.reason})")
+                if self._stop.is_set():
+                    return sending
+                continue
+            again = self._sort(sending)
+            if not again:
+                self._buffer.trouble = None
+                return None
+            sending = Sending(again)
+            if self._stop.is_set():
+                return sending
+            if isinstance(self._buffer.trouble, Backpressure):
+                self._stop.wait(pause_s)
+                pause_s = min(PAUSE_MAX_S, pause_s * 2)
+
+    def _try(self, sending: Sending) -> None:
+        """Bring `sending` to an end, or to the next second."""
+        try:
+            if self._appender is None:
+                self._appender = Appender(
+                    self._source.session(),
+                    unacked_blocks_max=self._ingest.unacked_blocks_max,
+                    reconfirm=self._source.reconfirm,
+                    pause=self._stop.wait,
+                )
+        except ThermoclineError as exc:  # the store cannot be opened
+            sending.fail(exc)
+            self._stop.wait(PAUSE_MAX_S)
+            return
+        self._appender.resume(sending, deadline_s=TRY_S)
+        if not self._appender.usable:
+            self._drop_appender()
+
+    def _sort(self, sending: Sending) -> list[Block]:
+        """Let go of what has its outcome; the blocks to send again, in order."""
+        again: list[Block] = []
+        for block, outcome in zip(sending.blocks, sending.result(), strict=True):
+            if isinstance(outcome, Stored):
+                self._release(block)
+            elif isinstance(outcome, ClockAhead):
+                again += self._without_late(block, outcome)
+            elif isinstance(outcome, Backpressure | TierUnavailable):
+                self._buffer.trouble = outcome
+                again.append(block)
+            else:
+                self._hand_back([block], outcome)
+        return again
+
+    def _without_late(self, block: Block, error: ClockAhead) -> list[Block]:
+        """The block again without the events that are too far in the future, which are handed back."""
+        if not any(at_us > error.latest_us for at_us in timestamps_of(block)):
+            return [block]  # an earlier block of its conversation had them
+        lines, late, size = [], [], 0
+        for event, at_us, raw in zip(events_of(block), timestamps_of(block), block.payload.split(b"\n"), strict=True):
+            if at_us > error.latest_us:
+                late.append(event)
+                size += len(raw)
+            else:
+                lines.append(line_of(fields_of(event), at_us))
+        self._buffer.fail(late, error)
+        self._buffer.release(len(late), size)
+        return list(self._blocks(block.conversation_id, lines))
+
+    def _release(self, block: Block) -> None:
+        self._buffer.release(block.lines, len(block.payload) - block.lines + 1)
+
+    def _hand_back(self, blocks: Sequence[Block], error: ThermoclineError) -> None:
+        self._buffer.fail([event for block in blocks for event in events_of(block)], error)
+        for block in blocks:
+            self._release(block)
+
+    def _leave(self, sending: Sending, later: list[Block]) -> None:
+        """Hand back all that is left. What is in doubt can still be settled by the error's retry, which also sends the rest."""
+        if not sending.in_doubt or self._appender is None:
+            error = self._buffer.trouble or TierUnavailable("the Producer was closed before Redis could be reached")
+            self._hand_back([*sending.blocks, *later], error)
+            return
+        appender, self._appender = self._appender, None
+        appender.disconnect()
+        sending.extend(later)
+        self.store_needed = True
+        reason = self._buffer.trouble or TierUnavailable("no reply")
+        events, error = Call.left_over(sending, appender, reason, deadline_s=self._ingest.deadline_s, give_back=self._done_with)
+        self._buffer.fail(events, error)
+
+    def _done_with(self, appender: Appender) -> None:
+        appender.close()
+        self._source.close()
+
+    def _drop_appender(self) -> None:
+        if self._appender is not None:
+            self._appender.close()
+            self._appender = None
