@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -36,10 +38,9 @@ def no_server_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         wait_until(lambda: not servers_in(folder), LEFT_WAIT_S, "the servers of the tests are gone")
     except TimeoutError:
         left = servers_in(folder)
-        places = [f"{process.pid} in {process.cwd()}" for process in left]
-        for process in left:
-            process.kill()
-        pytest.fail(f"left behind by tests, now killed: {places}")
+        for found in left:
+            os.kill(found.pid, signal.SIGKILL)
+        pytest.fail(f"left behind by tests, now killed: {left}")
 
 
 @pytest.fixture(params=redis_binaries(), ids=str)

@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
-
 from tests.servers import servers_in, wait_until
 from thermocline.config import HotSettings
 from thermocline.tiers.embedded import Endpoint, running
@@ -78,9 +76,9 @@ def pid_of(data_dir: Path) -> int:
     return info.pid
 
 
-def supervisor_of(data_dir: Path) -> psutil.Process:
-    (found,) = (process for process in servers_in(data_dir) if "supervisor.py" in " ".join(process.cmdline()))
-    return found
+def supervisor_of(data_dir: Path) -> int:
+    (pid,) = (found.pid for found in servers_in(data_dir) if found.kind == "supervisor")
+    return pid
 
 
 def wait_gone(data_dir: Path) -> None:

@@ -25,6 +25,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import quote
 
 import psutil
@@ -203,16 +204,27 @@ def wait_until(condition: Callable[[], object], limit_s: float, what: str) -> No
         time.sleep(0.005)
 
 
-def servers_in(folder: Path) -> list[psutil.Process]:
+class Found(NamedTuple):
+    """A process that runs now, or did a moment ago."""
+
+    pid: int
+    kind: str
+    """redis-server, or supervisor: the process that watches an embedded one."""
+    folder: Path
+
+
+def servers_in(folder: Path) -> list[Found]:
     """Every redis-server, and supervisor of one, that runs in a folder below `folder`."""
     found = []
     for process in psutil.process_iter():
         try:
             words = " ".join(process.cmdline()[:3])
-            if ("redis-server" in words or "supervisor.py" in words) and Path(process.cwd()).is_relative_to(folder):
-                found.append(process)
+            place = Path(process.cwd())
         except psutil.Error:
             continue
+        kind = "supervisor" if "supervisor.py" in words else "redis-server" if "redis-server" in words else ""
+        if kind and place.is_relative_to(folder):
+            found.append(Found(process.pid, kind, place))
     return found
 
 
