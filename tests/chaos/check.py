@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+
 import json
 from collections import Counter, defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +104,7 @@ def _compare(verdict: Verdict, receipts: list[dict[str, Any]], rows: list[tuple[
         by_writer[producer, conversation].append((seq, int(number)))
     for written in by_writer.values():
         numbers = [number for _, number in sorted(written)]
-        verdict.disordered += sum(1 for one, two in zip(numbers, numbers[1:], strict=False) if two < one)
+        verdict.disordered += sum(1 for one, two in pairwise(numbers) if two < one)
     seqs: dict[str, set[int]] = defaultdict(set)
     for _, conversation, seq in rows:
         seqs[conversation].add(seq)

@@ -13,9 +13,12 @@ from pathlib import Path
 import msgspec
 
 from tests.servers import RedisServer, binary_version
+from thermocline.archiver.worker import Worker
+from thermocline.tiers.opening import open_tiers
 
 from .check import Verdict, judge
 from .plan import Fault, make_plan
+from .roles import settings_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RECOVERY_S_MAX = 2.0
@@ -150,8 +153,8 @@ class Run:
             if name != "worker":
                 process.wait(timeout=180)
         self._kill("worker")
-        command = [sys.executable, "-m", "thermocline", "--config", str(self.folder / "thermocline.toml"), "worker", "--once"]
-        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, timeout=300)
+        with open_tiers(settings_of(self.folder)) as tiers:
+            Worker(tiers).once()
 
     def close(self) -> None:
         for process in self.processes.values():
