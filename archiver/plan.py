@@ -117,7 +117,7 @@ def _worth_sealing(segments: Sequence[Segment], settings: WarmSettings) -> bool:
     """False for the full parts of one merge, which split the conversations between them. Sorted by conversation_min."""
     reached = segments[0].conversation_max
     for segment in segments[1:]:
-        if segment.conversation_min < reached:
+        if segment.conversation_min <= reached:
             return True
         reached = max(reached, segment.conversation_max)
     return sum(not is_full(segment, settings) for segment in segments) > 1

@@ -107,6 +107,21 @@ class LedgerEngine:
             log = self._path.with_name(self._path.name + "-wal")
             return log.stat().st_size if log.exists() else 0
 
+    def move_aside(self, mark: str) -> str | None:
+        """Rename the database, so that a new one can be made here; its new name, None when there is none. Nothing is deleted."""
+        if self._path is None:
+            raise ConfigError(f"ledger_url: {self.shown_url} cannot be moved aside: name another, empty database")
+        self._engine.dispose()
+        aside = self._path.with_name(f"{self._path.name}.{mark}")
+        moved = False
+        with self._translated():
+            for end in ("", "-wal", "-shm"):  # SQLite drops a log it finds without its database
+                source = self._path.with_name(self._path.name + end)
+                if source.exists():
+                    source.rename(aside.with_name(aside.name + end))
+                    moved = moved or not end
+        return str(aside) if moved else None
+
     def close(self) -> None:
         self._engine.dispose()
 

@@ -174,6 +174,10 @@ class SqlLedger:
             self._fill(con, incarnation=incarnation, states=shards, buckets=buckets, now_us=now_us)
             self._list(con, segments)
 
+    def move_aside(self, mark: str) -> str | None:
+        """Make room for `rebuild`: the old ledger keeps its contents under the name returned; None when there was none."""
+        return self._engine.move_aside(mark)
+
     def checkpoint(self) -> int:
         return self._engine.checkpoint()
 

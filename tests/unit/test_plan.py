@@ -75,7 +75,7 @@ def test_full_segments_are_left_alone_by_count(large: dict[str, int]) -> None:
 
 
 def test_a_closed_day_is_sealed_with_its_full_segments() -> None:
-    segments = [made(0, DAY, number=1), made(1, DAY, number=2), made(2, DAY, number=3, rows=900)]
+    segments = [made(1, DAY, number=1), made(1, DAY, number=2), made(2, DAY, number=3, rows=900)]
     assert plan(segments, DURING_US) == []
     assert plan(segments, CLOSED_US) == [Merge(inputs=tuple(segments), level=3)]
 
@@ -106,7 +106,7 @@ def test_a_day_sealed_to_the_last_level_is_not_sealed_again_for_stragglers() -> 
 
 
 def test_the_parts_of_one_merge_are_not_merged_again_just_because_there_are_two() -> None:
-    ends = [("a", "f"), ("f", "m"), ("m", "z")]
+    ends = [("a", "f"), ("g", "m"), ("n", "z")]
     parts = [
         made(2, DAY, rows=900, number=number, conversation_min=low, conversation_max=high)
         for number, (low, high) in enumerate(ends)
@@ -140,7 +140,7 @@ def test_two_segments_beyond_the_bound_still_merge() -> None:
 
 def test_seal_reads_those_that_share_conversations_together() -> None:
     low = several(4, 2, DAY, rows=900, conversation_min="a", conversation_max="f")
-    high = several(4, 2, DAY, first=4, rows=900, conversation_min="f", conversation_max="z")
+    high = several(4, 2, DAY, first=4, rows=900, conversation_min="g", conversation_max="z")
     mixed_order = [one for pair in zip(low, high, strict=True) for one in pair]
     assert [set(merge.inputs) for merge in plan(mixed_order, CLOSED_US)] == [set(low), set(high)]
 

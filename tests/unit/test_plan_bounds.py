@@ -57,8 +57,7 @@ class Simulation:
 
     def settle(self, rows: Counter[str]) -> None:
         total = sum(rows.values())
-        day = next(iter(rows)) if len(rows) == 1 and total >= SETTINGS.day_rows_min else None
-        self._put(rows, level=0, day=day, rewrites=0, low=0.0, high=1.0)
+        self._put(rows, level=0, day=None, rewrites=0, low=0.0, high=1.0)
         self.settled += total
         if self.level0 >= SETTINGS.fan_in or self.now_s - self._planned_s >= PLAN_EVERY_S:
             self.merge()
@@ -122,7 +121,7 @@ class Simulation:
                 created_us=int(self.now_s * 1e6),
             )
             width = (high - low) / parts
-            ends = {"conversation_min": f"{low + part * width:.9f}", "conversation_max": f"{low + (part + 1) * width:.9f}"}
+            ends = {"conversation_min": f"{low + part * width:.9f}1", "conversation_max": f"{low + (part + 1) * width:.9f}0"}
             made = msgspec.structs.replace(made, **ends)
             self.live[made.segment_id] = made
             self.days[made.segment_id] = held

@@ -1,0 +1,75 @@
+"""How the worker is doing: failures per job, health green or red with the reason, all in <namespace>/worker.json for `status`."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+FILE_NAME = "worker.json"
+
+
+class Health:
+    """Failures in a row of every job, and what the worker last did. Written whole and renamed, so never read half."""
+
+    def __init__(self, folder: Path, *, failures_red: int, epoch: int) -> None:
+        self._path = folder / FILE_NAME
+        self._failures_red = failures_red
+        self._failures: dict[str, int] = {}
+        self._problems: dict[str, str] = {}
+        self._final: dict[str, str] = {}
+        self._facts: dict[str, Any] = {
+            "pid": os.getpid(),
+            "host": socket.gethostname(),
+            "epoch": epoch,
+            "started_us": _now_us(),
+            "running": True,
+        }
+
+    @property
+    def problem(self) -> str | None:
+        """Why health is red, the gravest reason first; None when it is green."""
+        reasons = [*self._final.values()]
+        reasons += [self._problems[job] for job, failures in self._failures.items() if failures >= self._failures_red]
+        return "; ".join(dict.fromkeys(reasons)) or None
+
+    def worked(self, job: str) -> None:
+        self._failures.pop(job, None)
+        self._problems.pop(job, None)
+
+    def failed(self, job: str, problem: str) -> None:
+        self._failures[job] = self._failures.get(job, 0) + 1
+        self._problems[job] = f"{job}: {problem}"
+
+    def stuck(self, job: str, problem: str) -> None:
+        """Red at once, until `freed` or the worker starts again."""
+        self._final[job] = f"{job}: {problem}"
+
+    def freed(self, job: str) -> None:
+        self._final.pop(job, None)
+
+    def note(self, **facts: Any) -> None:
+        """Things `status` shows."""
+        self._facts.update(facts)
+
+    def write(self) -> None:
+        """Best effort: a full disk must not stop the worker from saying so elsewhere."""
+        said = {
+            **self._facts,
+            "health": "green" if self.problem is None else "red",
+            "problem": self.problem,
+            "failures": self._failures,
+            "written_us": _now_us(),
+        }
+        temporary = self._path.with_name(f"{FILE_NAME}.{os.getpid()}.tmp")
+        with suppress(OSError):
+            temporary.write_text(json.dumps(said, indent=1))
+            temporary.replace(self._path)
+
+
+def _now_us() -> int:
+    return time.time_ns() // 1000

@@ -1,0 +1,127 @@
+"""Purge: remove the files that no reader needs any longer.
+
+trash    a file that left the ledger is unlinked after the purge grace, then its trash row is dropped
+orphans  a file in segments/ that the ledger does not know is what a crash left of a move: moved to trash/ after the grace,
+         unlinked after another one
+
+A file is only ever touched when the ledger, read *after* the folder, does not list it. Files older than the ledger itself are
+left alone: that ledger was made anew beside them, and `recover` is what they need. Orphans go first, then trash in the order it
+left: so no output of a merge that never counted outlives the inputs it was made from, which `recover` relies on.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+
+from thermocline.errors import TierCorrupt, TierUnavailable
+from thermocline.tiers.opening import Tiers
+
+
+class Purged(msgspec.Struct, frozen=True, kw_only=True):
+    """What one pass removed."""
+
+    files: int = 0
+    """Unlinked after they left the ledger."""
+    bytes: int = 0
+    orphans: int = 0
+    """Moved from segments/ to trash/."""
+    removed: int = 0
+    """Orphans unlinked from trash/."""
+    unclaimed: int = 0
+    """Files older than the ledger, left where they are."""
+
+
+class Purger:
+    """Purges one namespace for the worker that holds `epoch`."""
+
+    def __init__(self, tiers: Tiers, epoch: int) -> None:
+        self._tiers = tiers
+        self._epoch = epoch
+        self._folder = tiers.settings.namespace_dir
+        self._grace_us = int(tiers.settings.warm.purge_grace_s * 1e6)
+
+    def step(self, *, now_us: int | None = None) -> Purged:
+        """One pass. Safe to repeat after a crash at any point.
+
+        now_us  µs since the epoch, UTC
+        """
+        now_us = time.time_ns() // 1000 if now_us is None else now_us
+        try:
+            moved, unclaimed = self._move_orphans(now_us)
+            removed = self._remove_orphans(now_us)
+            files, size = self._purge_trash(now_us)
+            return Purged(files=files, bytes=size, orphans=moved, unclaimed=unclaimed, removed=removed)
+        except OSError as exc:
+            raise TierUnavailable(
+                f"{exc.filename or self._folder}: {exc.strerror}: this user must own the data directory"
+            ) from exc
+
+    def _purge_trash(self, now_us: int) -> tuple[int, int]:
+        """Unlink what left the ledger a grace ago; how many files and bytes."""
+        due = [row.path for row in self._tiers.ledger.trash() if row.left_us <= now_us - self._grace_us]
+        if not due:
+            return 0, 0
+        live = {f"segments/{one.segment_id}.duckdb" for one in self._tiers.ledger.view().segments}
+        if live.intersection(due):
+            raise TierCorrupt(f"{sorted(live.intersection(due))}: both live and in the trash; nothing was removed")
+        size = count = 0
+        for path in due:
+            with_size = _size(self._folder / path)
+            if with_size is not None:
+                size, count = size + with_size, count + 1
+                (self._folder / path).unlink(missing_ok=True)
+        self._tiers.ledger.purged(self._epoch, due)
+        return count, size
+
+    def _move_orphans(self, now_us: int) -> tuple[int, int]:
+        """Move old files the ledger does not know to trash/; how many, and how many are older than the ledger."""
+        old = [path for path, mtime_us in _files(self._folder / "segments") if mtime_us <= now_us - self._grace_us]
+        if not old:
+            return 0, 0
+        known = {f"{one.segment_id}.duckdb" for one in self._tiers.ledger.view().segments}
+        known.update(Path(row.path).name for row in self._tiers.ledger.trash())
+        created_us = int((self._tiers.ledger.identity() or {}).get("created_us", now_us))
+        moved = unclaimed = 0
+        for path in old:
+            if path.name in known:
+                continue
+            if path.name.endswith(".duckdb") and path.stat().st_mtime_ns // 1000 < created_us:
+                unclaimed += 1
+                continue
+            target = self._folder / "trash" / path.name
+            target.parent.mkdir(exist_ok=True)
+            path.replace(target)
+            os.utime(target, ns=(now_us * 1000, now_us * 1000))
+            moved += 1
+        return moved, unclaimed
+
+    def _remove_orphans(self, now_us: int) -> int:
+        """Unlink what lay in trash/ for a grace."""
+        old = [path for path, mtime_us in _files(self._folder / "trash") if mtime_us <= now_us - self._grace_us]
+        for path in old:
+            path.unlink(missing_ok=True)
+        return len(old)
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, int]]:
+    """The files of a folder and when each was last written, µs; nothing when the folder is not there."""
+    if not folder.is_dir():
+        return
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        try:
+            if entry.is_file(follow_symlinks=False):
+                yield Path(entry.path), entry.stat(follow_symlinks=False).st_mtime_ns // 1000
+        except FileNotFoundError:
+            continue
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None

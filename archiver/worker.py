@@ -1,0 +1,357 @@
+"""The worker: settle, trim, merge, purge, checkpoint and verify, one step at a time, until it is told to stop.
+
+All jobs run in one thread, so no two moves ever run at once; a long row of merges lets settle in between. Every step can be cut
+short by a crash and is repeated, so a stop waits for the step in hand only for a while.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+from apscheduler.executors.debug import DebugExecutor
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from thermocline.errors import LeaseHeld, ThermoclineError, TierCorrupt, TierUnavailable
+from thermocline.tiers.opening import Tiers
+
+from .health import Health
+from .lease import Lease
+from .merge import Merger
+from .purge import Purger
+from .settle import Settler
+from .trim import Trimmer
+from .verify import verify
+
+log = logging.getLogger("thermocline.worker")
+ONCE_WAIT_S = 5
+"""How long `once` waits, without anything settling, for Redis to have its newest events on disk."""
+ONCE_POLL_S = 0.05
+TICK_S = 0.5
+CLOCK_JUMP_S = 1.5
+
+
+class Progress(msgspec.Struct, frozen=True, kw_only=True):
+    """How far `once` is: `total` is 0 where it is not known before."""
+
+    step: str
+    """settle, merge or purge."""
+    done: int
+    total: int
+
+
+class WorkReport(msgspec.Struct, frozen=True, kw_only=True):
+    """What `once` did."""
+
+    settled_events: int = 0
+    """Rejected ones included."""
+    rejected_events: int = 0
+    segments: int = 0
+    """Written by settle."""
+    merges: int = 0
+    merged_events: int = 0
+    trimmed_blocks: int = 0
+    purged_files: int = 0
+    left_events: int = 0
+    """Of those that were there at the start: not settled, because Redis did not have them on disk in time or warm is full."""
+    problem: str | None = None
+    """Why something was left."""
+
+
+class Worker:
+    """The one worker of a namespace. LeaseHeld when there is another.
+
+    The tiers stay the caller's: opened before, closed after.
+    """
+
+    def __init__(
+        self,
+        tiers: Tiers,
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._tiers = tiers
+        self._settings = tiers.settings.worker
+        self._monotonic = monotonic
+        self._wall = wall
+        self._sleep = sleep
+        self._stopping = threading.Event()
+        self._step_in_hand = threading.Lock()
+        self._lost: LeaseHeld | None = None
+        self._scheduler: BackgroundScheduler | None = None
+        self._settle_sound = True
+        self._confirmed_run = ""
+        self._settled_s = -1e9
+        self._offset_s = wall() - monotonic()
+
+    def once(self, progress: Callable[[Progress], None] | None = None) -> WorkReport:
+        """Do everything that is due, also below the thresholds, for the events that are there now; then return.
+
+        Notes what each shard holds, waits at most 5 s until all of it may be settled, settles it, trims, merges, purges.
+        Called again with nothing appended in between, it changes nothing. Errors are raised as they come: what was done
+        until then stays done.
+        """
+        tell = progress or (lambda _: None)
+        with self._leased():
+            report = self._settle_all(tell)
+            report = msgspec.structs.replace(report, trimmed_blocks=self._trim_now())
+            report = self._merge_all(report, tell)
+            purged = self._purger.step()
+            tell(Progress(step="purge", done=purged.files + purged.removed, total=0))
+            return msgspec.structs.replace(report, purged_files=purged.files + purged.removed)
+
+    def run(self) -> None:
+        """Work until SIGTERM or SIGINT, then finish the step in hand. Main thread only. LeaseHeld when another worker took over.
+
+        When that step takes longer than worker.stop_within_s the process ends without it: the next start repeats it.
+        """
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+        before = {one: signal.signal(one, lambda *_: self._stopping.set()) for one in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            self.start()
+            while not self._stopping.wait(TICK_S):
+                self.follow_clock()
+            if not self.stop():
+                log.warning("the step in hand takes too long: it is left, and repeated at the next start")
+                logging.shutdown()
+                sys.stderr.flush()
+                os._exit(0)
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+        if self._lost is not None:
+            raise self._lost
+
+    def start(self) -> None:
+        """Take the lease and begin to work in a thread of its own. LeaseHeld when there is another worker."""
+        self._stopping.clear()
+        self._take_lease()
+        log.info("worker of namespace %s started, epoch %d", self._tiers.settings.namespace, self._lease.epoch)
+        logging.getLogger("apscheduler").setLevel(logging.WARNING)  # it tells of every single run
+        scheduler = BackgroundScheduler(
+            timezone=UTC,
+            executors={"default": DebugExecutor()},  # runs jobs in the scheduler's own thread, one after the other
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+        )
+        settings = self._settings
+        for job, every_s, at_once in (
+            (self._settle_job, settings.settle_every_s, True),
+            (self._merge_job, settings.merge_every_s, True),
+            (self._purge_job, settings.purge_every_s, True),
+            (self._checkpoint_job, settings.checkpoint_every_s, False),
+            (self._verify_job, settings.verify_every_s, False),
+        ):
+            first = {"next_run_time": datetime.now(UTC)} if at_once else {}
+            scheduler.add_job(job, "interval", seconds=every_s, **first)
+        scheduler.start()
+        self._scheduler = scheduler
+
+    def stop(self, within_s: float | None = None) -> bool:
+        """Finish the step in hand and let go of the lease; False when it did not end in time (worker.stop_within_s)."""
+        self._stopping.set()
+        if not self._step_in_hand.acquire(timeout=self._settings.stop_within_s if within_s is None else within_s):
+            return False
+        self._step_in_hand.release()
+        if self._scheduler is not None:
+            self._scheduler.shutdown()
+            self._scheduler = None
+            self._health.note(running=False)
+            self._health.write()
+            self._lease.release()
+            log.info("worker stopped")
+        return True
+
+    def follow_clock(self) -> None:
+        """Run every job now when the wall clock was set: the scheduler goes by it, and would wait for hours after a jump back."""
+        offset_s = self._wall() - self._monotonic()
+        if abs(offset_s - self._offset_s) < CLOCK_JUMP_S or self._scheduler is None or self._step_in_hand.locked():
+            return
+        log.warning("the clock was moved by %.0f s: all jobs are due", offset_s - self._offset_s)
+        self._offset_s = offset_s
+        for job in self._scheduler.get_jobs():
+            job.modify(next_run_time=datetime.now(UTC))
+
+    @property
+    def problem(self) -> str | None:
+        """Why health is red; None when it is green."""
+        return self._health.problem
+
+    def _take_lease(self) -> None:
+        settings = self._tiers.settings
+        self._lease = Lease(settings.namespace_dir, self._tiers.ledger)
+        epoch = self._lease.epoch
+        self._health = Health(settings.namespace_dir, failures_red=settings.worker.failures_red, epoch=epoch)
+        self._settler = Settler(self._tiers, epoch, monotonic=self._monotonic, sleep=self._sleep)
+        self._trimmer = Trimmer(self._tiers, monotonic=self._monotonic)
+        self._merger = Merger(self._tiers, epoch)
+        self._purger = Purger(self._tiers, epoch)
+
+    @contextmanager
+    def _leased(self) -> Iterator[None]:
+        self._take_lease()
+        try:
+            yield
+        finally:
+            self._lease.release()
+
+    # What once() does.
+
+    def _settle_all(self, tell: Callable[[Progress], None]) -> WorkReport:
+        """Settle up to what Redis holds now."""
+        report = WorkReport()
+        target = self._confirming(self._tiers.hot.cut)
+        start = {state.shard: state.events for state in self._tiers.ledger.view().shards}
+        total = sum(max(0, one.events_total - start[one.shard]) for one in target)
+        wait_s = max(ONCE_WAIT_S, self._tiers.settings.hot.durable_lag_s + 3)
+        last_s = self._monotonic()
+        while True:
+            settled = {state.shard: state.events for state in self._tiers.ledger.view().shards}
+            left = sum(max(0, one.events_total - settled[one.shard]) for one in target)
+            tell(Progress(step="settle", done=total - left, total=total))
+            if left == 0:
+                return report
+            step = self._confirming(lambda: self._settler.step(force=True))
+            report = msgspec.structs.replace(
+                report,
+                settled_events=report.settled_events + step.events,
+                rejected_events=report.rejected_events + step.rejected,
+                segments=report.segments + (step.segment is not None),
+            )
+            if step.events:
+                last_s = self._monotonic()
+            elif step.full is not None:
+                return msgspec.structs.replace(report, left_events=left, problem=step.full)
+            elif self._monotonic() - last_s > wait_s:
+                slow = f"Redis did not have the last {left} events on disk within {wait_s:g} s: look at its disk, then run again"
+                return msgspec.structs.replace(report, left_events=left, problem=slow)
+            else:
+                self._sleep(ONCE_POLL_S)
+
+    def _confirming(self, act: Callable[[], Any]) -> Any:
+        """What `act` gives; once more after confirming when something was unavailable."""
+        try:
+            return act()
+        except TierUnavailable:
+            self._tiers.reconfirm()
+            return act()
+
+    def _trim_now(self) -> int:
+        dropped = self._trimmer.step()
+        if self._trimmer.over_budget():
+            self._sleep(self._tiers.settings.hot.log_grace_s)
+            dropped += self._trimmer.step()
+        return dropped
+
+    def _merge_all(self, report: WorkReport, tell: Callable[[Progress], None]) -> WorkReport:
+        while merged := self._merger.step(force=True):
+            report = msgspec.structs.replace(report, merges=report.merges + 1, merged_events=report.merged_events + merged.rows)
+            tell(Progress(step="merge", done=report.merges, total=0))
+        return report
+
+    # The jobs. Each catches everything, so that the scheduler goes on whatever happens.
+
+    def _settle_job(self) -> None:
+        self._settled_s = self._monotonic()
+        if self._settle_sound:
+            self._do("settle", self._settle)
+        self._do("trim", self._trimmer.step)
+
+    def _settle(self) -> None:
+        try:
+            step = self._settler.step()
+        except TierUnavailable:
+            self._tiers.reconfirm()
+            raise
+        if self._settler.run_id != self._confirmed_run:
+            self._tiers.reconfirm()
+            self._trimmer.forget()
+            self._confirmed_run = self._settler.run_id
+        self._health.note(waiting_events=step.waiting_events, waiting_bytes=step.waiting_bytes, oldest_wait_s=step.oldest_wait_s)
+        if step.full is not None:
+            self._health.stuck("warm", step.full)
+        else:
+            self._health.freed("warm")
+        if step.events:
+            self._health.note(settled_us=int(self._wall() * 1e6), settled_events=step.events)
+            where = step.segment.segment_id if step.segment is not None else "nothing: all were rejected"
+            log.info("settled %d of %d waiting events into %s", step.events, step.waiting_events, where)
+        if step.rejected:
+            log.warning("%d events could not be used: see rejected/", step.rejected)
+
+    def _merge_job(self) -> None:
+        while self._do("merge", self._merge):
+            if self._monotonic() - self._settled_s >= self._settings.settle_every_s:
+                self._settle_job()
+
+    def _merge(self) -> bool:
+        merged = self._merger.step()
+        if merged is not None:
+            where = f"{merged.outputs} of level {merged.level}, {merged.rows} events"
+            log.info("merged %d segments into %s", merged.inputs, where)
+        return merged is not None
+
+    def _purge_job(self) -> None:
+        if self._settle_sound:  # while it is in doubt whether this ledger is the right one nothing is removed
+            self._do("purge", self._purge)
+
+    def _purge(self) -> None:
+        purged = self._purger.step()
+        if purged.unclaimed:
+            self._health.stuck("purge", f"{purged.unclaimed} segment files are older than the ledger: run `thermocline recover`")
+        if purged.files or purged.orphans:
+            log.info("purged %d files, %d bytes; %d orphans to trash/", purged.files, purged.bytes, purged.orphans)
+
+    def _checkpoint_job(self) -> None:
+        self._do("checkpoint", lambda: self._health.note(ledger_wal_bytes=self._tiers.ledger.checkpoint()))
+
+    def _verify_job(self) -> None:
+        self._do("verify", self._verify)
+
+    def _verify(self) -> None:
+        problems = verify(self._tiers).problems
+        self._health.note(verified_us=int(self._wall() * 1e6))
+        for problem in problems:
+            log.error("verify: %s", problem)
+        if problems:
+            self._health.stuck("verify", problems[0])
+        else:
+            self._health.freed("verify")
+
+    def _do(self, job: str, act: Callable[[], Any]) -> Any:
+        """What `act` gives, None when it failed or the worker stops. Failures are counted, logged and shown in worker.json."""
+        with self._step_in_hand:
+            if self._stopping.is_set():
+                return None
+            try:
+                result = act()
+            except LeaseHeld as exc:
+                self._lost = exc
+                self._stopping.set()
+                log.error("%s: %s", job, exc)
+            except TierCorrupt as exc:
+                self._health.stuck(job, str(exc))
+                self._settle_sound = self._settle_sound and job != "settle"
+                log.error("%s: %s", job, exc)
+            except ThermoclineError as exc:
+                self._health.failed(job, str(exc))
+                log.warning("%s: %s", job, exc)
+            except Exception as exc:
+                self._health.failed(job, f"{type(exc).__name__}: {exc}")
+                log.exception("%s failed: please report this", job)
+            else:
+                self._health.worked(job)
+                return result
+            finally:
+                self._health.write()
+            return None
