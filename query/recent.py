@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import Final
 
 import pyarrow as pa
 
 from thermocline.errors import QueryRefused, TierUnavailable
-from thermocline.tiers.duck import Connection, DuckError, connect, fresh_name
 from thermocline.tiers.opening import Tiers
-from thermocline.tiers.rows import parse_blocks
 
 from .coverage import EXACT, Coverage
-from .relations import COLUMNS_SQL
+from .lines import SCHEMA, decoded
 from .result import Result
 from .run import Runner, at
 
 RECENT_MAX: Final = 100_000
-_MEMORY_BYTES: Final = 256 << 20
 
 
 class Recent:
@@ -28,8 +24,6 @@ class Recent:
     def __init__(self, tiers: Tiers, runner: Runner) -> None:
         self._hot = tiers.hot
         self._runner = runner
-        self._lock = threading.Lock()
-        self._con: Connection | None = None
 
     def recent(self, conversation_id: str, limit: int) -> Result:
         """The newest `limit` events of a conversation, columns as in `events`, ordered by seq.
@@ -45,12 +39,6 @@ class Recent:
         newest = "SELECT * FROM events WHERE conversation_id = ? ORDER BY seq DESC LIMIT ?"
         return self._runner.sql(f"SELECT * FROM ({newest}) ORDER BY seq", [conversation_id, limit])
 
-    def close(self) -> None:
-        with self._lock:
-            if self._con is not None:
-                self._con.close()
-                self._con = None
-
     def _cached(self, conversation_id: str, limit: int) -> Result | None:
         """The answer of Redis alone; None when it does not have it."""
         taken_us = time.time_ns() // 1000
@@ -60,27 +48,16 @@ class Recent:
             return None  # the long way brings Redis back, or says what is wrong with it
         if head is None or blocks.num_rows == 0:
             return None
-        with self._lock:
-            rows = self._parsed(blocks, limit)
-        seqs = rows.column("seq").combine_chunks()
+        rows = decoded(blocks)
+        if rows is None:
+            return None
+        rows = rows.select(SCHEMA.names).slice(max(0, rows.num_rows - limit))
+        seqs = rows.column("seq").chunk(0)
         if not seqs.equals(pa.array(range(head - len(seqs) + 1, head + 1), pa.int64())):
             return None  # something is missing, or was rejected
         if len(seqs) < limit and head != len(seqs):
             return None
         return Result(rows, _coverage(taken_us, len(seqs)))
-
-    def _parsed(self, blocks: pa.Table, limit: int) -> pa.Table:
-        if self._con is None:
-            self._con = connect(memory_bytes=_MEMORY_BYTES, threads=1)
-        table = fresh_name("recent")
-        try:
-            parse_blocks(self._con, blocks, table)
-            newest = f"SELECT {COLUMNS_SQL} FROM {table} ORDER BY seq DESC LIMIT {limit}"
-            return self._con.execute(f"SELECT * FROM ({newest}) ORDER BY seq").to_arrow_table()
-        except DuckError as exc:
-            raise TierUnavailable(f"recent events cannot be decoded ({exc}): ask for fewer") from exc
-        finally:
-            self._con.execute(f"DROP TABLE IF EXISTS {table}")
 
 
 def _coverage(taken_us: int, rows: int) -> Coverage:

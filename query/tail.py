@@ -14,13 +14,17 @@ from typing import Final
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from thermocline.event import COLUMNS
 from thermocline.tiers.block import ORIGIN, Position
-from thermocline.tiers.duck import Connection, fresh_name
+from thermocline.tiers.duck import Connection, fresh_name, registered
 from thermocline.tiers.hot import Hot, ShardCut
 from thermocline.tiers.ledger import View
 from thermocline.tiers.rows import parse_blocks
+from thermocline.tiers.warm import Rejected
+
+from .lines import decoded, few
 
 PARSE_BYTES: Final = 32 << 20
 """Payload decoded at once."""
@@ -41,7 +45,7 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     newest_us: int
     """Latest ingested_at."""
     reach: Mapping[int, tuple[Position, Position]]
-    """shard → first and last position of its rows."""
+    """shard → no row is before the first position, none after the last."""
 
 
 class TailState(msgspec.Struct, frozen=True, kw_only=True):
@@ -141,23 +145,33 @@ class Tail:
 
     def _decode(self, blocks: pa.Table, starts: Mapping[int, tuple[Position, int]]) -> None:
         """Make a chunk of `blocks` and remember how far their shards are read."""
-        parsed = fresh_name("tail")
-        try:
-            rejected = parse_blocks(self._con, blocks, parsed)
-            chunk = self._make(f"SELECT {_COLUMN_LIST}, {_PLACE} FROM temp.{parsed}")
-        finally:
-            self._con.execute(f"DROP TABLE IF EXISTS temp.{parsed}")
-        if chunk is not None:
-            self._chunks.append(chunk)
-            self._fold()
-        self._rejected += [(line.shard, Position.parse(line.position), line.events) for line in rejected]
-        read = blocks.group_by("shard", use_threads=False).aggregate(
-            [("position_ms", "last"), ("position_seq", "last"), ("events", "sum")]
+        rejected: Sequence[Rejected] = ()
+        rows = decoded(blocks) if few(blocks) else None
+        if rows is not None:
+            with registered(self._con, rows) as source:
+                table = self._table(f"SELECT * REPLACE (event_id::UUID AS event_id, metadata::JSON AS metadata) FROM {source}")
+        else:
+            parsed = fresh_name("tail")
+            try:
+                rejected = parse_blocks(self._con, blocks, parsed)
+                table = self._table(f"SELECT {_COLUMN_LIST}, {_PLACE} FROM temp.{parsed}")
+            finally:
+                self._con.execute(f"DROP TABLE IF EXISTS temp.{parsed}")
+        places = blocks.group_by("shard", use_threads=False).aggregate(
+            [(name, kind) for kind in ("first", "last") for name in ("position_ms", "position_seq")] + [("events", "sum")]
         )
-        for row in read.to_pylist():
+        reach = {}
+        for row in places.to_pylist():
+            first = Position(row["position_ms_first"], row["position_seq_first"])
+            last = Position(row["position_ms_last"], row["position_seq_last"])
+            reach[row["shard"]] = (first, last)
             _, events = max(starts[row["shard"]], self._place(row["shard"]))
-            position = Position(row["position_ms_last"], row["position_seq_last"])
-            self._reached[row["shard"]] = (position, events + row["events_sum"])
+            self._reached[row["shard"]] = (last, events + row["events_sum"])
+        count = pc.sum(blocks.column("events")).as_py() - sum(line.events for line in rejected)
+        newest_us = pc.max(blocks.column("ingested_us")).as_py()
+        self._rejected += [(line.shard, Position.parse(line.position), line.events) for line in rejected]
+        self._chunks.append(Chunk(table=table, rows=count, newest_us=newest_us, reach=reach))
+        self._fold()
 
     def _check(self, behind: Sequence[ShardCut], starts: Mapping[int, tuple[Position, int]], trimmed: Sequence[Position]) -> None:
         """Compare what was read with the counters of the cut."""
@@ -179,11 +193,13 @@ class Tail:
             if all(first > settled[shard] for shard, (first, _) in chunk.reach.items()):
                 kept.append(chunk)
                 continue
-            left = [shard for shard, (_, last) in chunk.reach.items() if last > settled[shard]]
+            left = {shard: (settled[shard].next(), last) for shard, (_, last) in chunk.reach.items() if last > settled[shard]}
             if left:
                 after = " OR ".join(f"(shard = {shard} AND {_after(settled[shard])})" for shard in left)
-                rest = self._make(f"SELECT * FROM {chunk.table} WHERE {after}")
-                kept += [rest] if rest is not None else []
+                table = self._table(f"SELECT * FROM {chunk.table} WHERE {after}")
+                [(rows, newest_us)] = self._con.execute(f"SELECT count(*), max(epoch_us(ingested_at)) FROM {table}").fetchall()
+                if rows:
+                    kept.append(Chunk(table=table, rows=rows, newest_us=newest_us, reach=left))
         self._chunks = kept
         self._rejected = [line for line in self._rejected if line[1] > settled[line[0]]]
 
@@ -193,24 +209,26 @@ class Tail:
             older, newer = self._chunks[-2:]
             if older.rows >= 2 * newer.rows or older.rows + newer.rows > FOLD_ROWS_MAX:
                 return
-            folded = self._make(f"FROM {older.table} UNION ALL FROM {newer.table}")
-            self._chunks[-2:] = [folded] if folded is not None else []
+            reach = {
+                shard: (min(older.reach.get(shard, part), part)[0], part[1])
+                for shard, part in {**older.reach, **newer.reach}.items()
+            }
+            self._chunks[-2:] = [
+                Chunk(
+                    table=self._table(f"FROM {older.table} UNION ALL FROM {newer.table}"),
+                    rows=older.rows + newer.rows,
+                    newest_us=max(older.newest_us, newer.newest_us),
+                    reach=reach,
+                )
+            ]
 
-    def _make(self, rows_sql: str) -> Chunk | None:
-        """A new chunk of these rows; None when there are none."""
+    def _table(self, rows_sql: str) -> str:
+        """The name of a new table of these rows."""
         self._numbers += 1
         table = f"{SCHEMA}.c{self._numbers}"
         self._con.execute(f"CREATE TABLE {table} AS {rows_sql}")
-        found = self._con.execute(
-            "SELECT shard, count(*), max(epoch_us(ingested_at)), min((position_ms, position_seq)),"
-            f" max((position_ms, position_seq)) FROM {table} GROUP BY shard"
-        ).fetchall()
-        if not found:
-            self._con.execute(f"DROP TABLE {table}")
-            return None
         self._tables.add(table)
-        reach = {shard: (Position(*first), Position(*last)) for shard, _, _, first, last in found}
-        return Chunk(table=table, rows=sum(row[1] for row in found), newest_us=max(row[2] for row in found), reach=reach)
+        return table
 
 
 def _after(position: Position) -> str:

@@ -97,7 +97,6 @@ class Store:
         if self._closed:
             return
         self._closed = True
-        self._recent.close()
         self._runner.close()
         if self._pinned is not None:
             self._pinned.close()
