@@ -66,7 +66,8 @@ class StoppedAt(ThermoclineError):
     def __init__(self, number: int, reason: str, *, appended: int) -> None:
         self.number = number
         self.reason = reason
-        super().__init__(f"line {number}: {reason}; {appended:,} events are stored")
+        stored = "1 event is stored" if appended == 1 else f"{appended:,} events are stored"
+        super().__init__(f"line {number}: {reason}; {stored}")
 
 
 class Appends(Protocol):
@@ -206,8 +207,13 @@ class _Feeder:
 
 def _problem(event: Event) -> InvalidEvent | None:
     try:
-        check_conversation_id(event.conversation_id)
-        line_of(fields_of(event), time.time_ns() // 1000)
+        check(event)
     except InvalidEvent as exc:
         return exc
     return None
+
+
+def check(event: Event) -> None:
+    """Nothing; InvalidEvent if `append_many` would refuse the event as such."""
+    check_conversation_id(event.conversation_id)
+    line_of(fields_of(event), time.time_ns() // 1000)

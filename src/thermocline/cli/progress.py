@@ -1,0 +1,100 @@
+"""What is going on, on stderr: a bar when somebody watches, a line now and then otherwise."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from .output import note
+
+if TYPE_CHECKING:
+    from thermocline.archiver.worker import Progress as WorkProgress
+    from thermocline.feed import Fed
+
+LINE_EVERY_S: Final = 5.0
+"""How often a log that nobody watches gets a line."""
+
+
+@contextmanager
+def append_progress(file: Path) -> Iterator[Callable[[Fed], None]]:
+    """A function that shows how far an append is."""
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    total = file.stat().st_size if file.is_file() else None
+    columns = [
+        TextColumn("appending"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.description}"),
+    ]
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=total)
+
+        def show(fed: Fed) -> None:
+            progress.update(task, completed=fed.bytes_read, description=fed.waiting or f"{fed.appended:,} events")
+
+        yield show
+
+
+@contextmanager
+def work_progress() -> Iterator[Callable[[WorkProgress], None]]:
+    """A function that shows what the worker does; silent when nobody watches."""
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
+
+    with Progress(
+        SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), console=Console(stderr=True), transient=True
+    ) as progress:
+        task = progress.add_task("settle", total=None)
+
+        def show(work: WorkProgress) -> None:
+            progress.update(task, description=f"{work.step} {work.done:,}", completed=work.done, total=work.total or None)
+
+        yield show
+
+
+def shown_steps(title: str, steps: Iterable[tuple[str, float]]) -> None:
+    """Do `steps`: a line for each as it is done, and below them, when somebody watches, the share of all that is done."""
+    if not sys.stderr.isatty():
+        note(title)
+        for line, _ in steps:
+            note(f"  {line}")
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TimeElapsedColumn
+
+    screen = Console(stderr=True, highlight=False)
+    screen.print(f"[bold]{title}[/]")
+    with Progress(SpinnerColumn(), BarColumn(), TimeElapsedColumn(), console=screen, transient=True) as progress:
+        task = progress.add_task("", total=1.0)
+        for line, share in steps:
+            progress.console.print(f"  {line}", markup=False)
+            progress.update(task, completed=share)
+
+
+def _lines() -> Callable[[Fed], None]:
+    said = time.monotonic()
+    waiting = ""
+
+    def show(fed: Fed) -> None:
+        nonlocal said, waiting
+        if fed.waiting and fed.waiting != waiting:
+            note(fed.waiting)
+        elif time.monotonic() - said >= LINE_EVERY_S:
+            note(f"{fed.appended:,} events appended")
+            said = time.monotonic()
+        waiting = fed.waiting
+
+    return show

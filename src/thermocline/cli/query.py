@@ -1,0 +1,105 @@
+"""Reading: `query`, `recent`, `conversations`."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from .options import Form, FormOption, settings_of
+from .output import note, write_report, write_rows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+CONTENT_MAX: Final = 120
+"""Characters of content a table of events shows; the other forms give all."""
+
+BRIEF: Final = ("seq", "timestamp", "event_type", "content")
+"""What `recent` shows of events that are not there."""
+
+CONVERSATIONS: Final = """
+SELECT conversation_id, started_at, ended_at, total_events, task_count, interventions
+FROM conversation_summary WHERE ended_at >= coalesce($since, '-infinity'::TIMESTAMPTZ)
+ORDER BY ended_at DESC, conversation_id LIMIT $limit
+"""
+
+
+def query(
+    context: typer.Context,
+    sql: Annotated[str, typer.Argument(metavar="SQL", help="One statement over events, hourly_stats, conversation_summary.")],
+    output: FormOption = Form.table,
+    complete: Annotated[bool, typer.Option("--complete", help="Fail rather than answer from a sample.")] = False,
+) -> None:
+    """Run SQL over all tiers.
+
+    What the answer rests on is one line on stderr.
+    """
+    from thermocline.store import connect
+
+    with connect(settings_of(context)) as store:
+        answer = store.sql(sql, require="complete" if complete else None)
+    write_rows(answer.to_arrow(), output)
+    note(str(answer.coverage))
+
+
+def recent(
+    context: typer.Context,
+    conversation: Annotated[str, typer.Argument(metavar="CONVERSATION", help="Its conversation_id.")],
+    limit: Annotated[int, typer.Option(min=1, help="How many events.")] = 20,
+    output: FormOption = Form.table,
+) -> None:
+    """Show a conversation's newest events, oldest first."""
+    from thermocline.store import connect
+
+    with connect(settings_of(context)) as store:
+        answer = store.recent(conversation, limit=limit)
+    table = answer.to_arrow()
+    if output is Form.table:
+        write_report(*_brief(table))
+    else:
+        write_rows(table, output)
+
+
+def _brief(table: pa.Table) -> tuple[list[list[object]], list[str]]:
+    """Rows and names of what fits on a line: whole seconds, the beginning of the content, no column that is empty."""
+    rows = [
+        {
+            "seq": row["seq"],
+            "timestamp": row["timestamp"].replace(microsecond=0),
+            "event_type": row["event_type"],
+            "tool_name": row["tool_name"],
+            "status": row["status"],
+            "content": row["content"] if len(row["content"]) <= CONTENT_MAX else f"{row['content'][:CONTENT_MAX]}…",
+        }
+        for row in table.to_pylist()
+    ]
+    names = [
+        name for name in ("seq", "timestamp", "event_type", "tool_name", "status", "content") if any(row[name] for row in rows)
+    ]
+    return [[row[name] for name in names] for row in rows], names
+
+
+def conversations(
+    context: typer.Context,
+    since: Annotated[str | None, typer.Option(help="Only those with an event at or after this RFC 3339 time.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many conversations.")] = 20,
+    output: FormOption = Form.table,
+) -> None:
+    """List conversations, the newest activity first."""
+    from thermocline.store import connect
+
+    with connect(settings_of(context)) as store:
+        answer = store.sql(CONVERSATIONS, {"since": since, "limit": limit})
+    if output is Form.table:
+        names = ("conversation_id", "ended_at", "took", "events", "tasks", "interventions")
+        write_report((_conversation(*row) for row in answer), names)
+    else:
+        write_rows(answer.to_arrow(), output)
+    note(str(answer.coverage))
+
+
+def _conversation(name: str, start: dt.datetime, end: dt.datetime, *counts: int) -> tuple[object, ...]:
+    """A row of CONVERSATIONS that fits on a line: whole seconds."""
+    return name, end.replace(microsecond=0), dt.timedelta(seconds=round((end - start).total_seconds())), *counts

@@ -1,0 +1,94 @@
+"""Status and verification as rows and lines of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final
+
+from .output import bytes_text
+
+if TYPE_CHECKING:
+    from thermocline.archiver.recover import Recovery
+    from thermocline.archiver.verify import Verification
+    from thermocline.archiver.worker import WorkReport
+    from thermocline.query.status import Status
+
+TIER_COLUMNS: Final = ("tier", "events", "files", "bytes", "bytes per event")
+SUM_COLUMNS: Final = ("appended", "= hot", "+ warm", "+ kept", "+ sampled out", "+ erased", "+ rejected", "+ lost")
+
+
+def tier_rows(found: Status) -> Iterator[tuple[object, ...]]:
+    """A row per tier, in the order of TIER_COLUMNS."""
+    for tier in found.tiers:
+        each = round(tier.bytes / tier.events) if tier.events else None
+        yield tier.tier, tier.events, None if tier.tier == "hot" else tier.files, bytes_text(tier.bytes), each
+
+
+def cached_line(found: Status) -> str:
+    return f"Cached: Redis still has {found.cached.events:,} of the settled events ({bytes_text(found.cached.bytes)})."
+
+
+def status_lines(found: Status) -> Iterator[str]:
+    """What the table of tiers does not say."""
+    yield cached_line(found)
+    redis = found.redis
+    bound = f" of {bytes_text(redis.bytes_max)}" if redis.bytes_max else ""
+    yield f"Redis {redis.version} at {redis.url}: {bytes_text(redis.used_bytes)}{bound} used; durability: {redis.durability}."
+    if found.oldest_unsettled_s is not None:
+        yield f"The oldest event that has not settled waits {found.oldest_unsettled_s:,.0f} s."
+    if found.rejected or found.lost:
+        yield f"{found.rejected:,} events rejected, {found.lost:,} declared lost."
+    yield f"Health of {found.namespace}: {found.health}."
+    for reason in found.reasons:
+        yield f"  {reason}"
+
+
+def work_line(report: WorkReport) -> str:
+    """What a pass of the worker did."""
+    parts = []
+    if report.settled_events:
+        parts.append(f"settled {_count(report.settled_events, 'event')} ({_count(report.segments, 'segment')})")
+    if report.rejected_events:
+        parts.append(f"rejected {report.rejected_events:,} of them")
+    if report.merges:
+        parts.append(f"merged {_count(report.merged_events, 'event')}")
+    if report.trimmed_blocks:
+        parts.append(f"trimmed {_count(report.trimmed_blocks, 'block')}")
+    if report.purged_files:
+        parts.append(f"purged {_count(report.purged_files, 'file')}")
+    return ", ".join(parts) or "nothing to do"
+
+
+def recovery_lines(found: Recovery) -> Iterator[str]:
+    """What recovering found and did."""
+    yield f"The ledger lists {_count(found.segments, 'segment')} with {_count(found.rows, 'event')} again."
+    if found.ledger_aside:
+        yield f"The old one is now {found.ledger_aside}."
+    if found.dropped:
+        yield f"{_count(len(found.dropped), 'segment')} whose events others hold went to trash/."
+    yield from (f"Not readable, left where it is: {problem}" for problem in found.unreadable)
+    yield "`thermocline verify --deep` proves it."
+
+
+def _count(number: int, unit: str) -> str:
+    return f"{number:,} {unit}{'' if number == 1 else 's'}"
+
+
+def sum_row(found: Verification) -> tuple[int, ...]:
+    """The conservation sum over all shards, in the order of SUM_COLUMNS."""
+    names = ("appended", "hot", "warm", "kept", "sampled_out", "erased", "rejected", "lost")
+    return tuple(sum(getattr(shard, name) for shard in found.shards) for name in names)
+
+
+def verdict_lines(found: Verification) -> Iterator[str]:
+    """What the sums and files come to, and each problem."""
+    rows = f"{found.rows:,} rows{', every one read' if found.deep else ''}"
+    looked = f"{len(found.shards)} shards, {found.segments:,} segments, {rows}"
+    if found.ok:
+        yield f"Every sum closes: {looked}."
+    else:
+        yield f"{len(found.problems)} problems in {looked}:"
+    for problem in found.problems:
+        yield f"  {problem}"
+    for loss in found.losses:
+        yield f"  declared lost: {loss.events:,} events of shard {loss.shard} ({loss.reason})"

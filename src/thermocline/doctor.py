@@ -1,0 +1,208 @@
+"""Look at what Thermocline stands on: Python, Redis, the data directory, the ledger, the clocks. Changes nothing."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from thermocline.config import Settings, mask_url
+from thermocline.errors import ThermoclineError
+from thermocline.tiers import embedded
+from thermocline.tiers.confirm import check_server
+from thermocline.tiers.hot import ServerFacts
+from thermocline.tiers.hot_redis import RedisHot
+from thermocline.tiers.ledger_sql import SqlLedger
+from thermocline.tiers.opening import open_link
+from thermocline.tiers.server_binary import choose
+
+OK: Final = "ok"
+WARN: Final = "warn"
+FAIL: Final = "fail"
+
+FREE_BYTES_MIN: Final = 256 << 20
+FREE_BYTES_GOOD: Final = 4 << 30
+"""Room for the logs of the embedded Redis (1 GiB, twice while it rewrites them) and a day of segments."""
+OPEN_FILES_GOOD: Final = 1024
+"""A query holds every segment it reads open."""
+CLOCK_GOOD_S: Final = 1.0
+CLOCK_MAX_S: Final = 300.0
+"""An event may lie this far after Redis' clock."""
+REMOTE: Final = ("nfs", "cifs", "smb", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.")
+VOLATILE: Final = ("tmpfs", "ramfs")
+MOUNTS: Final = Path("/proc/self/mountinfo")
+
+
+class Finding(NamedTuple):
+    """One thing looked at; what was found says how to mend it when it is not in order."""
+
+    verdict: str
+    subject: str
+    found: str
+
+    def as_dict(self) -> dict[str, str]:
+        return self._asdict()
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Everything that was looked at, in the order in which to mend it. Never raises for what it finds."""
+    findings = [_python(), _open_files()]
+    findings += _data_dir(settings.data_dir)
+    findings += _redis(settings)
+    findings.append(_guarded("ledger", lambda: _ledger(settings)))
+    return findings
+
+
+def _guarded(subject: str, look: Callable[[], Finding]) -> Finding:
+    try:
+        return look()
+    except (ThermoclineError, OSError) as exc:
+        return Finding(FAIL, subject, str(exc))
+
+
+def _python() -> Finding:
+    return Finding(OK, "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}")
+
+
+def _open_files() -> Finding:
+    soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < OPEN_FILES_GOOD:
+        return Finding(
+            WARN, "open files", f"up to {soft} a process, queries open every segment: raise it (ulimit -n {OPEN_FILES_GOOD})"
+        )
+    return Finding(OK, "open files", "no limit" if soft == resource.RLIM_INFINITY else f"up to {soft:,} a process")
+
+
+def _data_dir(data_dir: Path) -> Iterator[Finding]:
+    place = data_dir.absolute()
+    there = next(path for path in (place, *place.parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        yield Finding(FAIL, "data directory", f"{place}: you may not write to {there}: set data_dir or its permissions")
+        return
+    yield Finding(OK, "data directory", f"{place}" if there == place else f"{place} will be made at first use")
+    kind = file_system(there.resolve())
+    if kind.startswith(REMOTE):
+        yield Finding(
+            FAIL, "file system", f"{kind} is a network file system, whose locks the ledger cannot rely on: move data_dir"
+        )
+    elif kind in VOLATILE:
+        yield Finding(WARN, "file system", f"{kind} is memory, gone with a restart of the machine: move data_dir")
+    else:
+        yield Finding(OK, "file system", f"{kind}, local" if kind else "not known here")
+    free = shutil.disk_usage(there).free
+    verdict = FAIL if free < FREE_BYTES_MIN else WARN if free < FREE_BYTES_GOOD else OK
+    advice = "" if verdict == OK else f": free some, {FREE_BYTES_GOOD / 2**30:.0f} GiB are comfortable"
+    yield Finding(verdict, "free space", f"{free / 2**30:,.1f} GiB{advice}")
+
+
+def file_system(path: Path, mounts: Path = MOUNTS) -> str:
+    """The type of the file system that holds `path`, as Linux calls it; empty where nothing tells."""
+    try:
+        lines = mounts.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    best, kind = "", ""
+    for line in lines:
+        before, _, after = line.partition(" - ")
+        point = before.split()[4].encode().decode("unicode_escape")
+        if len(point) >= len(best) and path.is_relative_to(point):
+            best, kind = point, after.split()[0]
+    return kind
+
+
+def _redis(settings: Settings) -> Iterator[Finding]:
+    if settings.redis_url is None:
+        binary = _guarded("redis-server", lambda: _binary(settings.data_dir))
+        yield binary
+        if binary.verdict == FAIL:
+            return
+        try:
+            info = embedded.running(settings.data_dir)
+        except (ThermoclineError, OSError) as exc:
+            yield Finding(FAIL, "redis", str(exc))
+            return
+        if info is None:
+            yield Finding(OK, "redis", "embedded, not running: the first user starts it, the last one ends it")
+            return
+    try:
+        facts, shown = _facts(settings)
+    except (ThermoclineError, OSError) as exc:
+        yield Finding(FAIL, "redis", str(exc))
+        return
+    yield Finding(OK, "redis", f"{facts.version} at {shown}")
+    yield _guarded("redis settings", lambda: _server_settings(facts, settings, shown))
+    yield _disk(facts)
+    yield _clock(facts.now_us / 1e6 - time.time())
+
+
+def _binary(data_dir: Path) -> Finding:
+    return Finding(OK, "redis-server", str(choose(data_dir.absolute() / embedded.FOLDER)))
+
+
+def _facts(settings: Settings) -> tuple[ServerFacts, str]:
+    """What the server says of itself, and where it is. The embedded one must be running."""
+    endpoint = embedded.ensure(settings.data_dir, settings.hot) if settings.redis_url is None else None
+    try:
+        link = open_link(settings, endpoint)
+        try:
+            return RedisHot(link, settings.namespace, settings.hot).facts(), link.shown_url
+        finally:
+            link.close()
+    finally:
+        if endpoint is not None:
+            endpoint.close()
+
+
+def _server_settings(facts: ServerFacts, settings: Settings, shown: str) -> Finding:
+    check_server(facts, settings, shown)
+    found = f"maxmemory-policy {facts.maxmemory_policy}, appendonly {'yes' if facts.append_only else 'no'}"
+    if not facts.append_only:
+        return Finding(WARN, "redis settings", f"{found}: a crash loses what has not settled")
+    if facts.append_fsync == "no":
+        return Finding(WARN, "redis settings", f"{found}, appendfsync no: set everysec or always")
+    wanted = settings.hot.log_bytes_max
+    if 0 < facts.maxmemory < wanted:
+        return Finding(WARN, "redis settings", f"maxmemory {facts.maxmemory:,} is below hot.log_bytes_max {wanted:,}: raise it")
+    return Finding(OK, "redis settings", f"{found}, appendfsync {facts.append_fsync}")
+
+
+def _disk(facts: ServerFacts) -> Finding:
+    if facts.write_ok:
+        return Finding(OK, "redis disk", "the last write and rewrite of its file went well")
+    return Finding(
+        WARN, "redis disk", "an fsync is pending or a write failed, and settle waits: see Redis' log and the free space"
+    )
+
+
+def _clock(ahead_s: float) -> Finding:
+    found = f"Redis is {abs(ahead_s):,.1f} s {'ahead of' if ahead_s > 0 else 'behind'} this machine"
+    if abs(ahead_s) <= CLOCK_GOOD_S:
+        return Finding(OK, "clock", "Redis and this machine agree")
+    if ahead_s < -CLOCK_MAX_S:
+        return Finding(FAIL, "clock", f"{found}: events from here are refused as too far in the future; set both by NTP")
+    return Finding(WARN, "clock", f"{found}: set both by NTP")
+
+
+def _ledger(settings: Settings) -> Finding:
+    folder = settings.namespace_dir
+    if settings.ledger_url is None and not (folder / "ledger.db").exists():
+        return Finding(OK, "ledger", f"namespace {settings.namespace} is not there yet: the first append makes it")
+    url = settings.ledger_url or f"sqlite:///{(folder / 'ledger.db').resolve()}"
+    ledger = SqlLedger(url, folder=folder)
+    try:
+        identity = ledger.identity()
+        if identity is None:
+            return Finding(OK, "ledger", f"{mask_url(url)} is empty: the first append fills it")
+        view = ledger.view()
+    finally:
+        ledger.close()
+    found = f"format {view.format}, {len(view.segments):,} segments, epoch {view.epoch}"
+    lost = sum(loss.events for loss in view.losses)
+    if lost:
+        return Finding(WARN, "ledger", f"{found}; {lost:,} acknowledged events are declared lost: see `thermocline status`")
+    return Finding(OK, "ledger", found)
