@@ -24,7 +24,7 @@ from thermocline.errors import InvalidEvent, ThermoclineError
 from thermocline.event import Event, Metadata, Receipt, TextId
 from thermocline.tiers.block import Block
 
-from .call import Batch, Call
+from .call import Call, Parcel
 from .encode import Line, blocks_of, line_of
 from .pool import Pool
 from .source import Config, OpenTiers, Source, renew_in_child, settings_of
@@ -81,8 +81,8 @@ class Client:
         line = line_of(fields, time.time_ns() // 1000)
         if expected_seq is not None:
             expected_seq = check_expected_seq(expected_seq)
-        batch = Batch(self._blocks(conversation_id, [line]), [[0]])
-        return Call(batch, [], deadline_s=self._ingest.deadline_s, expected_seq=expected_seq).run(self._usable_pool())[0]
+        parcel = Parcel(self._blocks(conversation_id, [line]), [[0]])
+        return Call(parcel, [], deadline_s=self._ingest.deadline_s, expected_seq=expected_seq).run(self._usable_pool())[0]
 
     def append_many(self, events: Iterable[Event | Mapping[str, Any]]) -> list[Receipt]:
         """One receipt per event, in order. Any mix of conversations; the order within each is kept.
@@ -117,7 +117,7 @@ class Client:
                 start += block.lines
         if not given:
             return []
-        return Call(Batch(blocks, places), given, deadline_s=self._ingest.deadline_s, now_us=now_us).run(self._usable_pool())
+        return Call(Parcel(blocks, places), given, deadline_s=self._ingest.deadline_s, now_us=now_us).run(self._usable_pool())
 
     def _blocks(self, conversation_id: str, lines: list[Line]) -> list[Block]:
         ingest = self._ingest

@@ -1,7 +1,7 @@
-"""What a Producer was given and the store has not acknowledged yet: by conversation, bounded, handed to the sender in batches.
+"""What a Producer was given and the store has not acknowledged yet: by conversation, bounded, handed on all at once.
 
-Callers put, one sender takes. A batch is everything that waits at that moment. Batches are numbered, so that a flush knows which
-one holds the last event it saw.
+Callers put; one sender takes everything that waits at that moment. What it takes is numbered, so that a flush knows which number
+holds the last event it saw.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """Like events_max: of all that is not acknowledged. One event always fits."""
     full_events: int
     full_bytes: int
-    """Like full_events: waiting so much, a batch goes out before `linger_s` is over."""
+    """Like full_events: when so much waits it is taken before `linger_s` is over."""
     linger_s: float
 
 
-class Batch(msgspec.Struct, frozen=True):
+class Taken(msgspec.Struct, frozen=True):
     """Lines by conversation, in the order put."""
 
     number: int
@@ -170,7 +170,7 @@ class Buffer:
 
     # What follows is for the sender.
 
-    def take(self) -> Batch | None:
+    def take(self) -> Taken | None:
         """Everything that waits, once it is enough or its first event is due; None when closed and empty."""
         with self._lock:
             while not self._waiting:
@@ -191,7 +191,7 @@ class Buffer:
         size = sum([len(line.payload) for group in lines.values() for line in group])
         with self._lock:
             self._bytes += size - given_bytes  # merged chunks have become shorter
-        return Batch(number, lines)
+        return Taken(number, lines)
 
     def _is_due(self) -> bool:
         limits = self.limits
@@ -207,7 +207,7 @@ class Buffer:
             self._eased.notify_all()
 
     def finish(self, number: int) -> None:
-        """All of batch `number` has its outcome."""
+        """All of what was taken as `number` has its outcome."""
         with self._lock:
             self._finished = number
             self._eased.notify_all()

@@ -18,7 +18,7 @@ from .pool import Pool
 from .sending import ClockAhead, Outcome, Sending, Stored
 
 
-class Batch:
+class Parcel:
     """Blocks, and which event each of their lines is."""
 
     def __init__(self, blocks: Sequence[Block], places: Sequence[Sequence[int]]) -> None:
@@ -52,16 +52,16 @@ class Call:
     """Events on their way to one end: receipts, or the error that `append` and `append_many` document. Thread-safe."""
 
     def __init__(
-        self, batch: Batch, events: Sequence[Event], *, deadline_s: float, expected_seq: int | None = None, now_us: int = 0
+        self, parcel: Parcel, events: Sequence[Event], *, deadline_s: float, expected_seq: int | None = None, now_us: int = 0
     ) -> None:
-        """events  those of `batch`, for the error's rest; empty for a single append, whose error needs none
+        """events  those of `parcel`, for the error's rest; empty for a single append, whose error needs none
         now_us  the timestamp that those without one were given
         """
-        self._batch = batch
+        self._parcel = parcel
         self._events = events
         self._deadline_s = deadline_s
         self._now_us = now_us
-        self._sending = Sending(batch.blocks, expected_seq)
+        self._sending = Sending(parcel.blocks, expected_seq)
         self._durability = ""
         self._appender: Appender | None = None
         self._give_back: Callable[[Appender], None] = Appender.close
@@ -69,7 +69,7 @@ class Call:
 
     def run(self, pool: Pool) -> list[Receipt]:
         """Send everything; one receipt per event, or the error."""
-        everything = range(self._batch.count)
+        everything = range(self._parcel.count)
         try:
             with pool.borrowed() as appender:
                 appender.resume(self._sending, deadline_s=self._deadline_s)
@@ -109,20 +109,20 @@ class Call:
         """
         places = count_up([block.lines for block in sending.blocks])
         events = [event for block in sending.blocks for event in events_of(block)]
-        call = cls(Batch(sending.blocks, places), events, deadline_s=deadline_s)
+        call = cls(Parcel(sending.blocks, places), events, deadline_s=deadline_s)
         call._sending, call._appender, call._give_back = sending, appender, give_back
         rest = [place for group, outcome in zip(places, sending.outcomes, strict=True) if outcome is None for place in group]
         return [events[place] for place in rest], call._unknown(rest, reason)
 
     def _end(self, scope: Sequence[int], unresolved: Unresolved | None = None) -> list[Receipt]:
-        everyone = self._batch.receipts(self._sending.outcomes, self._durability)
+        everyone = self._parcel.receipts(self._sending.outcomes, self._durability)
         receipts = [everyone[place] for place in scope]
         stored = [receipt for receipt in receipts if receipt is not None]
         if len(stored) == len(receipts):
             return stored
         rest_indices = [index for index, receipt in enumerate(receipts) if receipt is None]
         rest = [scope[index] for index in rest_indices]
-        cause = self._batch.error(self._sending.outcomes, rest) if unresolved is None else self._unknown(rest, unresolved.reason)
+        cause = self._parcel.error(self._sending.outcomes, rest) if unresolved is None else self._unknown(rest, unresolved.reason)
         if not self._events or (not stored and isinstance(cause, InvalidEvent | ConfigError)):
             raise cause
         raise PartialAppend(

@@ -1,4 +1,4 @@
-"""The Producer's thread: takes batches from the buffer, sends their blocks, and does not let go until each has its outcome.
+"""The Producer's thread: takes what waits in the buffer, sends it in blocks, and does not let go until each has its outcome.
 
     stored                             its room in the buffer is free again
     Redis away, unconfirmed, in doubt  tried again for as long as it takes; the buffer fills meanwhile
@@ -78,10 +78,10 @@ class Sender:
 
     def _chunks(self) -> Iterator[list[Block]]:
         """Blocks to send together, until the buffer is closed and empty. Asking for the next one means that one is done with."""
-        while (batch := self._buffer.take()) is not None:
+        while (taken := self._buffer.take()) is not None:
             chunk: list[Block] = []
             size = 0
-            for conversation_id, lines in batch.lines.items():
+            for conversation_id, lines in taken.lines.items():
                 for block in self._blocks(conversation_id, lines):
                     if chunk and (len(chunk) == BLOCKS_MAX or size + len(block.payload) > ROUND_BYTES_MAX):
                         yield chunk
@@ -89,7 +89,7 @@ class Sender:
                     chunk.append(block)
                     size += len(block.payload)
             yield chunk
-            self._buffer.finish(batch.number)
+            self._buffer.finish(taken.number)
 
     def _blocks(self, conversation_id: str, lines: Sequence[Line]) -> Iterator[Block]:
         limits = self._buffer.limits
@@ -99,24 +99,21 @@ class Sender:
     def _deliver(self, blocks: list[Block]) -> Sending | None:
         """None when every event has its outcome; else it was told to give up, and this is left."""
         sending, pause_s = Sending(blocks), PAUSE_FIRST_S
-        while True:
+        while not self._stop.is_set():
             try:
                 self._try(sending)
             except Unresolved as exc:
                 self._buffer.trouble = TierUnavailable(f"Redis stopped answering ({exc.reason})")
-                if self._stop.is_set():
-                    return sending
                 continue
             again = self._sort(sending)
             if not again:
                 self._buffer.trouble = None
                 return None
             sending = Sending(again)
-            if self._stop.is_set():
-                return sending
             if isinstance(self._buffer.trouble, Backpressure):
                 self._stop.wait(pause_s)
                 pause_s = min(PAUSE_MAX_S, pause_s * 2)
+        return sending
 
     def _try(self, sending: Sending) -> None:
         """Bring `sending` to an end, or to the next second."""
@@ -177,7 +174,7 @@ class Sender:
     def _leave(self, sending: Sending, later: list[Block]) -> None:
         """Hand back all that is left. What is in doubt can still be settled by the error's retry, which also sends the rest."""
         if not sending.in_doubt or self._appender is None:
-            error = self._buffer.trouble or TierUnavailable("the Producer was closed before Redis could be reached")
+            error = self._buffer.trouble or TierUnavailable("the Producer was closed before they could be sent")
             self._hand_back([*sending.blocks, *later], error)
             return
         appender, self._appender = self._appender, None
