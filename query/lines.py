@@ -56,18 +56,16 @@ def few(blocks: pa.Table) -> bool:
 
 def decoded(blocks: pa.Table) -> pa.Table | None:
     """The rows of `blocks` (hot.BLOCKS_SCHEMA): SCHEMA, then PLACES, in log order. None when a line is not as we write it."""
-    rows: list[tuple[Any, ...]] = []
     try:
-        for block in blocks.to_pylist():
-            found = _rows(block)
-            if found is None:
-                return None
-            rows += found
-    except (ValueError, msgspec.MsgspecError):
+        found = [_rows(block) for block in blocks.to_pylist()]
+        if None in found:
+            return None
+        rows = [row for part in found if part is not None for row in part]
+        names = [*_FIELDS, "conversation_id", "seq", "ingested_at", "sample_rate", *PLACES.names]
+        by_name = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(names, ())
+        arrays = [_array(by_name[field.name], field.type) for field in (*SCHEMA, *PLACES)]
+    except (ValueError, OverflowError, msgspec.MsgspecError):
         return None
-    names = [*_FIELDS, "conversation_id", "seq", "ingested_at", "sample_rate", *PLACES.names]
-    by_name = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(names, ())
-    arrays = [_array(by_name[field.name], field.type) for field in (*SCHEMA, *PLACES)]
     return pa.Table.from_arrays(arrays, schema=pa.schema([*SCHEMA, *PLACES]))
 
 
@@ -84,8 +82,8 @@ def _rows(block: dict[str, Any]) -> list[tuple[Any, ...]] | None:
     if block["fault"] is not None or len(lines) != block["events"] + len(skip) or "\\u0000" in payload:
         return None
     parsed = [_decode(line) for line in lines]
-    if [_encode(line) for line in parsed] != lines:
-        return None  # keys in another order or twice, other forms of numbers: not ours
+    if [_encode(line) for line in parsed] != lines and not all(orjson.dumps(orjson.loads(line)) == line for line in lines):
+        return None  # keys twice, blanks, numbers in other forms: not ours
     values = [msgspec.structs.astuple(line) for line in parsed]
     by_field = list(zip(*values, strict=True))
     if _sizes(by_field) != block["sizes"] or not _fit(by_field):

@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from thermocline.config import MIB
+from thermocline.errors import TierUnavailable
 from thermocline.tiers.hot import Hot, ServerFacts, ShardCut
 from thermocline.tiers.ledger import Loss, View
 from thermocline.tiers.opening import Tiers
@@ -77,7 +78,11 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
 def status(tiers: Tiers) -> Status:
     """The state of a namespace now. TierUnavailable when Redis or the ledger is."""
     view = tiers.ledger.view()
-    cut = tiers.hot.cut()
+    try:
+        cut = tiers.hot.cut()
+    except TierUnavailable:
+        tiers.reconfirm()
+        view, cut = tiers.ledger.view(), tiers.hot.cut()
     facts = tiers.hot.facts()
     worker = _worker(tiers.settings.namespace_dir / WORKER_FILE)
     cached, oldest_us = _in_log(tiers.hot, view, cut)
