@@ -5,7 +5,8 @@ Appends are refused (UNCONFIRMED) until the shard's `run` is the server's run_id
 1. new            no ledger identity: the ledger gets one, then every shard its `:m`
 2. same run       nothing to do
 3. another store  `inc` is neither the ledger's nor its successor: refused
-4. whole          a restart that lost nothing: appendfsync always, or shut down in order
+4. whole          a restart that lost nothing: appendfsync always, or Thermocline shut down in order the very server that was
+                  confirmed last; and the worker never saw more than there is now
 5. perhaps short  any other restart: the newest acknowledged events may be gone, and nobody can tell which. The era grows, so that
                   heads skip 1,000,000 and no seq is given twice; what the worker had seen and Redis lacks is declared lost
 6. short          the log ends before what is settled, or the shard is gone (wiped): as 5, and the counters continue from the
@@ -60,10 +61,13 @@ def confirm(hot: RedisHot, warm: Warm, ledger: Ledger, settings: Settings) -> Co
             return _create(hot, ledger, settings, metas, facts)
         _check_identity(identity, settings)
         if all(meta.get("run") == facts.run_id and meta.get("inc") == identity["incarnation"] for meta in metas):
+            if identity.get("run") != facts.run_id:  # a ledger that was rebuilt, or not told because of a crash
+                ledger.confirmed(incarnation=identity["incarnation"], eras={}, losses=[], now_us=_now_us(), run_id=facts.run_id)
             return Confirmation()
         view = ledger.view()
         _check_owner(hot, view.incarnation, identity.get("previous") or "", metas, settings)
-        return _after_restart(hot, warm, ledger, view, metas, facts, settings)
+        whole = facts.append_fsync == "always" or hot.shut_down_in_order(identity.get("run", ""))
+        return _after_restart(hot, warm, ledger, view, metas, facts, settings, whole=whole)
 
 
 def check_server(facts: ServerFacts, settings: Settings, shown_url: str) -> None:
@@ -104,6 +108,7 @@ def _create(hot: RedisHot, ledger: Ledger, settings: Settings, metas: list[Shard
     ledger.create(incarnation=incarnation, shards=hot.shards, buckets=settings.hot.buckets, now_us=_now_us())
     for shard in range(hot.shards):
         _put(hot, settings, ShardState(shard=shard), incarnation=incarnation, prev="", run_id=facts.run_id, era=0)
+    ledger.confirmed(incarnation=incarnation, eras={}, losses=[], now_us=_now_us(), run_id=facts.run_id)
     return Confirmation(created=True)
 
 
@@ -120,14 +125,22 @@ def _check_owner(hot: RedisHot, incarnation: str, previous: str, metas: list[Sha
 
 
 def _after_restart(
-    hot: RedisHot, warm: Warm, ledger: Ledger, view: View, metas: list[ShardMeta], facts: ServerFacts, settings: Settings
+    hot: RedisHot,
+    warm: Warm,
+    ledger: Ledger,
+    view: View,
+    metas: list[ShardMeta],
+    facts: ServerFacts,
+    settings: Settings,
+    *,
+    whole: bool,
 ) -> Confirmation:
+    """`whole`: there is proof that the last writes before the restart were on disk."""
     wiped = not all(metas)
     never_used = all(state.observed_events == 0 and state.events == 0 for state in view.shards)
-    runs = {meta["run"] for meta in metas if meta}
-    whole = not wiped and (facts.append_fsync == "always" or (len(runs) == 1 and hot.shut_down_in_order(runs.pop())))
     short = [_is_short(state, meta) for state, meta in zip(view.shards, metas, strict=True)]
-    intact = (whole and not any(short)) or (wiped and never_used)
+    seen_more = any(state.observed_events > int(meta.get("N", 0)) for state, meta in zip(view.shards, metas, strict=True))
+    intact = (whole and not wiped and not any(short) and not seen_more) or (wiped and never_used)
     incarnation = uuid.uuid4().hex if wiped else metas[0]["inc"]
     losses, eras = [], {}
     for state, meta in zip(view.shards, metas, strict=True):
@@ -136,7 +149,7 @@ def _after_restart(
             era += 1
             losses.append(_loss(state, meta, era, wiped=wiped))
         eras[state.shard] = era
-    ledger.confirmed(incarnation=incarnation, eras=eras, losses=losses, now_us=_now_us())
+    ledger.confirmed(incarnation=incarnation, eras=eras, losses=losses, now_us=_now_us(), run_id=facts.run_id)
     rebuilt = _rebuild_heads(hot, warm, view, eras) if wiped or any(short) else 0
     for state, meta, is_short in zip(view.shards, metas, short, strict=True):
         if is_short or not meta:
@@ -174,9 +187,21 @@ def _put(hot: RedisHot, settings: Settings, state: ShardState, *, incarnation: s
     hot.put_meta(
         state.shard,
         {
-            **{"format": FORMAT, "shards": hot.shards, "buckets": settings.hot.buckets, "inc": incarnation, "prev": prev},
-            **{"era": era, "N": events, "B": size, "L": position, "T": position, "tB": size},
-            **{"sN": events, "sB": size, "oB": 0, "run": run_id},
+            "format": FORMAT,
+            "shards": hot.shards,
+            "buckets": settings.hot.buckets,
+            "inc": incarnation,
+            "prev": prev,
+            "era": era,
+            "N": events,
+            "B": size,
+            "L": position,
+            "T": position,
+            "tB": size,
+            "sN": events,
+            "sB": size,
+            "oB": 0,
+            "run": run_id,
         },
     )
 

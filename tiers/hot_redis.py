@@ -154,7 +154,7 @@ class RedisHot:
 
     def shut_down_in_order(self, run_id: str) -> bool:
         """Whether the server that was `run_id` was shut down by Thermocline, so that nothing is missing."""
-        return bool(self.link.call("GET", CLEAN_KEY) == run_id.encode())
+        return bool(run_id) and bool(self.link.call("GET", CLEAN_KEY) == run_id.encode())
 
     def put_meta(self, shard: int, fields: Mapping[str, str | int]) -> None:
         flat: list[str | int] = [part for pair in fields.items() for part in pair]

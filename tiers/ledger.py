@@ -168,16 +168,15 @@ class Ledger(Protocol):
     def merged(self, epoch: int, inputs: Sequence[str], outputs: Sequence[Segment], *, now_us: int) -> None:
         """The move warm → warm: all `inputs` must be live, else TierCorrupt; they go to trash."""
 
-    def observed(
-        self, shards: Mapping[int, tuple[int, Position]], *, eras: Mapping[int, int] | None = None, now_us: int
-    ) -> None:
+    def observed(self, shards: Mapping[int, tuple[int, Position]], *, eras: Mapping[int, int] | None = None, now_us: int) -> None:
         """Record the highest N and last position seen per shard; never goes back. `eras`: what the shards were in when seen;
         one that was confirmed anew since is left alone."""
 
     def confirmed(
-        self, *, incarnation: str, eras: Mapping[int, int], losses: Sequence[Loss], now_us: int
+        self, *, incarnation: str, eras: Mapping[int, int], losses: Sequence[Loss], now_us: int, run_id: str = ""
     ) -> None:
-        """After a Redis restart: the incarnation now valid, new eras, losses declared; observed_* starts from settled."""
+        """After a Redis restart: the incarnation now valid, new eras, losses declared; observed_* starts from settled. `run_id`
+        is the server this was decided for, kept in the identity as `run`."""
 
     def losses_reported(self, reported: Mapping[tuple[int, int], int]) -> None:
         """(shard, era) → events producers reported gone; raises a Loss' `reported`, never lowers it."""
@@ -187,7 +186,9 @@ class Ledger(Protocol):
     def purged(self, epoch: int, paths: Iterable[str]) -> None:
         """Forget trash rows whose files are gone."""
 
-    def rebuild(self, *, incarnation: str, shards: Sequence[ShardState], segments: Sequence[Segment], buckets: int, now_us: int) -> None:
+    def rebuild(
+        self, *, incarnation: str, shards: Sequence[ShardState], segments: Sequence[Segment], buckets: int, now_us: int
+    ) -> None:
         """Fill an empty ledger from what the segments say of themselves."""
 
     def checkpoint(self) -> int:

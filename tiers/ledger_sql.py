@@ -51,7 +51,7 @@ class SqlLedger:
                 self._fill(con, incarnation=incarnation, states=states, buckets=buckets, now_us=now_us)
 
     def identity(self) -> Mapping[str, str] | None:
-        """format, namespace, incarnation, previous (if any), shards, buckets, created_us; None when not created yet."""
+        """format, namespace, incarnation, previous and run (if any), shards, buckets, created_us; None when not created yet."""
         if not self._engine.exists():
             return None
         with self._engine.read() as con:
@@ -129,13 +129,16 @@ class SqlLedger:
                 seen = {"observed_events": events, "observed_ms": position.ms, "observed_seq": position.seq}
                 con.execute(sa.update(table).where(*same).values(seen))
 
-    def confirmed(self, *, incarnation: str, eras: Mapping[int, int], losses: Sequence[Loss], now_us: int) -> None:
+    def confirmed(
+        self, *, incarnation: str, eras: Mapping[int, int], losses: Sequence[Loss], now_us: int, run_id: str = ""
+    ) -> None:
         """A loss told again for the same shard and era keeps the larger figure; an era never goes back."""
         table = schema.shards
         with self._engine.write() as con:
             old = self._known_identity(con)["incarnation"]
             if old != incarnation:
                 _put_identity(con, {"incarnation": incarnation, "previous": old})
+            _put_identity(con, {"run": run_id})
             settled = {
                 "observed_events": table.c.events,
                 "observed_ms": table.c.position_ms,

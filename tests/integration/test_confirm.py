@@ -15,6 +15,7 @@ from thermocline.errors import ConfigError, TierUnavailable
 from thermocline.event import Event, Receipt
 from thermocline.ingest.append import Client
 from thermocline.store import connect
+from thermocline.tiers.embedded import stop
 from thermocline.tiers.opening import Tiers, open_tiers
 
 CONVERSATIONS = [f"chat-{number}" for number in range(40)]
@@ -245,7 +246,7 @@ def test_a_redis_without_a_file_is_refused_unless_volatile_is_accepted(redis_bin
 def test_other_shards_than_at_creation_are_refused_with_the_right_number(stand: Callable[[str], Stand]) -> None:
     one = stand("always")
     one.append(1)
-    with pytest.raises(ConfigError, match="set hot.shards = 16"):
+    with pytest.raises(ConfigError, match=r"set hot.shards = 16"):
         open_tiers(load({"data_dir": one.settings.data_dir, "redis_url": one.server.url, "hot": {"shards": 8}}, environ={}))
 
 
@@ -277,3 +278,30 @@ def test_a_server_with_password_and_tls_works_and_its_password_is_never_shown(re
     with pytest.raises(TierUnavailable) as caught:
         open_tiers(settings)
     assert "s3cret-word" not in str(caught.value) and "***" in str(caught.value)
+
+
+def test_a_file_cut_back_to_before_the_last_confirmation_is_not_taken_for_an_orderly_end(data_dir: Path) -> None:
+    settings = load({"data_dir": data_dir, "hot": {"durable_lag_s": 0}}, environ={})
+    with Client(settings) as client:
+        first = client.append("chat", "t")
+    stop(data_dir)
+    copy = data_dir / "copy"
+    shutil.copytree(data_dir / "redis", copy)
+    with Client(settings) as client:
+        second = client.append("chat", "t")
+    stop(data_dir)
+    shutil.rmtree(data_dir / "redis")
+    shutil.copytree(copy, data_dir / "redis")
+    with Client(settings) as client:
+        third = client.append("chat", "t")
+    assert (first.seq, second.seq, third.seq) == (1, 2, 1_000_002)
+
+
+def test_an_orderly_end_of_the_embedded_server_skips_no_number(data_dir: Path) -> None:
+    settings = load({"data_dir": data_dir}, environ={})
+    seqs = []
+    for _ in range(3):
+        with Client(settings) as client:
+            seqs.append(client.append("chat", "t").seq)
+        stop(data_dir)
+    assert seqs == [1, 2, 3]
