@@ -15,7 +15,7 @@ from thermocline.errors import TierCorrupt, TierUnavailable
 Connection: TypeAlias = duckdb.DuckDBPyConnection
 DuckError: TypeAlias = duckdb.Error
 
-DATA_ERRORS = (duckdb.DataError, duckdb.InvalidInputException)
+DATA_ERRORS = (duckdb.DataError, duckdb.InvalidInputException, duckdb.IntegrityError)
 """What a statement raises about the values it was given, as opposed to memory, disk or a bug."""
 
 _numbers = itertools.count(1)

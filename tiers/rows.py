@@ -7,7 +7,9 @@ are read again (rows_strict.py), to say which of their lines are at fault and wh
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -41,12 +43,40 @@ def parse_blocks(con: Connection, blocks: pa.Table, into: str) -> list[Rejected]
     return rejected
 
 
+@contextmanager
+def trusted(con: Connection, blocks: pa.Table) -> Iterator[str]:
+    """A SELECT of the rows of plain blocks, parsed as it is read, for who checks `agreement` over what came out."""
+    with registered(con, chunked(blocks)) as source:
+        yield f"SELECT {line_sql.values()} FROM ({line_sql.parsed(line_sql.lines_of(source))})"
+
+
+def are_plain(blocks: pa.Table) -> bool:
+    """Whether no block has a fault or lines to skip."""
+    return bool(blocks["fault"].null_count == blocks["skip"].null_count == blocks.num_rows)
+
+
+AGREEMENT: Final = (line_sql.FIT, "count(*)", line_sql.STRINGS_SEEN, *line_sql.SIZES)
+"""Aggregates over the rows of blocks, for `agree`."""
+
+
+def agree(blocks: pa.Table, found: Sequence[Any]) -> bool:
+    """Whether `found`, the AGREEMENT of rows, is what the headers and lines of their plain blocks say, in sum."""
+    fit, rows, strings, *sizes = found
+    stated = pc.list_flatten(blocks["sizes"]).to_numpy()
+    if not fit or rows != (pc.sum(blocks["events"]).as_py() or 0) or len(stated) != blocks.num_rows * len(sizes):
+        return False
+    if stated.reshape(-1, len(sizes)).sum(axis=0).tolist() != sizes:
+        return False
+    unseen: int = sum(_count_strings(chunk) for chunk in blocks["payload"].chunks) - strings
+    given_ids: int = pc.sum(pc.count_substring(blocks["payload"], '"event_id":"')).as_py() if unseen else 0
+    return unseen == given_ids
+
+
 def _sorted_out(blocks: pa.Table) -> tuple[pa.Table, pa.Table, pa.Table]:
     """(blocks to parse at once, those with lines to skip, those with a fault)."""
-    faults, skips = blocks["fault"], blocks["skip"]
-    if faults.null_count == skips.null_count == blocks.num_rows:
+    if are_plain(blocks):
         return blocks, blocks.slice(0, 0), blocks.slice(0, 0)
-    sound, whole = pc.is_null(faults), pc.is_null(skips)
+    sound, whole = pc.is_null(blocks["fault"]), pc.is_null(blocks["skip"])
     return (
         blocks.filter(pc.and_(sound, whole)),
         blocks.filter(pc.and_(sound, pc.invert(whole))),
@@ -56,39 +86,21 @@ def _sorted_out(blocks: pa.Table) -> tuple[pa.Table, pa.Table, pa.Table]:
 
 def _parse_plain(con: Connection, blocks: pa.Table, into: str) -> Sequence[int]:
     """Create `into` with the rows of all blocks but those whose rows are not what their headers say: their indices."""
-    with registered(con, chunked(blocks)) as source:
-        lines = line_sql.parsed(line_sql.lines_of(source))
+    with trusted(con, blocks) as select:
         try:
-            con.execute(f"CREATE TEMP TABLE {into} AS SELECT {line_sql.values()} FROM ({lines})")
+            con.execute(f"CREATE TEMP TABLE {into} AS {select}")
         except DATA_ERRORS:
-            _create_empty(con, into)
+            columns = ", ".join(f"{column.name} {column.sql_type}" for column in COLUMNS)
+            con.execute(f"CREATE TEMP TABLE {into} ({columns}, shard INTEGER, position_ms BIGINT, position_seq BIGINT)")
             return range(blocks.num_rows)
-    if _sums_agree(con, blocks, into):
+    [found] = con.execute(f"SELECT {', '.join(AGREEMENT)} FROM {into}").fetchall()
+    if agree(blocks, found):
         return ()
     suspicious = _suspicious(con, blocks, into)
     with registered(con, blocks.select(PLACE).take(suspicious)) as places:
         same = " AND ".join(f"{into}.{name} = {places}.{name}" for name in PLACE)
         con.execute(f"DELETE FROM {into} USING {places} WHERE {same}")
     return suspicious
-
-
-def _create_empty(con: Connection, into: str) -> None:
-    columns = ", ".join(f"{column.name} {column.sql_type}" for column in COLUMNS)
-    con.execute(f"CREATE TEMP TABLE {into} ({columns}, shard INTEGER, position_ms BIGINT, position_seq BIGINT)")
-
-
-def _sums_agree(con: Connection, blocks: pa.Table, into: str) -> bool:
-    """Whether the rows and the headers of all blocks agree, in sum."""
-    aggregates = ", ".join([line_sql.FIT, "count(*)", line_sql.STRINGS_SEEN, *line_sql.SIZES])
-    [(fit, rows, strings, *sizes)] = con.execute(f"SELECT {aggregates} FROM {into}").fetchall()
-    stated = pc.list_flatten(blocks["sizes"]).to_numpy()
-    if not fit or rows != (pc.sum(blocks["events"]).as_py() or 0) or len(stated) != blocks.num_rows * len(sizes):
-        return False
-    if stated.reshape(-1, len(sizes)).sum(axis=0).tolist() != sizes:
-        return False
-    unseen: int = sum(_count_strings(chunk) for chunk in blocks["payload"].chunks) - strings
-    given_ids: int = pc.sum(pc.count_substring(blocks["payload"], '"event_id":"')).as_py() if unseen else 0
-    return unseen == given_ids
 
 
 def _count_strings(payloads: pa.StringArray) -> int:
@@ -103,7 +115,7 @@ def _count_strings(payloads: pa.StringArray) -> int:
 def _suspicious(con: Connection, blocks: pa.Table, into: str) -> list[int]:
     """Indices of the blocks whose own rows and header differ."""
     place = ", ".join(PLACE)
-    measured = ", ".join(["count(*)", line_sql.STRINGS_SEEN, *line_sql.SIZES])
+    measured = ", ".join(AGREEMENT[1:])
     stated = f"list_concat([events, {line_sql.STRINGS_OF_BLOCK}], sizes)"
     with registered(con, numbered(blocks)) as source:
         found = con.execute(

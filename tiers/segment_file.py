@@ -7,7 +7,7 @@ fsynced and renamed to `<id>.duckdb`, folder fsynced (a segment the ledger does 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -59,8 +59,10 @@ def _canonical(column: Column) -> str:
     return f"strlen({value}), ':', {value}"
 
 
-CHECKSUM: Final = f"coalesce(sum(md5_number_lower(concat({', '.join(_canonical(column) for column in COLUMNS)}))::HUGEINT), 0)"
-"""Aggregate over rows: the checksum the ledger keeps, the same in every version."""
+_TEXT: Final = f"concat({', '.join(_canonical(column) for column in COLUMNS)})"
+CHECKSUM: Final = f"coalesce(sum((md5_number({_TEXT}) >> 64)::HUGEINT), 0)"
+"""Aggregate over rows: the checksum the ledger keeps, the same in every version. (The upper half of DuckDB's `md5_number`
+is its `md5_number_lower`, which takes twice as long.)"""
 ROW_HASH: Final = f"coalesce(sum(hash({COLUMN_LIST})::HUGEINT), 0)"
 """Aggregate over rows: a checksum good within one process, an order of magnitude faster."""
 
@@ -116,24 +118,29 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     row_hash: int
 
 
-def measured(con: Connection, rows: str) -> Facts:
-    """The facts of a relation with the columns of events and at least one row: one pass, and one for the types."""
-    [found] = con.execute(
-        f"SELECT count(*), sum(strlen(content))::BIGINT, epoch_us(min(timestamp)), epoch_us(max(timestamp)),"
-        f" min(conversation_id), max(conversation_id), {CHECKSUM}, {ROW_HASH} FROM {rows}"
-    ).fetchall()
+_FACTS: Final = (
+    "count(*), sum(strlen(content))::BIGINT, epoch_us(min(timestamp)), epoch_us(max(timestamp)),"
+    f" min(conversation_id), max(conversation_id), {CHECKSUM}, {ROW_HASH}"
+)
+
+
+def measured(con: Connection, rows: str, *, beside: Sequence[str] = ()) -> tuple[Facts, list[Any]]:
+    """The facts of a relation with the columns of events and at least one row, and the aggregates `beside` over it:
+    one pass, and one for the types."""
+    [found] = con.execute(f"SELECT {', '.join([_FACTS, *beside])} FROM {rows}").fetchall()
     types = con.execute(f"SELECT DISTINCT event_type FROM {rows} LIMIT {EVENT_TYPES_MAX + 1}").fetchall()
-    return Facts(
+    facts = Facts(
         rows=found[0],
         content_bytes=found[1],
         timestamp_min_us=found[2],
         timestamp_max_us=found[3],
         conversation_min=found[4],
         conversation_max=found[5],
-        event_types=tuple(sorted(kind for (kind,) in types)) if len(types) <= EVENT_TYPES_MAX else None,
         checksum=int(found[6]),
         row_hash=int(found[7]),
+        event_types=tuple(sorted(kind for (kind,) in types)) if len(types) <= EVENT_TYPES_MAX else None,
     )
+    return facts, list(found[8:])
 
 
 @contextmanager
@@ -170,16 +177,18 @@ def write(
     label: Label,
     *,
     ranges: Callable[[str], tuple[ShardRange, ...]],
-    facts: Facts | None,
-    with_rollups: bool,
+    rollup_rows_min: int,
     block_bytes: int,
-) -> Segment:
-    """The segment made of `rows`, on disk under its final name.
+    beside: Sequence[str] = (),
+    accept: Callable[[list[Any]], bool] = lambda _: True,
+) -> Segment | None:
+    """The segment made of `rows`, on disk under its final name; None, and nothing on disk, when they are not accepted.
 
-    rows         relation with the columns of events, any order, at least one row
-    ranges       alias of the open file, its events and rollups written → the shard ranges
-    facts        of `rows`, when they are known; else they are taken from what was written
-    block_bytes  BLOCK_SIZE of the file
+    rows             relation with the columns of events, any order, read once
+    ranges           alias of the open file, its events and rollups written → the shard ranges
+    rollup_rows_min  rows from which it carries rollups
+    block_bytes      BLOCK_SIZE of the file
+    accept           whether the values of the aggregates `beside` over what was written are right
 
     Raises what DuckDB and the file system raise, and TierCorrupt when the file is not what was written; the temporary
     file is then removed if it can be.
@@ -188,12 +197,19 @@ def write(
     tmp, final = folder / f"{segment_id}{TMP_SUFFIX}", folder / f"{segment_id}{SUFFIX}"
     try:
         with attached(con, tmp, options=f"STORAGE_VERSION 'v1.5.0', BLOCK_SIZE {block_bytes}") as alias:
+            events = f"{alias}.events"
             con.execute("BEGIN")
-            con.execute(f"CREATE TABLE {alias}.events ({_EVENTS_COLUMNS})")
-            con.execute(f"INSERT INTO {alias}.events SELECT {COLUMN_LIST} FROM {rows} ORDER BY {_SORTED}")
-            if facts is None:
-                facts, rows = measured(con, f"{alias}.events"), f"{alias}.events"
-            for statement in rollups.create_statements(alias, rows) if with_rollups else ():
+            con.execute(f"CREATE TABLE {events} ({_EVENTS_COLUMNS})")
+            con.execute(f"INSERT INTO {events} SELECT {COLUMN_LIST} FROM {rows} ORDER BY {_SORTED}")
+            con.execute("COMMIT")
+            if not con.execute(f"SELECT 1 FROM {events} LIMIT 1").fetchall():
+                raise _NotAccepted
+            facts, values = measured(con, events, beside=beside)
+            if not accept(values):
+                raise _NotAccepted
+            con.execute("BEGIN")
+            with_rollups = facts.rows >= rollup_rows_min
+            for statement in rollups.create_statements(alias, events) if with_rollups else ():
                 con.execute(statement)
             segment = Segment(
                 segment_id=segment_id,
@@ -215,12 +231,23 @@ def write(
             con.execute(f"CHECKPOINT {alias}")
         _compare(con, tmp, facts)
         _make_durable(tmp, final)
+    except _NotAccepted:
+        _remove(tmp)
+        return None
     except BaseException:
-        for leftover in (tmp, tmp.with_name(tmp.name + ".wal")):
-            with suppress(OSError):
-                leftover.unlink(missing_ok=True)
+        with suppress(OSError):
+            _remove(tmp)
         raise
     return msgspec.structs.replace(segment, file_bytes=final.stat().st_size)
+
+
+class _NotAccepted(Exception):
+    """Leaves `write` with nothing written."""
+
+
+def _remove(tmp: Path) -> None:
+    for path in (tmp, tmp.with_name(tmp.name + ".wal")):
+        path.unlink(missing_ok=True)
 
 
 def _write_info(con: Connection, alias: str, segment: Segment) -> None:

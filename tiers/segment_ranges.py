@@ -14,11 +14,11 @@ from .warm import Rejected
 
 
 def settled_ranges(
-    blocks: pa.Table, before: Sequence[ShardState], kept: Mapping[int, int], rejected: Sequence[Rejected]
+    blocks: pa.Table, before: Sequence[ShardState], *, kept: Mapping[int, int] | None, rejected: Sequence[Rejected]
 ) -> tuple[ShardRange, ...]:
     """One range per shard in `blocks`, by shard: from its state `before` to its last block.
 
-    kept  shard → rows that went into the segment
+    kept  shard → rows that go into the segment; None means all events
     TierCorrupt when rows and rejected events are not the events of the blocks: then nothing may move.
     """
     states = {state.shard: state for state in before}
@@ -33,7 +33,8 @@ def settled_ranges(
         last[shard] = max(last.get(shard, (Position(0, 0), 0, 0)), (Position(ms, seq), events_upto, bytes_upto))
     ranges = []
     for shard, (upto, events_upto, bytes_upto) in sorted(last.items()):
-        state, rows, gone = states.get(shard, ShardState(shard=shard)), kept.get(shard, 0), lost.get(shard, 0)
+        state, gone = states.get(shard, ShardState(shard=shard)), lost.get(shard, 0)
+        rows = events[shard] if kept is None else kept.get(shard, 0)
         if rows + gone != events[shard]:
             raise TierCorrupt(
                 f"shard {shard} up to {upto}: its blocks hold {events[shard]} events, but {rows} were parsed and {gone} "

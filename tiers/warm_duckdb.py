@@ -18,10 +18,10 @@ from thermocline.errors import TierCorrupt
 
 from . import rollups, segment_file
 from .block import shard_of
-from .duck import Connection, DuckError, connect, duckdb_errors, fresh_name
-from .ledger import Segment, ShardState
+from .duck import DATA_ERRORS, Connection, DuckError, connect, duckdb_errors, fresh_name
+from .ledger import Segment, ShardRange, ShardState
 from .merge_split import Share, shares
-from .rows import parse_blocks
+from .rows import AGREEMENT, agree, are_plain, parse_blocks, trusted
 from .segment_file import COLUMN_LIST, LARGE_BLOCK_BYTES, SMALL_BLOCK_BYTES, SUFFIX, Label, attached
 from .segment_ranges import merged_ranges, require_conserved, settled_ranges
 from .warm import Settled, Warm
@@ -52,26 +52,43 @@ class DuckWarm(Warm):
         return str(self._path(segment_id))
 
     def write_settled(self, blocks: pa.Table, before: Sequence[ShardState], *, move_id: str, created_us: int) -> Settled:
-        """See Warm. What is rejected comes back in log order. Needs memory for about three times the payload."""
+        """See Warm. What is rejected comes back in log order.
+
+        Blocks without fault or skipped lines are parsed, sorted and written in one go; only when what was written is not
+        what their headers say, or one of them makes DuckDB raise, are they parsed again with care.
+        """
+        if blocks.num_rows == 0:
+            return Settled(segment=None, rejected=())
+        label = Label(level=0, day=None, move_id=move_id, part=1, parts=1, inputs=(), created_us=created_us)
         with self._task(f"settling into {self._folder}", writing=True) as con:
-            rows = fresh_name("settling")
-            rejected = parse_blocks(con, blocks, rows)
-            kept = dict(con.execute(f"SELECT shard, count(*) FROM {rows} GROUP BY shard").fetchall())
-            ranges = settled_ranges(blocks, before, kept, rejected)
-            segment = None
-            if kept:
-                facts = segment_file.measured(con, rows)
-                segment = segment_file.write(
-                    con,
-                    self._folder,
-                    rows,
-                    Label(level=0, day=None, move_id=move_id, part=1, parts=1, inputs=(), created_us=created_us),
-                    ranges=lambda _: ranges,
-                    facts=facts,
-                    with_rollups=facts.rows >= self._settings.rollup_rows_min,
-                    block_bytes=self._block_bytes(pc.sum(pc.binary_length(blocks["payload"])).as_py()),
-                )
-        return Settled(segment=segment, rejected=tuple(rejected))
+            if are_plain(blocks):
+                ranges = settled_ranges(blocks, before, kept=None, rejected=())
+                with suppress(*DATA_ERRORS), trusted(con, blocks) as rows:
+                    segment = self._write_settled(con, f"({rows})", label, ranges, blocks, check_sums=True)
+                    if segment is not None:
+                        return Settled(segment=segment, rejected=())
+            parsed = fresh_name("settling")
+            rejected = parse_blocks(con, blocks, parsed)
+            kept = dict(con.execute(f"SELECT shard, count(*) FROM {parsed} GROUP BY shard").fetchall())
+            ranges = settled_ranges(blocks, before, kept=kept, rejected=rejected)
+            segment = self._write_settled(con, parsed, label, ranges, blocks, check_sums=False) if kept else None
+            return Settled(segment=segment, rejected=tuple(rejected))
+
+    def _write_settled(
+        self, con: Connection, rows: str, label: Label, ranges: tuple[ShardRange, ...], blocks: pa.Table, *, check_sums: bool
+    ) -> Segment | None:
+        """The segment of `rows`; None when their sums are to be checked and are not those of `blocks`."""
+        return segment_file.write(
+            con,
+            self._folder,
+            rows,
+            label,
+            ranges=lambda _: ranges,
+            rollup_rows_min=self._settings.rollup_rows_min,
+            block_bytes=self._block_bytes(pc.sum(pc.binary_length(blocks["payload"])).as_py() * 2 // 5),
+            beside=AGREEMENT if check_sums else (),
+            accept=lambda found: not check_sums or agree(blocks, found),
+        )
 
     def write_merged(self, inputs: Sequence[Segment], *, level: int, move_id: str, created_us: int) -> list[Segment]:
         """See Warm. All or nothing: on an error the outputs already written are removed. One output at a time is in
@@ -91,7 +108,8 @@ class DuckWarm(Warm):
                         inputs=tuple(one.segment_id for one in inputs),
                         created_us=created_us,
                     )
-                    outputs.append(self._write_share(con, rows, share, label, inputs))
+                    output = self._write_share(con, rows, share, label, inputs)
+                    outputs += [output] if output else []
             require_conserved(inputs, outputs)
         except BaseException:
             for output in outputs:
@@ -100,7 +118,7 @@ class DuckWarm(Warm):
             raise
         return outputs
 
-    def _write_share(self, con: Connection, rows: str, share: Share, label: Label, inputs: Sequence[Segment]) -> Segment:
+    def _write_share(self, con: Connection, rows: str, share: Share, label: Label, inputs: Sequence[Segment]) -> Segment | None:
         expected = sum(one.file_bytes for one in inputs) * share.rows // max(1, sum(one.rows for one in inputs))
         return segment_file.write(
             con,
@@ -108,8 +126,7 @@ class DuckWarm(Warm):
             f"(SELECT * FROM {rows} WHERE {share.where})",
             label,
             ranges=lambda alias: merged_ranges(inputs, self._events_per_shard(con, alias)),
-            facts=None,
-            with_rollups=True,
+            rollup_rows_min=0,
             block_bytes=self._block_bytes(expected),
         )
 
@@ -191,9 +208,11 @@ class DuckWarm(Warm):
                 if writing:
                     self._remove_old_spills()
                 spill = self._folder.parent / f"spill-{os.getpid()}-{next(_instances)}"
-                self._instance = connect(
+                instance = connect(
                     memory_bytes=self._settings.memory_bytes_max, threads=self._settings.threads, temp_dir=str(spill)
                 )
+                instance.execute("SET GLOBAL checkpoint_threshold = '1KiB'")  # a commit goes into the file, never into a WAL
+                self._instance = instance
             return self._instance.cursor()
 
     def _discard(self) -> None:
