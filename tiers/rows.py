@@ -84,7 +84,7 @@ def _sorted_out(blocks: pa.Table) -> tuple[pa.Table, pa.Table, pa.Table]:
     )
 
 
-def _parse_plain(con: Connection, blocks: pa.Table, into: str) -> Sequence[int]:
+def _parse_plain(con: Connection, blocks: pa.Table, into: str) -> list[int]:
     """Create `into` with the rows of all blocks but those whose rows are not what their headers say: their indices."""
     with trusted(con, blocks) as select:
         try:
@@ -92,10 +92,10 @@ def _parse_plain(con: Connection, blocks: pa.Table, into: str) -> Sequence[int]:
         except DATA_ERRORS:
             columns = ", ".join(f"{column.name} {column.sql_type}" for column in COLUMNS)
             con.execute(f"CREATE TEMP TABLE {into} ({columns}, shard INTEGER, position_ms BIGINT, position_seq BIGINT)")
-            return range(blocks.num_rows)
+            return list(range(blocks.num_rows))
     [found] = con.execute(f"SELECT {', '.join(AGREEMENT)} FROM {into}").fetchall()
     if agree(blocks, found):
-        return ()
+        return []
     suspicious = _suspicious(con, blocks, into)
     with registered(con, blocks.select(PLACE).take(suspicious)) as places:
         same = " AND ".join(f"{into}.{name} = {places}.{name}" for name in PLACE)
