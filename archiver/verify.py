@@ -10,7 +10,7 @@ deep  also reads every row: checksums, rollups, events stored twice, and the uns
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import msgspec
 
@@ -71,9 +71,13 @@ def verify(tiers: Tiers, *, deep: bool = False) -> Verification:
     view, cut, problems = _view_and_cut(tiers)
     shards = conservation(view, cut)
     problems += sum_problems(shards)
-    problems += _file_problems(tiers, view, deep=deep)
+    damaged: set[str] = set()
+    for segment in view.segments:
+        found = _file_problems(tiers, segment, deep=deep)
+        problems += found
+        damaged.update([segment.segment_id] if found else [])
     if deep:
-        problems += _duplicate_problems(tiers)
+        problems += _duplicate_problems(tiers, damaged)
         problems += _log_problems(tiers) if cut is not None else []
     return Verification(
         deep=deep,
@@ -146,35 +150,29 @@ def _view_and_cut(tiers: Tiers) -> tuple[View, tuple[ShardCut, ...] | None, list
     return view, cut, [] if problem is None else [str(problem)]
 
 
-def _file_problems(tiers: Tiers, view: View, *, deep: bool) -> list[str]:
-    """What is wrong with the files of live segments. One that was merged away meanwhile is not missed."""
-    problems = []
-    for segment in view.segments:
-        found = _rows_problem(segment) + tiers.warm.check(segment, deep=deep)
-        if found and segment in tiers.ledger.view().segments:
-            problems += found
-    return problems
-
-
-def _rows_problem(segment: Segment) -> list[str]:
+def _file_problems(tiers: Tiers, segment: Segment, *, deep: bool) -> list[str]:
+    """What is wrong with a live segment's file. One that was merged away meanwhile is not missed."""
+    found = tiers.warm.check(segment, deep=deep)
     of_ranges = sum(part.events for part in segment.ranges)
-    if of_ranges == segment.rows:
-        return []
-    return [f"segment {segment.segment_id}: {segment.rows} rows, but its shards add up to {of_ranges}; run `thermocline recover`"]
+    if of_ranges != segment.rows:
+        found.append(
+            f"segment {segment.segment_id}: {segment.rows} rows, but its shards add up to {of_ranges}; run `thermocline recover`"
+        )
+    return found if found and segment in tiers.ledger.view().segments else []
 
 
-def _duplicate_problems(tiers: Tiers) -> list[str]:
-    """Events stored twice, by name. Looked for again when a merge took a file away."""
+def _duplicate_problems(tiers: Tiers, damaged: Collection[str]) -> list[str]:
+    """Events stored twice, by name. Looked for again, without damaged files, when one is gone or cannot be read."""
     problem = ""
+    left_out: Collection[str] = ()
     for _ in range(VIEWS_MAX):
-        segments = tiers.ledger.view().segments
+        segments = [one for one in tiers.ledger.view().segments if one.segment_id not in left_out]
         try:
             found = duplicates(tiers.warm, segments, tiers.settings.warm, limit=DUPLICATES_SHOWN_MAX)
-        except TierUnavailable as exc:
+        except (TierUnavailable, TierCorrupt) as exc:
             problem = f"events stored twice were not looked for: {exc}"
+            left_out = damaged
             continue
-        except TierCorrupt:
-            return []  # the file's own check names it
         return [
             f"overlap: event {one.seq} of conversation {one.conversation_id!r} is stored {len(one.segment_ids)} times, "
             f"in {', '.join(sorted(set(one.segment_ids)))}; keep all copies and report it"
