@@ -13,7 +13,7 @@ from thermocline.errors import TierCorrupt, TierUnavailable
 
 from .append_session import RedisAppendSession
 from .block import Position, head_place, parse_head, shard_of
-from .hot import ServerFacts, ShardCut
+from .hot import OutcomeLost, ServerFacts, ShardCut
 from .hot_keys import CLEAN_KEY, Keys
 from .log_page import UnreadableEntry, blocks_table
 from .redis_link import Link, Script
@@ -43,7 +43,10 @@ class RedisHot:
 
     def facts(self) -> ServerFacts:
         """What the server says of itself. CONFIG may be forbidden (managed Redis): INFO has what matters but fsync."""
-        info_text, fsync = self.link.pipeline_raw([("INFO",), ("CONFIG", "GET", "appendfsync")])
+        try:
+            info_text, fsync = self.link.pipeline_raw([("INFO",), ("CONFIG", "GET", "appendfsync")])
+        except OutcomeLost as exc:
+            raise TierUnavailable(f"Redis at {self.link.shown_url} stopped answering ({exc}): is it running?") from exc
         if isinstance(info_text, Exception):
             raise TierUnavailable(f"Redis at {self.link.shown_url}: {info_text}") from info_text
         info = dict(line.partition(":")[::2] for line in info_text.decode().split("\r\n") if ":" in line)
