@@ -35,7 +35,7 @@ def _run(arguments: list[str]) -> int:
         return app(hoisted(arguments), prog_name="thermocline", standalone_mode=False) or 0
     except typer.TyperException as exc:
         place = getattr(getattr(exc, "ctx", None), "command_path", "thermocline")
-        return _failed(f"{exc.format_message()} See `{place} --help`.", exc.exit_code)
+        return _failed(f"{exc.format_message().rstrip('.')}. See `{place} --help`.", exc.exit_code)
     except typer.Abort:
         return 130
     except ThermoclineError as exc:

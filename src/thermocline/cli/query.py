@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 CONTENT_MAX: Final = 120
 """Characters of content a table of events shows; the other forms give all."""
 
-BRIEF: Final = ("seq", "timestamp", "event_type", "content")
-"""What `recent` shows of events that are not there."""
+BRIEF: Final = ("seq", "timestamp", "event_type", "tool_name", "status", "content")
+"""Columns that a table of events shows."""
+OFTEN_EMPTY: Final = ("tool_name", "status")
+"""Of these, the columns it leaves out when nothing is in them."""
 
 CONVERSATIONS: Final = """
 SELECT conversation_id, started_at, ended_at, total_events, task_count, interventions
-FROM conversation_summary WHERE ended_at >= coalesce($since, '-infinity'::TIMESTAMPTZ)
+FROM conversation_summary WHERE $since IS NULL OR ended_at >= $since
 ORDER BY ended_at DESC, conversation_id LIMIT $limit
 """
 
@@ -63,7 +65,7 @@ def recent(
 
 
 def _brief(table: pa.Table) -> tuple[list[list[object]], list[str]]:
-    """Rows and names of what fits on a line: whole seconds, the beginning of the content, no column that is empty."""
+    """Rows and names of what fits on a line: whole seconds, the beginning of the content, no empty tool_name and status."""
     rows = [
         {
             "seq": row["seq"],
@@ -75,15 +77,26 @@ def _brief(table: pa.Table) -> tuple[list[list[object]], list[str]]:
         }
         for row in table.to_pylist()
     ]
-    names = [
-        name for name in ("seq", "timestamp", "event_type", "tool_name", "status", "content") if any(row[name] for row in rows)
-    ]
+    names = [name for name in BRIEF if name not in OFTEN_EMPTY or any(row[name] for row in rows)]
     return [[row[name] for name in names] for row in rows], names
+
+
+def _time(text: str) -> dt.datetime:
+    try:
+        found = dt.datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise typer.BadParameter(f"{text!r} is no time like 2026-11-20 or 2026-11-20T09:41:00Z") from exc
+    return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
 
 
 def conversations(
     context: typer.Context,
-    since: Annotated[str | None, typer.Option(help="Only those with an event at or after this RFC 3339 time.")] = None,
+    since: Annotated[
+        dt.datetime | None,
+        typer.Option(
+            parser=_time, metavar="TIME", help="Only those with an event at or after it: RFC 3339, or a UTC day."
+        ),
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many conversations.")] = 20,
     output: FormOption = Form.table,
 ) -> None:
