@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -59,6 +59,10 @@ _SELECT_ARGS: Final = {
     *("with_", "expressions", "distinct", "from_", "joins", "where", "group"),
     *("having", "qualify", "windows", "order", "limit", "offset"),
 }
+_TEXTS: Final[Mapping[str, Callable[[Texts], Bounds]]] = {
+    "conversation": lambda texts: Bounds(conversations=texts),
+    "type": lambda texts: Bounds(event_types=texts),
+}
 _FLIPPED: Final[Mapping[type[exp.Expr], type[exp.Expr]]] = {
     exp.GT: exp.LT,
     exp.GTE: exp.LTE,
@@ -100,7 +104,10 @@ def read(query: str, parameters: Parameters, *, now_us: int) -> Reading:
             return everything(problem)
         relation = table.name.lower()
         if relation in RELATIONS and isinstance(table.this, exp.Identifier):
-            bounds = _Reference(table, relation, parameters, now_us).bounds()
+            try:
+                bounds = _Reference(table, relation, parameters, now_us).bounds()
+            except RecursionError:
+                return everything("its conditions are nested too deep")
             found[relation] = found[relation] | bounds if relation in found else bounds
     return Reading(found)
 
@@ -219,15 +226,25 @@ class _Reference:
         if isinstance(node, exp.Between) and not node.args.get("symmetric"):
             return self._compared(exp.GTE, node.this, node.args["low"]) & self._compared(exp.LTE, node.this, node.args["high"])
         if isinstance(node, exp.In) and node.expressions and not node.args.get("query"):
-            either = self._compared(exp.EQ, node.this, node.expressions[0])
-            for value in node.expressions[1:]:
-                either |= self._compared(exp.EQ, node.this, value)
-            return either
+            return self._listed(node.this, node.expressions)
         flipped = _FLIPPED.get(type(node))
         if flipped is None:
             return ANY_ROW
         bounds = self._compared(type(node), node.this, node.expression)
         return bounds if bounds != ANY_ROW else self._compared(flipped, node.expression, node.this)
+
+    def _listed(self, left: exp.Expr, values: Sequence[exp.Expr]) -> Bounds:
+        """Bounds where `left` equals one of `values`."""
+        texts = [self._text(value) for value in values]
+        what = self._column(left)
+        if what in _TEXTS and None not in texts:
+            return _TEXTS[what](Texts.of(text for text in texts if text is not None))
+        either = self._compared(exp.EQ, left, values[0])
+        for value in values[1:]:
+            if either == ANY_ROW:
+                break
+            either |= self._compared(exp.EQ, left, value)
+        return either
 
     def _compared(self, sign: type[exp.Expr], left: exp.Expr, right: exp.Expr) -> Bounds:
         """Bounds where `left sign right` is true, if `left` is a column (or a truncated time) and `right` a value."""
@@ -236,11 +253,11 @@ class _Reference:
         if what == "time":
             return self._time(sign, self._instant(right, date_only=isinstance(left, exp.Cast)), span_us)
         text = self._text(right)
-        if what == "" or span_us or text is None:
+        if what not in _TEXTS or span_us or text is None:
             return ANY_ROW
         above = sign in (exp.GT, exp.GTE)
         texts = Texts.of([text]) if sign is exp.EQ else Texts(low=text) if above else Texts(high=text)
-        return Bounds(conversations=texts) if what == "conversation" else Bounds(event_types=texts)
+        return _TEXTS[what](texts)
 
     def _column(self, node: exp.Expr) -> str:
         """What a column of this reference is; empty for anything else."""

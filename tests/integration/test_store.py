@@ -5,6 +5,8 @@ from __future__ import annotations
 import datetime as dt
 import html
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +19,7 @@ import pytest
 
 import thermocline
 from tests.conftest import StartServer
+from tests.embedded_users import pid_of
 from tests.servers import RedisServer
 from tests.site import Site, chats
 from thermocline.errors import ConfigError, QueryRefused, ThermoclineError, TierCorrupt, TierUnavailable
@@ -324,6 +327,18 @@ def test_a_closed_store_says_so_and_can_be_closed_again(site: Site) -> None:
     for call in (lambda: site.store.sql("SELECT 1"), lambda: site.store.recent("x"), site.store.duckdb, site.store.status):
         with pytest.raises(TierUnavailable, match="closed"):
             call()
+
+
+def test_an_embedded_redis_that_was_killed_comes_back_with_the_next_call(data_dir: Path) -> None:
+    always = {"append_fsync": "always"}
+    with connect(data_dir=data_dir, hot=always) as store, thermocline.Client(data_dir=data_dir, hot=always) as client:
+        client.append_many(chats(20))
+        assert store.sql("SELECT count(*) FROM events").fetchall() == [(20,)]
+        for ask in (lambda: store.sql("SELECT count(*) FROM events").fetchall()[0][0], lambda: store.status().tiers[0].events):
+            os.kill(pid_of(data_dir), signal.SIGKILL)
+            assert ask() == 20
+        os.kill(pid_of(data_dir), signal.SIGKILL)
+        assert len(store.recent("chat-1")) == 2
 
 
 def test_require_takes_complete_and_nothing_else(site: Site) -> None:

@@ -90,6 +90,16 @@ def test_what_is_not_certain_bounds_nothing(condition: str) -> None:
     assert bounds_of(f"SELECT * FROM events WHERE {condition}") == ANY_ROW
 
 
+def test_long_lists_and_chains_are_bounded_or_given_up_but_never_fail() -> None:
+    names = [f"c{number}" for number in range(3000)]
+    listed = bounds_of(f"FROM events WHERE conversation_id IN ({', '.join(map(quoted, names))})")
+    assert listed == Bounds(conversations=Texts.of(names))
+    chained = read("FROM events WHERE " + " OR ".join(f"conversation_id = '{name}'" for name in names), None, now_us=NOW_US)
+    assert chained == Reading(dict.fromkeys(RELATIONS, ANY_ROW), "its conditions are nested too deep")
+    mixed = bounds_of("FROM events WHERE timestamp IN ('2024-11-13', 'odd', '2024-11-14') AND event_type IN ('a', lower('B'))")
+    assert mixed == ANY_ROW
+
+
 def test_now_bounds_from_below_with_an_hour_of_slack() -> None:
     low = NOW_US - CLOCK_SLACK_US - 7 * DAY_US
     assert bounds_of("FROM events WHERE timestamp >= now() - INTERVAL 7 DAY") == times(low, None)
