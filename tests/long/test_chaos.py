@@ -1,4 +1,7 @@
-"""The full chaos runs: 50 kills of the worker, 5 of Redis, 10 stops, 3 readers, 10,000 queries (docs/reliability.md has the figures)."""
+"""The full chaos runs: 50 kills of the worker, 5 of Redis, 10 stops, 3 readers, 10,000 queries.
+
+docs/reliability.md has the figures.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +28,6 @@ def test_every_acknowledged_event_survives_a_full_run_of_kills(redis_binary: Pat
         producers=2,
         readers=3,
         queries_min=10_000,
-        say=lambda text: print(text, file=sys.stderr),
+        say=lambda text: print(text, file=sys.stderr),  # noqa: T201
     )
     assert report.problems == []
