@@ -68,6 +68,7 @@ class Producer:
         self.deadline_s = self._ingest.deadline_s
         """How long an append waits for room."""
         self._source = Source(settings, tiers)
+        self._source.load()
         self._coalesce = coalesce
         self._start_over()
         renew_in_child(self)

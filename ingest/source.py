@@ -6,7 +6,9 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from thermocline.config import Settings, load
@@ -54,6 +56,11 @@ class Renewable(Protocol):
         """Start over, in the child: nothing of the parent is used, sent or closed."""
 
 
+def _opening() -> ModuleType:
+    """The module that opens tiers. It loads every driver, so `import thermocline` leaves it for later."""
+    return import_module("thermocline.tiers.opening")
+
+
 class Source:
     """Sessions of one store. Thread-safe. Errors at first use are those of open_tiers."""
 
@@ -63,6 +70,11 @@ class Source:
         self._given = tiers
         self._tiers: OpenTiers | None = tiers
         self._lock = threading.Lock()
+
+    def load(self) -> None:
+        """Import what opening needs, which cannot be done any more once the interpreter is ending."""
+        if self._tiers is None:
+            _opening()
 
     def session(self) -> AppendSession:
         return self._opened().hot.session()
@@ -74,9 +86,7 @@ class Source:
     def _opened(self) -> OpenTiers:
         with self._lock:
             if self._tiers is None:
-                from thermocline.tiers.opening import open_tiers  # loads every driver: not at import, where agents feel it
-
-                self._tiers = open_tiers(self.settings)
+                self._tiers = _opening().open_tiers(self.settings)
             return self._tiers
 
     def close(self) -> None:

@@ -50,6 +50,8 @@ class RedisHot:
         if isinstance(info_text, Exception):
             raise TierUnavailable(f"Redis at {self.link.shown_url}: {info_text}") from info_text
         info = dict(line.partition(":")[::2] for line in info_text.decode().split("\r\n") if ":" in line)
+        if info.get("loading", "0") != "0":  # meanwhile it says aof_enabled:0, whatever its settings are
+            raise TierUnavailable(f"Redis at {self.link.shown_url} is loading its data; try again")
         now = self.link.call("TIME")
         append_only = info.get("aof_enabled") == "1"
         write_ok = info.get("aof_last_write_status", "ok") == "ok"
