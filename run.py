@@ -3,7 +3,7 @@
 
     python3 run.py demo [ARGUMENT …]   the demo: real conversations through all tiers (`thermocline demo`)
     python3 run.py test [ARGUMENT …]   the tests (arguments go to pytest: -k settle)
-    python3 run.py long [ARGUMENT …]   the long ring: hours of kill -9 and pauses under load
+    python3 run.py long [ARGUMENT …]   the long ring: kill -9 and pauses under load, for an hour
 
 The first run makes .venv here and installs what requirements.lock pins (for tests: requirements-dev.lock).
 """

@@ -156,7 +156,8 @@ def test_an_empty_answer_is_an_empty_array(worked: Path) -> None:
 def test_values_keep_their_meaning_in_json(worked: Path) -> None:
     sql = """
     SELECT 1.5 AS a, 12345678901234567890123::HUGEINT AS b, NULL AS c, true AS d, [1, 2] AS e, {'x': 'y'} AS f,
-           'nan'::DOUBLE AS g, TIMESTAMPTZ '2026-11-20 10:00:00.25+01' AS h, DATE '2026-11-20' AS i, INTERVAL '1 month 90 seconds' AS j,
+           'nan'::DOUBLE AS g, TIMESTAMPTZ '2026-11-20 10:00:00.25+01' AS h, DATE '2026-11-20' AS i,
+           INTERVAL '1 month 90 seconds' AS j,
            1 AS a, 1.10::DECIMAL(9,2) AS k
     """
     text = succeeded(worked, "query", sql, "-o", "json")

@@ -30,10 +30,10 @@ def demo(
         typer.Option("--input", metavar="FILE.ndjson", help="Your own events instead of the shipped conversations."),
     ] = None,
 ) -> None:
-    """Take real conversations through the tiers and ask about them.
+    """Take real conversations through the tiers.
 
     40 recorded runs of an airline agent, spread over the last ten days, are appended, settled and merged in the namespace `demo`,
-    which is dropped and made anew each time. Events of --input that have no timestamp are spread likewise.
+    dropped and made anew each time, and asked about. Events of --input that have no timestamp are spread likewise.
     """
     from thermocline import demo as story
     from thermocline.store import connect
