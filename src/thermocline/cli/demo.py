@@ -92,7 +92,7 @@ def _say_next(settings: Settings, conversation_id: str) -> None:
     screen.print("[bold]Next[/]")
     for command in (
         f"{ours} recent {shlex.quote(conversation_id)} --limit 8",
-        f'{ours} query "SELECT * FROM conversation_summary LIMIT 5" -o json',
+        f'{ours} query "FROM conversation_summary LIMIT 5"',
         f"{ours} verify --deep",
         f"{program}{options} demo --input your-events.ndjson",
         f"{program} --help",

@@ -93,9 +93,7 @@ def conversations(
     context: typer.Context,
     since: Annotated[
         dt.datetime | None,
-        typer.Option(
-            parser=_time, metavar="TIME", help="Only those with an event at or after it: RFC 3339, or a UTC day."
-        ),
+        typer.Option(parser=_time, metavar="TIME", help="Only those with an event at or after it: RFC 3339, or a UTC day."),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many conversations.")] = 20,
     output: FormOption = Form.table,
