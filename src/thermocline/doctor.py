@@ -172,11 +172,11 @@ def _server_settings(facts: ServerFacts, settings: Settings, shown: str) -> Find
 
 
 def _disk(facts: ServerFacts) -> Finding:
-    if facts.write_ok:
-        return Finding(OK, "redis disk", "the last write and rewrite of its file went well")
-    return Finding(
-        WARN, "redis disk", "an fsync is pending or a write failed, and settle waits: see Redis' log and the free space"
-    )
+    if not facts.write_ok:
+        return Finding(FAIL, "redis disk", "Redis cannot write its file, and refuses appends: see its log and the free space")
+    if not facts.disk_ok:
+        return Finding(WARN, "redis disk", "an fsync is pending or a rewrite failed, and settle waits: see Redis' log")
+    return Finding(OK, "redis disk", "the last write and rewrite of its file went well")
 
 
 def _clock(ahead_s: float) -> Finding:
