@@ -92,7 +92,7 @@ def facts_with(**changes: Any) -> ServerFacts:
         "maxmemory": 0,
         "used_memory": 1,
     }
-    usual |= {"append_only": True, "append_fsync": "everysec", "disk_ok": True, "write_ok": True, "now_us": 1}
+    usual |= {"used_memory": 1, "append_only": True, "append_fsync": "everysec", "disk_ok": True, "write_ok": True, "now_us": 1}
     return ServerFacts(**{**usual, **changes})
 
 
