@@ -202,16 +202,21 @@ class Appender:
             for numbering in (*self._former, self._numbering):
                 lasts = self._session.last_numbers(numbering.producer, numbering.shards)
                 self._lasts[numbering.producer] = self._lasts.get(numbering.producer, {}) | lasts
+        if self._lasts:
+            self._take_back()
+        self._era_grew = False
+        while self._unreported:
+            self._session.report_loss(*self._unreported[0])
+            del self._unreported[0]
+
+    def _take_back(self) -> None:
+        """Judge what `_lasts` says."""
         for numbering in (*self._former, self._numbering):
             short, lost = numbering.take_back(self._lasts.pop(numbering.producer, {}), self._clock())
             if lost and self._era_grew:
                 self._unreported.append((numbering.producer, lost))
             if short and numbering is self._numbering:
                 self._renumber()
-        self._era_grew = False
-        while self._unreported:
-            self._session.report_loss(*self._unreported[0])
-            del self._unreported[0]
 
     def _renumber(self) -> None:
         self._former.append(self._numbering)

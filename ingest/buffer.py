@@ -46,6 +46,8 @@ class Buffer:
         self.limits: Final = limits
         self.trouble: ThermoclineError | None = None
         """What keeps the sender from sending at the moment; set by it."""
+        self._events_max, self._bytes_max = limits.events_max, limits.bytes_max
+        self._full_events, self._full_bytes = limits.full_events, limits.full_bytes
         self._clock = clock
         lock = Lock()
         self._lock = lock
@@ -86,35 +88,31 @@ class Buffer:
             lines = self._waiting.get(conversation_id)
             if lines is None:
                 lines = self._waiting[conversation_id] = []
-            if chunk is None:
-                lines.append(line)
-            elif self._merged(lines, chunk):
-                self._bytes += size
-                self._waiting_bytes += size
-                return True
-            else:
-                until_s = self._clock() + self.limits.linger_s
-                lines.append(Chunk(chunk, until_s=until_s, line_bytes=size) if mergeable(chunk) else line)
             self._bytes += size
+            waiting_bytes = self._waiting_bytes = self._waiting_bytes + size
+            if chunk is not None and self._merged(lines, chunk):
+                return True
+            lines.append(line if chunk is None or not mergeable(chunk) else self._chunk(chunk, size))
             self._events += 1
-            self._waiting_bytes += size
-            self._waiting_events += 1
-            if self._waiting_events == 1:
+            waiting_events = self._waiting_events = self._waiting_events + 1
+            if waiting_events == 1:
                 self._first_s = self._clock()
                 self._filled.notify()
-            elif self._waiting_events == self.limits.full_events or 0 <= self._waiting_bytes - self.limits.full_bytes < size:
+            elif waiting_events == self._full_events or 0 <= waiting_bytes - self._full_bytes < size:
                 self._filled.notify()
         return True
 
     def _has_room(self, size: int) -> bool:
-        limits = self.limits
-        return self._events < limits.events_max and (self._bytes + size <= limits.bytes_max or self._events == 0)
+        return self._events < self._events_max and (self._bytes + size <= self._bytes_max or self._events == 0)
+
+    def _chunk(self, values: Mapping[str, Any], size: int) -> Chunk:
+        return Chunk(values, until_s=self._clock() + self.limits.linger_s, line_bytes=size)
 
     def _merged(self, lines: list[Line | Chunk], values: Mapping[str, Any]) -> bool:
         last = lines[-1] if lines else None
         if not isinstance(last, Chunk) or not mergeable(values):
             return False
-        return last.merge(values, self._clock(), bytes_max=self.limits.full_bytes)
+        return last.merge(values, self._clock(), bytes_max=self._full_bytes)
 
     def flush(self, timeout_s: float | None, patience_s: float) -> bool:
         """Like `wait`, then raise what the sender met."""
@@ -194,8 +192,7 @@ class Buffer:
         return Taken(number, lines)
 
     def _is_due(self) -> bool:
-        limits = self.limits
-        full = self._waiting_events >= limits.full_events or self._waiting_bytes >= limits.full_bytes
+        full = self._waiting_events >= self._full_events or self._waiting_bytes >= self._full_bytes
         return full or self._closed or self._number <= self._hurried
 
     def release(self, events: int, size: int) -> None:

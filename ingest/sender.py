@@ -62,6 +62,17 @@ class Sender:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
+        try:
+            self._send_all()
+        except Exception as exc:  # nobody would send what is put from now on
+            error = ThermoclineError(f"the Producer's thread ended with {self._buffer.events} events: {exc!r}")
+            error.__cause__ = exc
+            self._buffer.fail([], error)
+            self._buffer.close()
+        finally:
+            self._drop_appender()
+
+    def _send_all(self) -> None:
         chunks = self._chunks()
         for chunk in chunks:
             try:
@@ -74,7 +85,6 @@ class Sender:
                 continue
             if left is not None:
                 self._leave(left, [block for later in chunks for block in later])
-        self._drop_appender()
 
     def _chunks(self) -> Iterator[list[Block]]:
         """Blocks to send together, until the buffer is closed and empty. Asking for the next one means that one is done with."""

@@ -172,23 +172,30 @@ def _check_event_type(field: str, value: Any) -> str:
 
 
 def _check_real(field: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if type(value) is float:
+        real: float = value
+    elif isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidEvent(field, f"must be a number, not {type_name(value)}: convert it with float()")
-    try:
-        real = float(value)
-    except OverflowError as exc:
-        raise InvalidEvent(field, "is beyond the largest float") from exc
+    else:
+        try:
+            real = float(value)
+        except OverflowError as exc:
+            raise InvalidEvent(field, "is beyond the largest float") from exc
     if not math.isfinite(real):
         raise InvalidEvent(field, f"is {real}, and must be finite: leave it out when it is not known")
     return real
 
 
 def _check_integer(field: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
+    if type(value) is int:
+        integer: int = value
+    elif isinstance(value, bool) or not isinstance(value, int):
         raise InvalidEvent(field, f"must be an integer, not {type_name(value)}: convert it with int()")
-    if not INT64_MIN <= value <= INT64_MAX:
+    else:
+        integer = int(value)
+    if not INT64_MIN <= integer <= INT64_MAX:
         raise InvalidEvent(field, "must be within 64 bits")
-    return int(value)
+    return integer
 
 
 def _check_content(field: str, value: Any) -> str:
@@ -231,7 +238,7 @@ def _datetime_us(field: str, value: datetime) -> int:
 
 
 def _check_uuid(field: str, value: Any) -> str:
-    if isinstance(value, UUID | uuid_utils.UUID):
+    if isinstance(value, (UUID, uuid_utils.UUID)):
         return str(value)
     if not isinstance(value, str):
         raise InvalidEvent(field, f"must be a UUID, not {type_name(value)}")

@@ -5,14 +5,15 @@ from __future__ import annotations
 import pytest
 
 from tests.model_store import NOW_US, ModelShard, ModelStore
-from thermocline.errors import Backpressure, InvalidEvent, SequenceConflict, TierCorrupt, TierUnavailable
+from thermocline.errors import Backpressure, ConfigError, InvalidEvent, SequenceConflict, TierCorrupt, TierUnavailable
 from thermocline.event import Event
 from thermocline.ingest.appender import Appender, Unresolved
 from thermocline.ingest.encode import blocks_of, line_of
-from thermocline.ingest.numbering import PRODUCER_TTL_S, Numbering
+from thermocline.ingest.numbering import PRODUCER_TTL_S, REMEMBERED_BLOCKS_MAX, Numbering
 from thermocline.ingest.sending import ROUND_BYTES_MAX, ClockAhead, Sending, Stored
 from thermocline.ingest.validate import fields_of
 from thermocline.tiers.block import Block, shard_of
+from thermocline.tiers.hot import OutcomeLost
 
 SHARDS = 4
 
@@ -410,3 +411,62 @@ def test_closing_closes_the_session(appender: Appender, store: ModelStore) -> No
     appender.send([block("a", "1")], deadline_s=1)
     appender.close()
     assert appender._session.closed  # type: ignore[attr-defined]
+
+
+def test_what_confirming_finds_wrong_ends_the_call(store: ModelStore, clock: Clock) -> None:
+    def refuse() -> None:
+        raise ConfigError("Redis may evict events")
+
+    appender = Appender(store.session(), reconfirm=refuse, clock=clock, pause=clock.pause)
+    store.restart()
+    (outcome,) = appender.send([block("a", "1")], deadline_s=5)
+    assert isinstance(outcome, ConfigError)
+    assert clock.now_s == 1000
+
+
+@pytest.mark.parametrize("problem", [TierUnavailable("still away"), OutcomeLost("no reply")])
+def test_confirming_that_fails_is_tried_again(store: ModelStore, clock: Clock, problem: Exception) -> None:
+    problems = [problem, problem]
+
+    def confirm() -> None:
+        if problems:
+            raise problems.pop()
+        store.confirm()
+
+    appender = Appender(store.session(), reconfirm=confirm, clock=clock, pause=clock.pause)
+    store.restart()
+    assert firsts(appender.send([block("a", "1")], deadline_s=5)) == [1_000_001]
+
+
+def test_a_question_without_answer_leaves_nothing_in_doubt(appender: Appender) -> None:
+    def hang_up() -> None:
+        raise OutcomeLost("no reply")
+
+    appender._session._ask = hang_up  # type: ignore[attr-defined]
+    (outcome,) = appender.send([block("a", "1")], deadline_s=1)
+    assert isinstance(outcome, TierUnavailable)
+    assert "nothing was stored" in str(outcome)
+
+
+def test_a_numbering_remembers_a_bounded_number_of_blocks() -> None:
+    numbering = Numbering("p")
+    count = 2 * REMEMBERED_BLOCKS_MAX + 10
+    for number in range(1, count + 1):
+        numbering.acknowledged(0, number, 2, 0.0)
+    assert len(numbering._shards[0].events) < 2 * REMEMBERED_BLOCKS_MAX
+    assert numbering.take_back({0: count}, 0.0) == (False, {})
+    assert numbering.take_back({0: count - 3}, 0.0) == (True, {0: 6})
+    assert numbering.take_back({0: count - 3}, 0.0) == (False, {})
+    short, lost = numbering.take_back({0: 0}, 0.0)
+    assert short
+    assert 2 * (REMEMBERED_BLOCKS_MAX - 3) <= lost[0] <= 2 * count
+    numbering.acknowledged(0, 1, 7, 0.0)
+    assert numbering.take_back({0: 0}, 0.0) == (True, {0: 7})
+
+
+def test_blocks_acknowledged_out_of_order_are_all_counted() -> None:
+    numbering = Numbering("p")
+    for number, events in ((1, 1), (3, 30), (2, 20)):
+        numbering.acknowledged(0, number, events, 0.0)
+    assert numbering.last(0) == 3
+    assert numbering.take_back({0: 1}, 0.0) == (True, {0: 50})

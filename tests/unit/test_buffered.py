@@ -304,6 +304,23 @@ def test_a_fault_of_ours_hands_its_events_back(make: Make, store: ModelStore) ->
     assert store.contents("a") == ["2"]
 
 
+def test_a_thread_that_ends_is_noticed(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    producer = make(linger_ms=0)
+    append(producer, "a", "1")
+    producer.flush()
+
+    def fault() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(producer._buffer, "take", fault)
+    append(producer, "a", "2")  # goes with the take under way; the next one is the faulty
+    until(lambda: producer._buffer._failures)
+    with pytest.raises(PartialAppend, match="thread ended with 0 events: ZeroDivisionError"):
+        append(producer, "a", "3")
+    with pytest.raises(ThermoclineError, match="closed"):
+        append(producer, "a", "4")
+
+
 def test_close_hands_back_what_could_not_be_sent(make: Make, store: ModelStore) -> None:
     store.down = True
     producer = make(deadline_s=0.1, block_events_max=2)
