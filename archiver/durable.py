@@ -9,8 +9,11 @@ buffer to the file at the end of every turn of its event loop, and postpones tha
 2. the next fsync starts at most a second later, in the first turn that finds the second over, and covers it.
 
 An answer that comes `durable_lag_s` (2 s) after the mark, by the worker's monotonic clock, is a turn that finds the second over,
-even if Redis was stopped meanwhile. When the answer after that one says again that no fsync is running, that fsync has ended. No
-wall clock takes part, so no jump of one matters.
+even if Redis was stopped meanwhile. When the answer after that one says again that no fsync is running, that fsync has ended.
+
+No clock of ours but the monotonic one takes part. Redis itself starts its fsyncs by its wall clock: set back, it makes none
+until that clock has caught up, and nobody can tell. Losing power then may take from Redis what has settled: confirm.py sees that
+the log ends before the settled position, and lets it go on from there.
 """
 
 from __future__ import annotations

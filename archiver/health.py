@@ -37,13 +37,18 @@ class Health:
         reasons += [self._problems[job] for job, failures in self._failures.items() if failures >= self._failures_red]
         return "; ".join(dict.fromkeys(reasons)) or None
 
-    def worked(self, job: str) -> None:
-        self._failures.pop(job, None)
+    def worked(self, job: str) -> bool:
+        """Whether it had failed before."""
         self._problems.pop(job, None)
+        return self._failures.pop(job, None) is not None
 
-    def failed(self, job: str, problem: str) -> None:
+    def failed(self, job: str, problem: str) -> bool:
+        """Whether this is news: it did not fail the same way just before."""
+        text = f"{job}: {problem}"
+        news = self._problems.get(job) != text
         self._failures[job] = self._failures.get(job, 0) + 1
-        self._problems[job] = f"{job}: {problem}"
+        self._problems[job] = text
+        return news
 
     def stuck(self, job: str, problem: str) -> None:
         """Red at once, until `freed` or the worker starts again."""

@@ -22,9 +22,10 @@ import msgspec
 
 from thermocline.config import Settings
 from thermocline.errors import ConfigError, ThermoclineError, TierCorrupt
+from thermocline.tiers.block import Position
 from thermocline.tiers.embedded import ensure
-from thermocline.tiers.hot import Hot, ShardCut
-from thermocline.tiers.hot_redis import RedisHot
+from thermocline.tiers.hot import Hot
+from thermocline.tiers.hot_redis import RedisHot, ShardMeta
 from thermocline.tiers.ledger import Segment, ShardState
 from thermocline.tiers.ledger_sql import SqlLedger
 from thermocline.tiers.opening import open_link
@@ -106,13 +107,13 @@ def _is_readable(ledger: SqlLedger) -> bool:
 def _rebuild(settings: Settings, hot: RedisHot, warm: Warm, ledger: SqlLedger) -> Recovery:
     files, unreadable = _read_infos(warm)
     _check_settings(settings, hot, files)
-    cut = hot.cut() if any(hot.metas()) else None
+    metas = hot.metas()
     try:
         found = reconstruct(files, shards=settings.hot.shards)
-        shards = [_with_hot(state, cut, hot, settings) for state in found.shards]
+        shards = [_with_hot(state, metas[state.shard], hot, settings) for state in found.shards]
     except TierCorrupt as exc:
         raise TierCorrupt("; ".join([str(exc), *unreadable])) from exc
-    incarnation = cut[0].incarnation if cut is not None else uuid.uuid4().hex
+    incarnation = next((meta["inc"] for meta in metas if meta), uuid.uuid4().hex)
     aside = ledger.move_aside(time.strftime("%Y%m%dT%H%M%SZ.old", time.gmtime()))
     ledger.rebuild(
         incarnation=incarnation,
@@ -166,31 +167,31 @@ def _check_settings(settings: Settings, hot: RedisHot, files: Sequence[Segment])
         raise ConfigError(sorted(set(problems)))
 
 
-def _with_hot(state: ShardState, cut: Sequence[ShardCut] | None, hot: Hot, settings: Settings) -> ShardState:
+def _with_hot(state: ShardState, meta: ShardMeta, hot: Hot, settings: Settings) -> ShardState:
     """The state, moved on over blocks that Redis trimmed and of which nothing but rejected lines was left.
 
     TierCorrupt when Redis trimmed events that are neither in a segment nor rejected: a file is missing.
     """
-    if cut is None:
+    if not meta:
         return state
-    one = cut[state.shard]
-    state = msgspec.structs.replace(state, era=one.era)
-    if one.trimmed <= state.position:
+    state = msgspec.structs.replace(state, era=int(meta["era"]))
+    trimmed, last = Position.parse(meta["T"]), Position.parse(meta["L"])
+    if trimmed <= state.position:
         return state
-    first = hot.page(one.shard, one.trimmed, one.last, bytes_max=1).slice(0, 1).to_pylist()
-    events = first[0]["events_total"] - first[0]["events"] if first else one.events_total
-    rejected = RejectedLog(settings.namespace_dir / "rejected").counted(one.shard, state.position, one.trimmed)
+    first = hot.page(state.shard, trimmed, last, bytes_max=1).slice(0, 1).to_pylist()
+    events = first[0]["events_total"] - first[0]["events"] if first else int(meta["N"])
+    rejected = RejectedLog(settings.namespace_dir / "rejected").counted(state.shard, state.position, trimmed)
     if state.events + rejected != events:
         raise TierCorrupt(
-            f"gap in shard {one.shard}: Redis has dropped its events up to {events} as settled, but segments and rejected lines "
-            f"hold only {state.events + rejected}: put the missing segment files back, then run `thermocline recover` again"
+            f"gap in shard {state.shard}: Redis has dropped its events up to {events} as settled, but segments and rejected "
+            f"lines hold only {state.events + rejected}: put the missing segment files back, then run `thermocline recover` again"
         )
     return msgspec.structs.replace(
         state,
-        position=one.trimmed,
+        position=trimmed,
         events=events,
-        bytes=one.trimmed_bytes,
+        bytes=int(meta["tB"]),
         rejected=state.rejected + rejected,
         observed_events=events,
-        observed_position=one.trimmed,
+        observed_position=trimmed,
     )

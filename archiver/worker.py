@@ -344,13 +344,14 @@ class Worker:
                 self._settle_sound = self._settle_sound and job != "settle"
                 log.error("%s: %s", job, exc)
             except ThermoclineError as exc:
-                self._health.failed(job, str(exc))
-                log.warning("%s: %s", job, exc)
+                if self._health.failed(job, str(exc)):
+                    log.warning("%s: %s", job, exc)
             except Exception as exc:
-                self._health.failed(job, f"{type(exc).__name__}: {exc}")
-                log.exception("%s failed: please report this", job)
+                if self._health.failed(job, f"{type(exc).__name__}: {exc}"):
+                    log.exception("%s failed: please report this", job)
             else:
-                self._health.worked(job)
+                if self._health.worked(job):
+                    log.info("%s works again", job)
                 return result
             finally:
                 self._health.write()

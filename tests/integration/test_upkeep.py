@@ -503,6 +503,19 @@ def test_recovery_with_other_numbers_of_shards_or_buckets_is_refused(tiers: Tier
         recover(settings_for(tmp_path, server, hot={"shards": 1}))
 
 
+def test_a_store_of_which_redis_lost_one_shard_is_recovered_and_confirmed(tiers: Tiers) -> None:
+    with working(tiers) as lease:
+        settle_times(tiers, lease.epoch, 1)
+    tiers.hot.link.call("DEL", tiers.hot.keys.meta(1), tiers.hot.keys.log(1))
+    view = lose_ledger(tiers)
+    assert recovered(tiers).incarnation == view.incarnation
+    with open_tiers(tiers.settings) as opened, working(opened) as lease:
+        append(opened, 10, start=50)
+        settle_all(Settler(opened, lease.epoch))
+        assert rows(opened) == list(range(60))
+        assert verify(opened, deep=True).problems == ()
+
+
 def test_recovery_needs_redis_and_a_namespace(tiers: Tiers, tmp_path: Path, server: RedisServer) -> None:
     with working(tiers) as lease:
         settle_times(tiers, lease.epoch, 1)

@@ -29,6 +29,14 @@ def test_a_job_that_fails_a_few_times_in_a_row_turns_health_red_until_it_works(t
     assert (said(tmp_path)["health"], said(tmp_path)["problem"]) == ("green", None)
 
 
+def test_only_what_is_new_is_worth_a_line(tmp_path: Path) -> None:
+    health = Health(tmp_path, failures_red=3, epoch=7)
+    assert [health.failed("merge", text) for text in ("a", "a", "b", "b")] == [True, False, True, False]
+    assert health.worked("merge")
+    assert not health.worked("merge")
+    assert health.failed("merge", "b")
+
+
 def test_failures_of_different_jobs_do_not_add_up(tmp_path: Path) -> None:
     health = Health(tmp_path, failures_red=2, epoch=1)
     health.failed("merge", "a")
