@@ -6,6 +6,7 @@ Every role ends when FOLDER/stop exists and writes FOLDER/<role>-<number>.ndjson
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 import time
@@ -20,6 +21,8 @@ from thermocline.event import Event, Receipt
 CONVERSATIONS = 300
 BATCH_EVENTS_MAX = 200
 PACE_S = 0.02
+LOAD_NICE = 10
+"""Producers and readers give way to the worker: in life they run on other machines, here they share two cores with it."""
 
 
 class Journal:
@@ -180,4 +183,6 @@ ROLES = {"producer": produce, "reader": read, "worker": work}
 
 if __name__ == "__main__":
     role, where, which, dice_seed = sys.argv[1:5]
+    if role != "worker":
+        os.nice(LOAD_NICE)
     ROLES[role](Path(where), int(which), int(dice_seed))
