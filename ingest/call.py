@@ -70,13 +70,17 @@ class Call:
     def run(self, pool: Pool) -> list[Receipt]:
         """Send everything; one receipt per event, or the error."""
         everything = range(self._parcel.count)
+        appender = pool.borrow()
         try:
-            with pool.borrowed() as appender:
-                appender.resume(self._sending, deadline_s=self._deadline_s)
-                self._durability = appender.durability
-        except Unresolved as exc:
-            self._appender, self._give_back, self._durability = appender, pool.give_back, appender.durability
+            appender.resume(self._sending, deadline_s=self._deadline_s)
+        except BaseException as exc:
+            pool.discard(appender)
+            if not isinstance(exc, Unresolved):
+                raise
+            self._appender, self._give_back, self._durability = appender, pool.adopt, appender.durability
             return self._end(everything, exc)
+        self._durability = appender.durability
+        pool.give_back(appender)
         return self._end(everything)
 
     def _retry(self, scope: Sequence[int]) -> list[Receipt]:

@@ -1,10 +1,8 @@
-"""A bounded pool of appenders, the last used first, so that few connections serve a quiet process and many a busy one."""
+"""A bounded pool of appenders, the last used first, so that a quiet process keeps few connections busy and a busy one many."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from threading import Condition
 
 from thermocline.errors import Backpressure
 
@@ -14,8 +12,10 @@ from .source import Source, inherit
 
 
 class Pool:
-    """Thread-safe. An appender is one thread's at a time; one whose call ended in an exception
-    is not used again: what it sent last may be stored under a number it would reuse."""
+    """Thread-safe. An appender is one thread's from `borrow` to `give_back` or `discard`.
+
+    One whose call ended in an exception is discarded: what it sent last may be stored under a number it would use again.
+    """
 
     def __init__(self, source: Source) -> None:
         self._source = source
@@ -24,48 +24,80 @@ class Pool:
 
     def _start(self) -> None:
         self._idle: list[Appender] = []
-        self._free = threading.Semaphore(self._settings.sessions_max)
+        self._live = 0  # idle or borrowed
+        self._waiting = 0
+        self._freed = Condition()
         self._incarnation = ""
         self._closed = False
 
-    @contextmanager
-    def borrowed(self) -> Iterator[Appender]:
-        """An appender of one's own; waits for one up to the deadline, then Backpressure.
-
-        After any exception it is disconnected and does not come back by itself (Unresolved: `give_back` when resolved).
-        """
-        if not self._free.acquire(timeout=self._settings.deadline_s):
-            problem = f"all {self._settings.sessions_max} connections (ingest.sessions_max) are in use"
-            raise Backpressure(problem, retry_after_s=RETRY_AFTER_S)
+    def borrow(self) -> Appender:
+        """An appender of one's own; waits for one up to the deadline, then Backpressure."""
         try:
-            try:
-                appender = self._idle.pop()
-            except IndexError:
-                appender = self.appender()
-            try:
-                yield appender
-            except BaseException:
-                appender.disconnect()
-                raise
-            self.give_back(appender)
-        finally:
-            self._free.release()
+            return self._idle.pop()
+        except IndexError:
+            return self._waited_for() or self._opened()
 
-    def appender(self) -> Appender:
-        """A new appender. It refuses a store that does not descend from the one the others saw."""
-        session = self._source.session()
-        session.incarnation = self._incarnation
-        return Appender(session, unacked_blocks_max=self._settings.unacked_blocks_max, reconfirm=self._source.reconfirm)
+    def _waited_for(self) -> Appender | None:
+        """One that came back; None when another may be opened."""
+        limit = self._settings.sessions_max
+        with self._freed:
+            self._waiting += 1
+            try:
+                while self._freed.wait_for(lambda: self._idle or self._live < limit, self._settings.deadline_s):
+                    if self._live < limit and not self._idle:
+                        self._live += 1
+                        return None
+                    try:
+                        return self._idle.pop()
+                    except IndexError:  # a borrower that did not have to wait was faster
+                        continue
+            finally:
+                self._waiting -= 1
+        raise Backpressure(f"all {limit} connections (ingest.sessions_max) are in use", retry_after_s=RETRY_AFTER_S)
+
+    def _opened(self) -> Appender:
+        try:
+            session = self._source.session()
+        except BaseException:
+            self._forget_one()
+            raise
+        session.incarnation = self._incarnation  # it refuses a store that does not descend from the one seen so far
+        unacked_max = self._settings.unacked_blocks_max
+        return Appender(session, unacked_blocks_max=unacked_max, reconfirm=self._source.reconfirm)
 
     def give_back(self, appender: Appender) -> None:
-        """Make an appender available whose last call ended in outcomes."""
+        """Make an appender available again, its call having ended in outcomes."""
         self._incarnation = appender.incarnation or self._incarnation
-        if self._closed or not appender.usable or len(self._idle) >= self._settings.sessions_max:
-            appender.close()
+        if self._closed or not appender.usable:
+            self.discard(appender)
+            return
+        self._idle.append(appender)
+        if self._waiting:
+            with self._freed:
+                self._freed.notify()
+
+    def discard(self, appender: Appender) -> None:
+        """Free an appender's connection and its place; `adopt` brings it back."""
+        appender.disconnect()
+        self._forget_one()
+
+    def adopt(self, appender: Appender) -> None:
+        """Take a discarded appender whose call has ended in outcomes after all."""
+        with self._freed:
+            welcome = not self._closed and self._live < self._settings.sessions_max
+            self._live += welcome
+        if welcome:
+            self.give_back(appender)
         else:
-            self._idle.append(appender)
+            appender.close()
+
+    def _forget_one(self) -> None:
+        with self._freed:
+            self._live -= 1
+            self._freed.notify()
 
     def close(self) -> None:
+        """Close what is idle, and what is borrowed when it comes back."""
         self._closed = True
         while self._idle:
             self._idle.pop().close()
