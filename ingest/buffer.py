@@ -13,11 +13,12 @@ from typing import Any, Final
 
 import msgspec
 
-from thermocline.errors import PartialAppend, ThermoclineError
+from thermocline.errors import ThermoclineError
 from thermocline.event import Event
 
 from .coalesce import Chunk, mergeable
 from .encode import Line
+from .handed_back import Failure, handed_back
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +61,7 @@ class Buffer:
         self._number = 1
         self._hurried = self._finished = self._done = 0
         self._closed = False
-        self._failures: list[tuple[Sequence[Event], ThermoclineError]] = []
+        self._failures: list[Failure] = []
 
     @property
     def closed(self) -> bool:
@@ -146,18 +147,9 @@ class Buffer:
             self._raise_failure()
 
     def _raise_failure(self) -> None:
-        if not self._failures:
-            return
-        failures, self._failures = self._failures, []
-        rest = [event for events, _ in failures for event in events]
-        cause = failures[0][1]
-        raise PartialAppend(
-            f"{len(rest):,} events given to this Producer were not stored, or may not have been: {cause}",
-            receipts=[None] * len(rest),
-            rest=rest,
-            rest_indices=range(len(rest)),
-            cause=cause,
-        ) from cause
+        if self._failures:
+            failures, self._failures = self._failures, []
+            raise handed_back(failures)
 
     def close(self) -> None:
         """Take no more events; the sender gets what is there, then None."""

@@ -362,6 +362,30 @@ def test_close_with_a_reply_lost_hands_back_a_retry_that_sends_the_rest_too(make
     assert store.contents("a") == ["1", "2"]
 
 
+def test_what_failed_before_a_close_in_doubt_comes_back_with_it(make: Make, store: ModelStore) -> None:
+    producer = make(deadline_s=0.1, linger_ms=0)
+    append(producer, "late", "late", timestamp=LATE_US)
+    until(lambda: producer._buffer._failures)
+    store.faults.extend(["lost after"] * 5000)
+    producer._buffer._failures, failures = [], producer._buffer._failures
+    append(producer, "a", "1")
+    producer._buffer._failures = failures
+    with pytest.raises(PartialAppend) as caught:
+        producer.close()
+    assert [event.content for event in caught.value.rest] == ["1", "late"]
+    assert isinstance(caught.value.cause, OutcomeUnknown)
+    store.faults.clear()
+    with pytest.raises(PartialAppend) as again:
+        caught.value.cause.retry()
+    error = again.value
+    assert isinstance(error.cause, InvalidEvent)
+    assert [event.content for event in error.rest] == ["late"]
+    assert error.rest_indices == [1]
+    assert error.receipts[0] is not None
+    assert error.receipts[0].seq == 1
+    assert store.contents("a") == ["1"]
+
+
 def test_close_within_a_time_hands_back_what_was_left(make: Make, store: ModelStore) -> None:
     producer = make(block_events_max=1, buffer_events_max=2000)
     store.on_send = lambda: threading.Event().wait(0.02) and None
