@@ -128,9 +128,8 @@ class _Place:
 
     def run(self, query: str, parameters: Parameters, settings: QuerySettings) -> pa.Table:
         try:
-            done = self.con.execute(query, parameters) if parameters is not None else self.con.execute(query)
-            wide = [place for place, column in enumerate(done.description or ()) if str(column[1]) == "HUGEINT"]
-            return with_integers(done.to_arrow_table(), wide)
+            table, types = _answer(self.con, query, parameters)
+            return with_integers(table, [place for place, kind in enumerate(types) if kind == "HUGEINT"])
         except DuckError as exc:
             if type(exc).__name__ == "OutOfMemoryException":
                 limit = settings.memory_bytes_max // MIB
@@ -145,6 +144,16 @@ class _Place:
         if zone != "UTC" or collation:
             return "this store's TimeZone or default_collation was changed"
         return ""
+
+
+def _answer(con: Connection, query: str, parameters: Parameters) -> tuple[pa.Table, list[str]]:
+    """(rows, DuckDB's types of their columns)."""
+    if hasattr(con, "arrow"):  # DuckDB 1.x: plans once where sql() plans twice; from 2.0 on this is a copy and a warning
+        done = con.execute(query, parameters)
+        types = [str(column[1]) for column in done.description or ()]
+        return done.to_arrow_table(), types
+    found: Any = con.sql(query, params=parameters)
+    return (pa.table({}), []) if found is None else (found.to_arrow_table(), [str(kind) for kind in found.types])
 
 
 _SESSION: Final = """

@@ -439,7 +439,7 @@ def test_a_relation_over_nothing_has_the_columns_and_no_rows() -> None:
     con = open_duckdb(memory_bytes=64 * MIB, threads=1)
     Tail(con, page_bytes_max=MIB)
     for relation in ("events", "hourly_stats", "conversation_summary"):
-        table: pa.Table = con.execute(f"SELECT * FROM ({relation_sql(relation, Sources())})").to_arrow_table()
+        table: pa.Table = con.sql(f"SELECT * FROM ({relation_sql(relation, Sources())})").to_arrow_table()
         assert table.num_rows == 0
         assert relation != "events" or tuple(table.column_names) == COLUMN_NAMES
     con.close()

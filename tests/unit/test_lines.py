@@ -65,7 +65,7 @@ def by_sql(con: Connection, blocks: pa.Table) -> tuple[pa.Table, int]:
     rejected = parse_blocks(con, blocks, "parsed")
     try:
         columns = f"{COLUMNS_SQL}, {', '.join(PLACES.names)}"
-        return con.execute(f"SELECT {columns} FROM parsed ORDER BY seq").to_arrow_table(), sum(line.events for line in rejected)
+        return con.sql(f"SELECT {columns} FROM parsed ORDER BY seq").to_arrow_table(), sum(line.events for line in rejected)
     finally:
         con.execute("DROP TABLE parsed")
 
