@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import date
 from functools import lru_cache
+from operator import attrgetter
 
 import msgspec
 
@@ -61,7 +62,7 @@ def due_merges(
 
     No segment is in two merges. Same arguments, same answer: safe to repeat after any crash.
     """
-    movable = sorted((segment for segment in segments if segment.level < LEVEL_MAX), key=lambda segment: segment.segment_id)
+    movable = sorted([segment for segment in segments if segment.level < LEVEL_MAX], key=attrgetter("segment_id"))
     level0 = [segment for segment in movable if segment.level == 0]
     merges: list[Merge] = []
     if len(level0) >= (level0_min or settings.fan_in):
@@ -71,9 +72,9 @@ def due_merges(
         jobs = list(_jobs([segment for segment in day if segment.segment_id not in taken], settings))
         taken.update(segment.segment_id for job in jobs for segment in job.inputs)
         merges += jobs
-    small = [segment for segment in movable if segment.segment_id not in taken and not is_full(segment, settings)]
+    small = [segment for segment in movable if segment.level > 0 and not is_full(segment, settings)]
     for level in range(1, LEVEL_MAX):
-        merges += _crowded([segment for segment in small if segment.level == level], settings)
+        merges += _crowded([one for one in small if one.level == level and one.segment_id not in taken], settings)
     return merges[:merges_max]
 
 
@@ -103,8 +104,9 @@ def _days_to_seal(
             days.setdefault(segment.day, []).append(segment)
     grace_us = settings.seal_after_s * 1e6
     for day, below in sorted(days.items()):
-        quiet = max(segment.created_us for segment in below) <= now_us - grace_us
-        if len(below) < 2 or not quiet or not is_closed(day, now_us, settings):
+        if len(below) < 2 or not is_closed(day, now_us, settings):
+            continue
+        if max(segment.created_us for segment in below) > now_us - grace_us:
             continue
         final = (segment for segment in segments if segment.level == LEVEL_MAX and segment.day == day)
         sealed = any(segment.created_us >= _end_us(day) + grace_us and not is_full(segment, settings) for segment in final)

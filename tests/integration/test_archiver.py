@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from tests.archiving import SHARDS, Crash, append, corrupt_block, rows, settings_for, settle_all
@@ -14,7 +15,7 @@ from tests.conftest import StartServer
 from tests.servers import RedisServer, wait_until
 from thermocline.archiver.lease import Lease
 from thermocline.archiver.merge import Merger
-from thermocline.archiver.settle import Settler
+from thermocline.archiver.settle import SIGHTINGS_MAX, Settler
 from thermocline.archiver.trim import Trimmer
 from thermocline.archiver.verify import verify
 from thermocline.errors import LeaseHeld, TierCorrupt, TierUnavailable
@@ -440,3 +441,16 @@ def test_a_damaged_segment_is_set_aside_and_the_others_go_on_merging(tiers: Tier
     problems = verify(tiers).problems
     assert len(problems) == 1
     assert victim.segment_id in problems[0]
+
+
+def test_the_oldest_wait_is_remembered_however_long_settling_is_held_up(tiers: Tiers, epoch: int) -> None:
+    now_s = [0.0]
+    settler = Settler(tiers, epoch, monotonic=lambda: now_s[0])
+    view, cut = tiers.ledger.view(), tiers.hot.cut()
+    for number in range(1, 3000):
+        now_s[0] += 1
+        grown = (msgspec.structs.replace(cut[0], events_total=number), *cut[1:])
+        assert settler._oldest_wait_s(view, grown) == now_s[0] - 1
+        assert len(settler._sightings) <= SIGHTINGS_MAX
+    caught_up = (msgspec.structs.replace(view.shards[0], events=2990), *view.shards[1:])
+    assert settler._oldest_wait_s(msgspec.structs.replace(view, shards=caught_up), grown) == 8

@@ -151,7 +151,7 @@ def test_marks_stay_few_however_often_a_pass_looks() -> None:
     found = set()
     for number in range(1, 3000):
         redis.now_s += 0.001
-        candidate = durable.candidate(cut(number))
+        candidate = durable.candidate(cut(1, events_total=number))
         if candidate is not None:
             found.add(candidate[0].events_total)
         assert len(durable._marks) <= 103

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 from tests.blocks import cut_of, rows_in_order
-from thermocline.archiver.trim import Note, due_positions
+from thermocline.archiver.trim import NOTES_MAX, Note, Trimmer, due_positions
 from thermocline.config import HotSettings
 from thermocline.tiers.block import ORIGIN, Position
 from thermocline.tiers.hot import ShardCut
+from thermocline.tiers.ledger import ShardState
 
 SETTINGS = HotSettings(  # type: ignore[call-arg]
     log_grace_s=5, cache_window_s=100, log_bytes_max=1 << 20, unsettled_bytes_max=1 << 20, unsettled_blocks_max=1000
@@ -68,3 +70,18 @@ def test_a_shard_with_too_many_blocks_drops_all_it_may() -> None:
 def test_what_is_trimmed_already_is_not_trimmed_again() -> None:
     assert due([note(200, 10)], cut(trimmed=10)) == [None]
     assert due([note(200, 0)], cut(trimmed=ORIGIN.ms)) == [None]
+
+
+def test_notes_stay_few_however_long_the_worker_runs_and_old_ones_thin_out() -> None:
+    now_s = [0.0]
+    settings = SimpleNamespace(hot=SETTINGS)
+    trimmer = Trimmer(SimpleNamespace(settings=settings), monotonic=lambda: now_s[0])  # type: ignore[arg-type]
+    for number in range(5000):
+        now_s[0] += 1
+        trimmer._note([ShardState(shard=0, position=Position(number, 0))])
+        trimmer._note([ShardState(shard=0, position=Position(number, 0))])
+        assert len(trimmer._notes) <= NOTES_MAX
+    ages = [now_s[0] - note.at_s for note in trimmer._notes]
+    assert ages == sorted(ages, reverse=True)
+    assert ages[0] > 1000
+    assert ages[-2:] == [1, 0]
