@@ -6,11 +6,11 @@ import time
 from pathlib import Path
 
 import orjson
-from thermocline.ingest.append import Client
-from thermocline.ingest.producer import Producer
 
 from thermocline.config import Settings
 from thermocline.event import Event
+from thermocline.ingest.append import Client
+from thermocline.ingest.producer import Producer
 from thermocline.tiers.opening import open_tiers
 from thermocline.tiers.redis_link import exchange
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from thermocline.store import connect
-
 from thermocline.config import Settings
+from thermocline.store import connect
 
 from .timing import Figure, latencies_s, spread
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from thermocline.archiver.worker import Worker
 
+from thermocline.archiver.worker import Worker
 from thermocline.config import Settings
 from thermocline.event import COLUMNS
 from thermocline.tiers.block import ORIGIN

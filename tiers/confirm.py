@@ -58,7 +58,7 @@ def confirm(hot: RedisHot, warm: Warm, ledger: Ledger, settings: Settings) -> Co
         identity = ledger.identity()
         metas = hot.metas()
         if identity is None:
-            return _create(hot, ledger, settings, metas, facts)
+            return _create(hot, warm, ledger, settings, metas, facts)
         _check_identity(identity, settings)
         if all(meta.get("run") == facts.run_id and meta.get("inc") == identity["incarnation"] for meta in metas):
             if identity.get("run") != facts.run_id:  # a ledger that was rebuilt, or not told because of a crash
@@ -98,11 +98,18 @@ def _check_identity(identity: Mapping[str, str], settings: Settings) -> None:
             )
 
 
-def _create(hot: RedisHot, ledger: Ledger, settings: Settings, metas: list[ShardMeta], facts: ServerFacts) -> Confirmation:
+def _create(
+    hot: RedisHot, warm: Warm, ledger: Ledger, settings: Settings, metas: list[ShardMeta], facts: ServerFacts
+) -> Confirmation:
     if any(metas):
         raise ConfigError(
             f"Redis at {hot.link.shown_url} already holds namespace {settings.namespace!r} of another data directory: "
             f"point data_dir at that one, run `thermocline recover` if its ledger is lost, or choose another namespace"
+        )
+    if warm.stored():
+        raise ConfigError(
+            f"{settings.namespace_dir} holds segments but no ledger: run `thermocline recover`, which makes it anew from them, "
+            "or choose another namespace"
         )
     incarnation = uuid.uuid4().hex
     ledger.create(incarnation=incarnation, shards=hot.shards, buckets=settings.hot.buckets, now_us=_now_us())

@@ -40,7 +40,9 @@ class HotSettings(_Section):
     log_bytes_max: int = Field(GIB, ge=MIB, description="payload in the logs, settled and not; the settled gives way first")
     cache_window_s: float = Field(3600, ge=0, description="how long Redis keeps what is settled, if the budget allows")
     log_grace_s: float = Field(5, ge=0, description="what is settled stays in the log at least this long, for readers under way")
-    durable_lag_s: float = Field(2, ge=0, le=60, description="under everysec, settle leaves what is younger than this")
+    durable_lag_s: float = Field(
+        2, ge=0, le=60, description="under everysec, settle leaves what is younger than this; below 1.2 that proves nothing"
+    )
     allow_volatile: bool = Field(False, description="accept a Redis without an append-only file: a crash loses events")
     append_fsync: Literal["always", "everysec"] = Field("everysec", description="appendfsync of the embedded Redis")
     start_timeout_s: float = Field(300, gt=0, description="how long the embedded Redis may take to load its append-only file")
@@ -158,7 +160,9 @@ class Settings(BaseSettings):
         if self.hot.unsettled_bytes_max < 2 * self.ingest.block_bytes_max:
             problems.append("hot.unsettled_bytes_max must hold at least two blocks (ingest.block_bytes_max)")
         if self.warm.settle_bytes > self.hot.unsettled_bytes_max:
-            problems.append("warm.settle_bytes must not exceed hot.unsettled_bytes_max, or settle is never due before append sheds")
+            problems.append(
+                "warm.settle_bytes must not exceed hot.unsettled_bytes_max, or settle is never due before append sheds"
+            )
         if self.warm.settle_after_s > self.warm.settle_latest_s:
             problems.append("warm.settle_after_s must not exceed warm.settle_latest_s")
         if self.hot.connect_timeout_s > self.ingest.deadline_s:

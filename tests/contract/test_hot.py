@@ -41,8 +41,21 @@ def open_hot(server: RedisServer, **settings: object) -> RedisHot:
         hot.put_meta(
             shard,
             {
-                **{"format": "1", "shards": hot.shards, "buckets": 8192, "inc": INCARNATION, "prev": "", "era": 0},
-                **{"N": 0, "B": 0, "L": "0-0", "T": "0-0", "tB": 0, "sN": 0, "sB": 0, "oB": 0, "run": run_id},
+                "format": "1",
+                "shards": hot.shards,
+                "buckets": 8192,
+                "inc": INCARNATION,
+                "prev": "",
+                "era": 0,
+                "N": 0,
+                "B": 0,
+                "L": "0-0",
+                "T": "0-0",
+                "tB": 0,
+                "sN": 0,
+                "sB": 0,
+                "oB": 0,
+                "run": run_id,
             },
         )
     return hot

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.servers import RedisServer
+from thermocline.archiver.recover import recover
 from thermocline.archiver.worker import Worker
 from thermocline.config import Settings, load
 from thermocline.errors import ConfigError, TierUnavailable
@@ -305,3 +306,19 @@ def test_an_orderly_end_of_the_embedded_server_skips_no_number(data_dir: Path) -
             seqs.append(client.append("chat", "t").seq)
         stop(data_dir)
     assert seqs == [1, 2, 3]
+
+
+def test_segments_without_ledger_and_redis_are_not_built_beside(stand: Callable[[str], Stand]) -> None:
+    one = stand("always")
+    one.append(2)
+    one.work()
+    with open_tiers(one.settings) as tiers:
+        tiers.hot.drop()
+    for path in one.settings.namespace_dir.glob("ledger.db*"):
+        path.unlink()
+    with pytest.raises(ConfigError, match="thermocline recover"):
+        open_tiers(one.settings)
+    recover(one.settings)
+    one.append(1)
+    assert {receipt.seq for receipt in one.receipts[-len(CONVERSATIONS) :]} == {1_000_003}
+    assert one.missing() == 0 and one.given_twice() == 0

@@ -6,12 +6,11 @@ import time
 from pathlib import Path
 
 from thermocline.archiver.worker import Worker
-from thermocline.ingest.append import Client
-from thermocline.store import Store, connect
-
 from thermocline.config import load
 from thermocline.event import Event
+from thermocline.ingest.append import Client
 from thermocline.sample_import import events_of, load_runs
+from thermocline.store import Store, connect
 from thermocline.tiers.opening import open_tiers
 
 HOURLY = """
