@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from thermocline.store import connect
 
 from thermocline.sample_import import SAMPLE, events_of, load_runs, ndjson
+from thermocline.store import connect
 
 PLAIN = ("event_type", "agent_id", "task_id", "parent_id", "model", "tool_name", "status", "duration_ms")
 READ_BACK = (

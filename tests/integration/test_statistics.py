@@ -18,7 +18,8 @@ SELECT hour, conversation_id, event_count::BIGINT AS event_count, total_bytes::B
 FROM hourly_stats ORDER BY ALL
 """
 HOURLY_FROM_EVENTS = """
-SELECT date_trunc('hour', timestamp) AS hour, conversation_id, count(*) AS event_count, sum(strlen(content))::BIGINT AS total_bytes
+SELECT date_trunc('hour', timestamp) AS hour, conversation_id, count(*) AS event_count,
+       sum(strlen(content))::BIGINT AS total_bytes
 FROM events GROUP BY ALL ORDER BY ALL
 """
 SUMMARY = """
