@@ -20,7 +20,8 @@ from thermocline.event import Event, Receipt
 
 CONVERSATIONS = 300
 BATCH_EVENTS_MAX = 200
-PACE_S = 0.02
+PACE_S = 0.4
+"""Longest pause of a producer between two batches: some 500 events a second each, which two cores can also read and settle."""
 LOAD_NICE = 10
 """Producers and readers give way to the worker: in life they run on other machines, here they share two cores with it."""
 
