@@ -33,14 +33,14 @@ class Attached:
     def keep_only(self, segment_ids: Iterable[str]) -> None:
         """Detach all others. A query that is reading one of them finishes undisturbed."""
         for segment_id in self._ids - set(segment_ids):
-            self._con.execute(f"DETACH {alias(segment_id)}")
+            self._con.execute(f"DETACH DATABASE IF EXISTS {alias(segment_id)}")
             self._ids.discard(segment_id)
 
     def _attach(self, segment: Segment) -> None:
         path = self._warm.path(segment.segment_id)
         try:
             with duckdb_errors(path, reading=True):
-                self._con.execute(f"ATTACH {quoted(path)} AS {alias(segment.segment_id)} (READ_ONLY)")
+                self._con.execute(f"ATTACH IF NOT EXISTS {quoted(path)} AS {alias(segment.segment_id)} (READ_ONLY)")
         except (TierCorrupt, TierUnavailable) as exc:
             if Path(path).exists():
                 raise

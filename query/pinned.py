@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import threading
+from typing import Final
 
 from thermocline.errors import TierCorrupt
 from thermocline.tiers.duck import Connection
 from thermocline.tiers.opening import Tiers
 
 from .bounds import ANY_ROW
-from .relations import NAMES, relation_sql
+from .relations import NAMES, relation_sql, tail_sql
 from .run import open_memory, sources_of
+from .tail import SCHEMA
 from .view import Cut, Reader, SegmentGone
+
+TAIL: Final = f"{SCHEMA}.events"
 
 
 class Pinned:
@@ -59,9 +63,14 @@ class Pinned:
         self._base.close()
 
     def _define(self, cut: Cut) -> None:
-        con = self._base.cursor()
-        con.execute("BEGIN")
+        views = {TAIL: tail_sql(cut.tail.chunks)}
         for relation, source in sources_of(cut, dict.fromkeys(NAMES, ANY_ROW)).items():
-            con.execute(f"CREATE OR REPLACE VIEW memory.main.{relation} AS {relation_sql(relation, source)}")
-        con.execute("COMMIT")
-        con.close()
+            views[f"memory.main.{relation}"] = relation_sql(relation, source, tail=TAIL)
+        con = self._base.cursor()
+        try:
+            con.execute("BEGIN")
+            for name, select in views.items():
+                con.execute(f"CREATE OR REPLACE VIEW {name} AS {select}")
+            con.execute("COMMIT")
+        finally:
+            con.close()

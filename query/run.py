@@ -21,11 +21,14 @@ from thermocline.tiers.opening import Tiers
 from .attached import SegmentGone
 from .bounds import Bounds, chosen
 from .coverage import EXACT, SAMPLE, Coverage
-from .relations import Sources, relation_sql
+from .relations import Sources, relation_sql, tail_sql
 from .result import Result, with_integers
+from .tail import Chunk, TailState
 from .view import Cut, Reader, first_line
 
 Parameters = Sequence[Any] | Mapping[str, Any] | None
+TAIL: Final = "tail_events"
+"""The view the relations read the tail through."""
 READS: Final = ("SELECT", "EXPLAIN")
 """Statement types that leave nothing behind."""
 
@@ -60,14 +63,14 @@ class Runner:
                     if require == "complete" and not coverage.exact:
                         raise IncompleteAnswer(f"{coverage.reason}; ask without require, or for days that are still warm")
                     self._reader.attach(segment for source in sources.values() for segment in source.segments)
-                    place.define(sources)
+                    place.define(cut.tail, sources)
                     return Result(place.run(query, parameters, self._settings), coverage)
                 except SegmentGone as exc:
                     gone = exc
                 finally:
                     self._reader.release(cut)
                     if not set(kinds) <= set(READS):
-                        place.seen.clear()
+                        place.forget()
                         self._opaque = self._opaque or place.opaque()
             raise TierCorrupt(f"{gone} is missing, but the ledger lists it: run `thermocline verify`") from gone
 
@@ -103,7 +106,8 @@ class _Place:
 
     def __init__(self, con: Connection) -> None:
         self.con = con
-        self.seen: dict[str, Sources] = {}
+        self._seen: dict[str, Sources] = {}
+        self._chunks: tuple[Chunk, ...] | None = None
 
     def kinds(self, query: str) -> list[str]:
         """The types of the statements in `query`."""
@@ -117,14 +121,28 @@ class _Place:
             raise QueryRefused("every query has its own view, so transactions need a connection: use store.duckdb()")
         return kinds
 
-    def define(self, sources: Mapping[str, Sources]) -> None:
-        """Make the relations read `sources`; those that do already stay."""
+    def define(self, tail: TailState, sources: Mapping[str, Sources]) -> None:
+        """Make the relations read `tail` and `sources`; those that do already stay."""
+        if self._chunks != tail.chunks:
+            self._chunks = None
+            self._view(TAIL, tail_sql(tail.chunks))
+            self._chunks = tail.chunks
         for relation, source in sources.items():
-            if self.seen.get(relation) != source:
-                self.seen.pop(relation, None)
-                with _refusals():
-                    self.con.execute(f"CREATE OR REPLACE TEMP VIEW {relation} AS {relation_sql(relation, source)}")
-                self.seen[relation] = source
+            if self._seen.get(relation) != source:
+                self._seen.pop(relation, None)
+                self._view(relation, relation_sql(relation, source, tail=TAIL))
+                self._seen[relation] = source
+
+    def forget(self) -> None:
+        """Make the relations anew next time: who knows what a statement has done to them."""
+        self._seen.clear()
+        self._chunks = None
+
+    def _view(self, name: str, select: str) -> None:
+        try:
+            self.con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {select}")
+        except DuckError as exc:
+            raise TierUnavailable(f"{name} cannot be defined ({first_line(exc)}): close the store and connect again") from exc
 
     def run(self, query: str, parameters: Parameters, settings: QuerySettings) -> pa.Table:
         try:
@@ -158,7 +176,7 @@ def _answer(con: Connection, query: str, parameters: Parameters) -> tuple[pa.Tab
 
 _SESSION: Final = """
     SELECT (SELECT count(*) FROM duckdb_views() WHERE NOT internal
-                AND NOT (temporary AND view_name IN ('events', 'hourly_stats', 'conversation_summary'))),
+                AND NOT (temporary AND view_name IN ('tail_events', 'events', 'hourly_stats', 'conversation_summary'))),
            (SELECT count(*) FROM duckdb_functions() WHERE NOT internal),
            current_setting('TimeZone'), current_setting('default_collation')"""
 
@@ -177,7 +195,7 @@ def sources_of(cut: Cut, bounds: Mapping[str, Bounds]) -> dict[str, Sources]:
         by_hour = relation == "hourly_stats"
         segments: list[Segment] = chosen(cut.view.segments, bound, by_hour=by_hour)
         files: list[ColdFile] = chosen(cut.view.files, bound, by_hour=by_hour)
-        found[relation] = Sources.of(relation, cut.tail, segments, files)
+        found[relation] = Sources.of(relation, segments, files)
     return found
 
 
@@ -211,14 +229,6 @@ def _check_arguments(parameters: Parameters, require: str | None) -> None:
         raise QueryRefused(f"params must be a list (for ? and $1) or a dict (for $name), not {type(parameters).__name__}")
     if require not in (None, "complete"):
         raise QueryRefused(f'require must be "complete" or None, not {require!r}')
-
-
-@contextmanager
-def _refusals() -> Iterator[None]:
-    try:
-        yield
-    except DuckError as exc:
-        raise TierUnavailable(f"the relations cannot be made: {first_line(exc)}") from exc
 
 
 def at(us: int) -> dt.datetime:

@@ -1,10 +1,12 @@
 """The hot tail of one reader: unsettled events, decoded once and kept until they settle.
 
 Rows are kept in tables of an in-memory DuckDB that are never changed, only made and dropped ("chunks"), so a query that runs on
-an older cut keeps what it reads. A refresh pages only what is new; small chunks are folded into larger ones, so that their number
-grows with the logarithm of the rows. What cannot be decoded is rejected by the same rule as in settle, and counted.
+an older cut keeps what it reads. A refresh pages only what is new; small chunks are folded into larger ones, so that they stay
+few and a row is rewritten a logarithmic number of times. What cannot be decoded is rejected by the same rule as in settle,
+and counted.
 
-After a failure at any point the tail holds less than it could, never something wrong: the next refresh goes on from there.
+When Redis stops answering, what was fetched by then stays, and the next refresh goes on from there; after any other failure, be
+it Ctrl-C, the tail starts over.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from thermocline.errors import TierUnavailable
 from thermocline.event import COLUMNS
 from thermocline.tiers.block import ORIGIN, Position
 from thermocline.tiers.duck import Connection, fresh_name, registered
@@ -28,8 +31,8 @@ from .lines import decoded, few
 
 PARSE_BYTES: Final = 32 << 20
 """Payload decoded at once."""
-FOLD_ROWS_MAX: Final = 200_000
-"""Rows of a chunk that is made by folding smaller ones."""
+CHUNKS_MAX: Final = 6
+"""Beyond it, small ones are folded into one."""
 SCHEMA: Final = "memory.tail"
 EMPTY: Final = f"{SCHEMA}.none"
 """A table without rows that has the columns of `events`: what a relation over nothing reads."""
@@ -93,6 +96,15 @@ class Tail:
         None when the log was trimmed beyond the view meanwhile: take a fresh view and call again; what was fetched is kept.
         Hole when events are missing for no such reason; the tail is empty then.
         """
+        try:
+            return self._advance(hot, view, cut)
+        except TierUnavailable:
+            raise  # between two steps: everything fits together
+        except BaseException:
+            self.clear()
+            raise
+
+    def _advance(self, hot: Hot, view: View, cut: Sequence[ShardCut]) -> TailState | None:
         identity = [(shard.incarnation, shard.era) for shard in cut]
         if identity != self._identity or any(shard.last < self._place(shard.shard)[0] for shard in cut):
             self.clear()  # Redis came back older, or as another: what was read before may be gone from the log
@@ -115,8 +127,8 @@ class Tail:
         """Drop the tables that neither the tail nor `held` uses."""
         used = {chunk.table for chunk in (*held, *self._chunks)}
         for table in self._tables - used:
-            self._con.execute(f"DROP TABLE {table}")
-        self._tables &= used
+            self._con.execute(f"DROP TABLE IF EXISTS {table}")
+            self._tables.discard(table)
 
     def _place(self, shard: int) -> tuple[Position, int]:
         """(position, N) up to which the shard was read."""
@@ -181,7 +193,6 @@ class Tail:
             if trimmed[shard.shard] > start:
                 self._trimmed[shard.shard] = trimmed[shard.shard]
             elif events != shard.events_total:
-                self.clear()
                 missing = shard.events_total - events
                 raise Hole(f"shard {shard.shard} of Redis' log lacks {missing} events between {start} and {shard.last}")
             self._reached[shard.shard] = (shard.last, shard.events_total)
@@ -204,30 +215,32 @@ class Tail:
         self._rejected = [line for line in self._rejected if line[1] > settled[line[0]]]
 
     def _fold(self) -> None:
-        """Make one chunk of the last two while the newer is not much smaller."""
-        while len(self._chunks) > 1:
-            older, newer = self._chunks[-2:]
-            if older.rows >= 2 * newer.rows or older.rows + newer.rows > FOLD_ROWS_MAX:
-                return
-            reach = {
-                shard: (min(older.reach.get(shard, part), part)[0], part[1])
-                for shard, part in {**older.reach, **newer.reach}.items()
-            }
-            self._chunks[-2:] = [
-                Chunk(
-                    table=self._table(f"FROM {older.table} UNION ALL FROM {newer.table}"),
-                    rows=older.rows + newer.rows,
-                    newest_us=max(older.newest_us, newer.newest_us),
-                    reach=reach,
-                )
-            ]
+        """Make one chunk of the newest ones when there are many: of those that together are not much smaller than the next."""
+        while len(self._chunks) > CHUNKS_MAX:
+            count, rows = 2, self._chunks[-1].rows + self._chunks[-2].rows
+            while count < len(self._chunks) and self._chunks[-count - 1].rows < 2 * rows:
+                count += 1
+                rows += self._chunks[-count].rows
+            self._chunks[-count:] = [self._folded(self._chunks[-count:])]
+
+    def _folded(self, chunks: Sequence[Chunk]) -> Chunk:
+        reach: dict[int, tuple[Position, Position]] = {}
+        for chunk in chunks:
+            for shard, (first, last) in chunk.reach.items():
+                reach[shard] = (reach.get(shard, (first, last))[0], last)
+        return Chunk(
+            table=self._table(" UNION ALL ".join(f"FROM {chunk.table}" for chunk in chunks)),
+            rows=sum(chunk.rows for chunk in chunks),
+            newest_us=max(chunk.newest_us for chunk in chunks),
+            reach=reach,
+        )
 
     def _table(self, rows_sql: str) -> str:
         """The name of a new table of these rows."""
         self._numbers += 1
         table = f"{SCHEMA}.c{self._numbers}"
-        self._con.execute(f"CREATE TABLE {table} AS {rows_sql}")
         self._tables.add(table)
+        self._con.execute(f"CREATE TABLE {table} AS {rows_sql}")
         return table
 
 

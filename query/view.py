@@ -108,7 +108,6 @@ class Reader:
             except Hole as exc:
                 hole = exc
             except DuckError as exc:
-                self._tail.clear()
                 raise TierUnavailable(
                     f"the unsettled events do not fit in memory ({first_line(exc)}): start `thermocline worker`, "
                     "or raise query.memory_bytes_max"

@@ -21,7 +21,7 @@ from thermocline.event import COLUMN_NAMES
 from thermocline.ingest.encode import blocks_of, line_of
 from thermocline.ingest.validate import event_of, fields_of
 from thermocline.query.relations import Sources, relation_sql
-from thermocline.query.tail import Tail
+from thermocline.query.tail import EMPTY, Tail
 from thermocline.store import connect
 from thermocline.tiers.block import Block, payload_checksum
 from thermocline.tiers.duck import connect as open_duckdb
@@ -206,6 +206,33 @@ def test_a_tail_that_has_settled_in_part_keeps_the_rest(site: Site, monkeypatch:
     assert sum(con.execute(f"SELECT count(*) FROM {chunk.table}").fetchall()[0][0] for chunk in part.chunks) == part.rows
     assert sum(con.execute(f"SELECT count(*) FROM {chunk.table}").fetchall()[0][0] for chunk in whole.chunks) == 250
     con.close()
+
+
+def test_a_query_cut_short_at_any_step_leaves_the_next_one_right(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(failure: BaseException) -> None:
+        raise failure
+
+    steps = [("page", TierUnavailable("gone")), ("trimmed", TierUnavailable("gone")), ("trimmed", KeyboardInterrupt())]
+    total = 0
+    for name, failure in steps:
+        site.append(chats(700))
+        total += 700
+        with monkeypatch.context() as patch:
+            spy = Spy(patch, site.store.tiers.hot, name)
+            calls = iter([lambda: None] * (name == "page") + [lambda failure=failure: stop(failure)])
+            spy.before = lambda calls=calls: next(calls, lambda: None)()
+            with pytest.raises(type(failure)):
+                site.store.sql("SELECT count(*) FROM events")
+        assert site.count() == total
+    tail = site.store._runner._reader._tail
+    for name in ("_table", "_fold"):
+        site.append(chats(700))
+        total += 700
+        with monkeypatch.context() as patch:
+            Spy(patch, tail, name).before = lambda: stop(KeyboardInterrupt())
+            with pytest.raises(KeyboardInterrupt):
+                site.store.sql("SELECT count(*) FROM events")
+        assert site.count() == total
 
 
 def test_entries_trimmed_while_they_are_paged_are_looked_for_in_segments(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -439,7 +466,7 @@ def test_a_relation_over_nothing_has_the_columns_and_no_rows() -> None:
     con = open_duckdb(memory_bytes=64 * MIB, threads=1)
     Tail(con, page_bytes_max=MIB)
     for relation in ("events", "hourly_stats", "conversation_summary"):
-        table: pa.Table = con.sql(f"SELECT * FROM ({relation_sql(relation, Sources())})").to_arrow_table()
+        table: pa.Table = con.sql(f"SELECT * FROM ({relation_sql(relation, Sources(), tail=EMPTY)})").to_arrow_table()
         assert table.num_rows == 0
         assert relation != "events" or tuple(table.column_names) == COLUMN_NAMES
     con.close()
