@@ -80,7 +80,7 @@ class Appender:
         """Numberings given up: the next loss may be of what was acknowledged under them."""
         self._lasts: dict[str, dict[int, int]] = {}
         """producer → shard → last number the store was found to know."""
-        self._unreported: list[tuple[str, dict[int, int]]] = []
+        self._unreported: list[tuple[str, int, dict[int, int]]] = []
 
     @property
     def durability(self) -> str:
@@ -214,7 +214,7 @@ class Appender:
         for numbering in (*self._former, self._numbering):
             short, lost = numbering.take_back(self._lasts.pop(numbering.producer, {}), self._clock())
             if lost and self._era_grew:
-                self._unreported.append((numbering.producer, lost))
+                self._unreported.append((numbering.producer, self._era, lost))
             if short and numbering is self._numbering:
                 self._renumber()
 

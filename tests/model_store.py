@@ -162,10 +162,10 @@ class ModelSession:
         if self._store.down:
             raise TierUnavailable("the model is down")
 
-    def report_loss(self, producer: str, losses: Mapping[int, int]) -> None:
+    def report_loss(self, producer: str, era: int, losses: Mapping[int, int]) -> None:
         self._ask()
         for shard, events in losses.items():
-            self._store.reported[shard, self._store.era, producer] = events
+            self._store.reported[shard, era, producer] = events
 
     def last_numbers(self, producer: str, shards: Iterable[int]) -> dict[int, int]:
         self._ask()

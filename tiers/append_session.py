@@ -166,11 +166,10 @@ class RedisAppendSession:
         answers = self._exchange([("HGET", self._keys.producer(shard, producer), "last") for shard in asked])
         return {shard: _number(answer) for shard, answer in zip(asked, answers, strict=True)}
 
-    def report_loss(self, producer: str, losses: Mapping[int, int]) -> None:
-        eras = self._exchange([("HGET", self._keys.meta(shard), "era") for shard in losses])
+    def report_loss(self, producer: str, era: int, losses: Mapping[int, int]) -> None:
         commands: list[Command] = []
-        for (shard, events), era in zip(losses.items(), eras, strict=True):
-            commands.append(("HSET", self._keys.losses(shard), f"{_number(era)}:{producer}", events))
+        for shard, events in losses.items():
+            commands.append(("HSET", self._keys.losses(shard), f"{era}:{producer}", events))
             commands.append(("EXPIRE", self._keys.losses(shard), LOSSES_TTL_S))
         for answer in self._exchange(commands):
             if isinstance(answer, CommandFailed):

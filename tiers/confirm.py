@@ -67,7 +67,9 @@ def confirm(hot: RedisHot, warm: Warm, ledger: Ledger, settings: Settings) -> Co
         view = ledger.view()
         _check_owner(hot, view.incarnation, identity.get("previous") or "", metas, settings)
         whole = facts.append_fsync == "always" or hot.shut_down_in_order(identity.get("run", ""))
-        return _after_restart(hot, warm, ledger, view, metas, facts, settings, whole=whole)
+        # `run` is the last thing `_create` writes; without it nothing was ever appended, unless the ledger was rebuilt
+        made = "run" in identity or any(state.events for state in view.shards)
+        return _after_restart(hot, warm, ledger, view, metas, facts, settings, whole=whole, made=made)
 
 
 def check_server(facts: ServerFacts, settings: Settings, shown_url: str) -> None:
@@ -141,13 +143,15 @@ def _after_restart(
     settings: Settings,
     *,
     whole: bool,
+    made: bool,
 ) -> Confirmation:
-    """`whole`: there is proof that the last writes before the restart were on disk."""
+    """whole  there is proof that the last writes before the restart were on disk
+    made   the namespace was created to the end, so something may have been appended
+    """
     wiped = not all(metas)
-    never_used = all(state.observed_events == 0 and state.events == 0 for state in view.shards)
     short = [_is_short(state, meta) for state, meta in zip(view.shards, metas, strict=True)]
     seen_more = any(state.observed_events > int(meta.get("N", 0)) for state, meta in zip(view.shards, metas, strict=True))
-    intact = (whole and not wiped and not any(short) and not seen_more) or (wiped and never_used)
+    intact = (whole and not wiped and not any(short) and not seen_more) or not made
     incarnation = uuid.uuid4().hex if wiped else metas[0]["inc"]
     losses, eras = [], {}
     for state, meta in zip(view.shards, metas, strict=True):

@@ -56,8 +56,8 @@ class AppendSession(Protocol):
     def send(self, producer: str, requests: Sequence[tuple[Block, int, int | None]], *, deadline_s: float) -> list[Reply]:
         """Send (block, number, expected_seq) in order, one round trip; one reply each."""
 
-    def report_loss(self, producer: str, losses: Mapping[int, int]) -> None:
-        """Tell the store that acknowledged events (shard → count) are gone. Safe to repeat."""
+    def report_loss(self, producer: str, era: int, losses: Mapping[int, int]) -> None:
+        """Tell the store that acknowledged events (shard → count) are gone since the era began. Safe to repeat."""
 
     def last_numbers(self, producer: str, shards: Iterable[int]) -> dict[int, int]:
         """shard → last number the store knows of this producer, 0 when none."""

@@ -100,7 +100,7 @@ class RedisHot:
         return tuple(Position.parse(answer or b"0-0") for answer in answers)
 
     def page(self, shard: int, after: Position, upto: Position, *, bytes_max: int) -> pa.Table:
-        """Blocks in (after, upto], about `bytes_max` of payload: Redis is asked for few entries first, then for as many as fit."""
+        """Blocks in (after, upto], about `bytes_max` of payload: Redis is asked for few first, then for as many as fit."""
         entries: list[Any] = []
         size, count = 0, PAGE_ENTRIES_FIRST
         while size < bytes_max and after < upto:

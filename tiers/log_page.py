@@ -35,7 +35,7 @@ def _row(shard: int, entry: Entry) -> tuple[Any, ...]:
     names, values = flat[0::2], flat[1::2]
     if names != _NAMES and names != _NAMES_SKIP:
         raise UnreadableEntry(f"shard {shard}, entry {position}: fields {b' '.join(names)[:80]!r}")
-    c, s, n, total, size, t, a, z, u, w, x, v, d, _y, *k = values
+    c, s, n, total, size, t, _a, _z, u, w, _x, _v, d, _y, *k = values
     try:
         counters = (int(s), int(n), int(total), int(size), int(t))
     except ValueError as exc:

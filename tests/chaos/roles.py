@@ -10,7 +10,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -64,50 +64,34 @@ def produce(folder: Path, number: int, seed: int) -> None:
             owner = "all" if dice.random() < 0.33 else str(number)
             conversation = f"chat-{owner}-{dice.randrange(CONVERSATIONS // 3)}"
             events.append(Event(conversation_id=conversation, event_type="chaos.event", content=f"{number}:{made}"))
-        for receipt, event in _append_all(client, events, folder):
+        for receipt, event in _append_all(client, events):
             journal.write(content=event.content, conversation=receipt.conversation_id, seq=receipt.seq)
         time.sleep(PACE_S * dice.random())
     client.close()
     journal.write(done=True, made=made)
 
 
-def _append_all(client: Any, events: list[Event], folder: Path) -> Iterator[tuple[Receipt, Event]]:
-    """Append until every event has a receipt, in the three outcomes' own ways; gives up only at the run's end."""
-    pending = events
+def _append_all(client: Any, events: list[Event]) -> Iterator[tuple[Receipt, Event]]:
+    """Append until every event has a receipt, in the three outcomes' own ways."""
+    pending, attempt = events, client.append_many
     while pending:
         try:
-            yield from zip(client.append_many(pending), pending, strict=True)
+            yield from zip(attempt(pending), pending, strict=True)
             return
         except PartialAppend as partial:
             for receipt, event in zip(partial.receipts, pending, strict=True):
                 if receipt is not None:
                     yield receipt, event
-            pending = list(partial.rest)
-            if isinstance(partial.cause, OutcomeUnknown):
-                settled = _retry(partial.cause)
-                yield from zip(settled, pending[: len(settled)], strict=True)
-                pending = pending[len(settled) :]
-        except OutcomeUnknown as unknown:
-            settled = _retry(unknown)
-            yield from zip(settled, pending[: len(settled)], strict=True)
-            pending = pending[len(settled) :]
-        except Backpressure as busy:
-            time.sleep(min(busy.retry_after_s, 0.2))
-        except TierUnavailable:
-            time.sleep(0.05)
+            pending, cause = list(partial.rest), partial.cause
+        except (OutcomeUnknown, Backpressure, TierUnavailable) as exc:
+            cause = exc
+        attempt = _retry_of(cause) if isinstance(cause, OutcomeUnknown) else client.append_many
+        time.sleep(min(cause.retry_after_s, 0.2) if isinstance(cause, Backpressure) else 0.05)
 
 
-def _retry(unknown: OutcomeUnknown) -> list[Receipt]:
-    deadline = time.monotonic() + 120
-    while True:
-        try:
-            return unknown.retry()
-        except OutcomeUnknown as again:
-            unknown = again
-        except TierUnavailable:
-            time.sleep(0.05)
-        if time.monotonic() > deadline:
-            raise unknown
+def _retry_of(unknown: OutcomeUnknown) -> Callable[[list[Event]], list[Receipt]]:
+    """An attempt that finds out what became of the one before, for the very same events."""
+    return lambda _: unknown.retry()
 
 
 def read(folder: Path, number: int, seed: int) -> None:

@@ -339,9 +339,8 @@ def test_long_conversation_ids_have_heads_of_their_own(session: RedisAppendSessi
 
 def test_losses_that_producers_report_are_read_back_by_shard_and_era(session: RedisAppendSession, hot: RedisHot) -> None:
     append(session, block(), 1)
-    hot.put_meta(3, {"era": 2})
-    session.report_loss("p", {3: 7})
-    session.report_loss("p", {3: 7})
+    session.report_loss("p", 2, {3: 7})
+    session.report_loss("p", 2, {3: 7})
     assert hot.reported_losses() == {(3, 2, "p"): 7}
     assert session.last_numbers("p", [shard_of("chat", 16), (shard_of("chat", 16) + 1) % 16]) == {
         shard_of("chat", 16): 1,

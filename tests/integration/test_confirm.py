@@ -322,3 +322,12 @@ def test_segments_without_ledger_and_redis_are_not_built_beside(stand: Callable[
     one.append(1)
     assert {receipt.seq for receipt in one.receipts[-len(CONVERSATIONS) :]} == {1_000_003}
     assert one.missing() == 0 and one.given_twice() == 0
+
+
+def test_a_redis_wiped_before_any_worker_ran_gives_no_number_again(stand: Callable[[str], Stand]) -> None:
+    one = stand("always")
+    one.append(2)
+    with open_tiers(one.settings) as tiers:
+        tiers.hot.link.call("FLUSHALL")
+    one.append(1)
+    assert one.given_twice() == 0
