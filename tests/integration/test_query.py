@@ -16,16 +16,16 @@ from tests.conftest import StartServer
 from tests.servers import RedisServer
 from tests.site import DAY_US, Site, changed, chats
 from thermocline.config import MIB
-from thermocline.errors import IncompleteAnswer, TierCorrupt, TierUnavailable
+from thermocline.errors import IncompleteAnswer, QueryRefused, TierCorrupt, TierUnavailable
 from thermocline.event import COLUMN_NAMES
 from thermocline.ingest.encode import blocks_of, line_of
 from thermocline.ingest.validate import event_of, fields_of
 from thermocline.query.relations import Sources, relation_sql
 from thermocline.query.tail import EMPTY, Tail
 from thermocline.store import connect
-from thermocline.tiers.block import Block, payload_checksum
+from thermocline.tiers.block import ORIGIN, Block, payload_checksum
 from thermocline.tiers.duck import connect as open_duckdb
-from thermocline.tiers.ledger import ColdFile, View
+from thermocline.tiers.ledger import ColdFile
 
 NOW_US = 1_731_456_000_000_000
 """2024-11-13T00:00:00Z."""
@@ -161,7 +161,7 @@ def test_what_settles_leaves_the_tail_and_its_memory(site: Site) -> None:
     con = open_duckdb(memory_bytes=256 * MIB, threads=1)
     tail = Tail(con, page_bytes_max=MIB)
     tables_max = total = 0
-    for number in range(60):
+    for number in range(30):
         site.append(chats(40, conversations=7))
         total += 40
         view = site.tiers.ledger.view()
@@ -173,7 +173,7 @@ def test_what_settles_leaves_the_tail_and_its_memory(site: Site) -> None:
         assert counted == state.rows
         [(tables,)] = con.execute("SELECT count(*) FROM duckdb_tables()").fetchall()
         tables_max = max(tables_max, tables)
-        if number % 10 == 7:
+        if number % 8 == 5:
             site.settle()
     assert tables_max <= 10
     site.settle()
@@ -265,6 +265,57 @@ def test_a_reader_that_is_always_too_slow_says_what_to_raise(site: Site, monkeyp
         site.store.sql("SELECT count(*) FROM events")
     views.after, pages.before = (lambda view: view), (lambda: None)
     assert site.count() == 100
+
+
+def test_a_ledger_older_than_redis_is_named_as_that(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = site.tiers.ledger.view()
+    site.append(chats(30))
+    site.settle()
+    site.trim()
+    Spy(monkeypatch, site.store.tiers.ledger, "view").after = lambda _: old
+    with pytest.raises(TierCorrupt, match=r"the ledger is older than Redis: .* run `thermocline recover`"):
+        site.store.sql("SELECT count(*) FROM events")
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"incarnation": "another"}, "holds incarnation another, .* it was wiped or belongs to another store"),
+        ({"last": ORIGIN}, "came back older: it ends at 0-0"),
+    ],
+)
+def test_a_redis_that_stays_at_odds_with_the_ledger_is_not_read(
+    site: Site, monkeypatch: pytest.MonkeyPatch, fields: dict[str, Any], said: str
+) -> None:
+    site.append(chats(30))
+    site.settle()
+    cuts = Spy(monkeypatch, site.store.tiers.hot, "cut")
+    cuts.after = lambda cut: tuple(msgspec.structs.replace(shard, **fields) for shard in cut)
+    with pytest.raises(TierUnavailable, match=said):
+        site.store.sql("SELECT count(*) FROM events")
+    cuts.after = lambda cut: cut
+    assert site.count() == 30
+
+
+def test_a_tail_larger_than_memory_goes_to_disk_and_leaves_nothing_there(data_dir: Path, server: RedisServer) -> None:
+    with Site(data_dir, server.url, query={"memory_bytes_max": 64 * MIB}) as site:
+        for _ in range(5):
+            site.append(chats(150, content="x" * 100_000))
+        assert site.count() == 750
+        assert site.store.sql("SELECT sum(strlen(content)) FROM events").fetchall() == [(75_000_000,)]
+    assert list(data_dir.glob("*/spill-*")) == []
+
+
+def test_a_tail_that_cannot_be_kept_names_the_way_out(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        open_duckdb(memory_bytes=64 * MIB, threads=1).execute("SELECT list(i) FROM range(100000000) t(i)")
+
+    site.append(chats(10))
+    with monkeypatch.context() as patch:
+        Spy(patch, site.store._runner._reader._tail, "_table").before = fail
+        with pytest.raises(TierUnavailable, match=r"do not fit in memory .* raise query\.memory_bytes_max"):
+            site.store.sql("SELECT count(*) FROM events")
+    assert site.count() == 10
 
 
 def test_a_hole_in_the_log_is_never_passed_over(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -446,11 +497,7 @@ def test_archived_files_are_part_of_events_and_a_complete_answer_cannot_rest_on_
         created_us=0,
     )
     views = Spy(monkeypatch, site.store.tiers.ledger, "view")
-
-    def with_file(view: View) -> View:
-        return msgspec.structs.replace(view, files=(file,))
-
-    views.after = with_file
+    views.after = lambda view: msgspec.structs.replace(view, files=(file,))
     result = site.store.sql("SELECT conversation_id = 'old', count(*), sum(1 / sample_rate) FROM events GROUP BY 1 ORDER BY 1")
     assert result.fetchall() == [(False, 30, 30.0), (True, 30, 60.0)]
     assert (result.coverage.files_read, result.coverage.cold_rows, result.coverage.sampled_rows) == (1, 30, 30)
@@ -460,6 +507,10 @@ def test_archived_files_are_part_of_events_and_a_complete_answer_cannot_rest_on_
     pruned = site.store.sql("SELECT count(*) FROM events WHERE conversation_id = 'chat-1'", require="complete")
     assert pruned.fetchall() == [(3,)]
     assert (pruned.coverage.files_read, pruned.coverage.files_pruned) == (0, 1)
+    rollup = msgspec.structs.replace(file, kind="rollup_hourly")
+    views.after = lambda view: msgspec.structs.replace(view, files=(rollup,))
+    with pytest.raises(QueryRefused, match="does not read the rollups of archived days"):
+        site.store.sql("FROM hourly_stats")
 
 
 def test_a_relation_over_nothing_has_the_columns_and_no_rows() -> None:

@@ -306,6 +306,28 @@ def test_status_says_what_is_where(site: Site) -> None:
     assert after.oldest_unsettled_s is None
 
 
+def test_status_names_everything_that_needs_attention(data_dir: Path, redis_server: StartServer) -> None:
+    volatile = redis_server(options={"appendonly": "no"})
+    warm = {"bytes_max": 1, "settle_after_s": 0, "settle_latest_s": 0, "settle_bytes": 1}
+    hot = {"allow_volatile": True, "unsettled_bytes_max": 2 << 20}
+    with Site(data_dir, volatile.url, hot=hot, warm=warm) as site:
+        assert site.store.status().health == "yellow"
+        site.append(chats(10))
+        site.settle()
+        site.append(chats(25, content="x" * 100_000))
+        site.tiers.ledger.losses_reported({(0, 1): 5})
+        status = site.store.status()
+    assert status.health == "red"
+    assert [reason.split(":")[0] for reason in status.reasons] == [
+        f"segments take {status.tiers[1].bytes >> 20} MiB of warm.bytes_max (0)",
+        "2 MiB wait to settle",
+        f"events wait {status.oldest_unsettled_s:.0f} s to settle",
+        "Redis keeps nothing on disk (hot.allow_volatile)",
+        "5 acknowledged events were lost by Redis",
+    ]
+    assert (status.lost, status.redis.durability) == (5, "memory")
+
+
 def test_status_passes_on_what_the_worker_says(site: Site) -> None:
     said = {"health": "red", "problem": "settle failed 3 times in a row"}
     (site.settings.namespace_dir / "worker.json").write_text(json.dumps(said))

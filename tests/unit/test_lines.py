@@ -70,7 +70,7 @@ def by_sql(con: Connection, blocks: pa.Table) -> tuple[pa.Table, int]:
         con.execute("DROP TABLE parsed")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(given=st.lists(events, min_size=1, max_size=6), data=st.data())
 def test_what_is_decoded_is_what_settle_would_store(con: Connection, given: list[dict[str, Any]], data: st.DataObject) -> None:
     skip = sorted(data.draw(st.sets(st.integers(0, len(given) - 1), max_size=len(given) - 1))) or None
@@ -82,7 +82,7 @@ def test_what_is_decoded_is_what_settle_would_store(con: Connection, given: list
     assert rows is not None or "\\u0000" in blocks.column("payload")[0].as_py()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(given=st.lists(events, min_size=1, max_size=3), data=st.data())
 def test_of_damaged_lines_nothing_is_decoded_that_settle_would_reject(
     con: Connection, given: list[dict[str, Any]], data: st.DataObject
