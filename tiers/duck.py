@@ -79,7 +79,7 @@ def duckdb_errors(subject: str, *, reading: bool = False) -> Iterator[None]:
     except duckdb.Error as exc:
         text = _line(exc)
         lowered = text.lower()
-        if any(sign in lowered for sign in _PASSING):
+        if any(sign in lowered for sign in _PASSING) and not isinstance(exc, duckdb.ProgrammingError):
             raise TierUnavailable(f"{subject}: {text}; {_fix(lowered)}") from exc
         if reading or any(sign in lowered for sign in _DAMAGED):
             raise TierCorrupt(f"{subject}: cannot be read ({text}); restore the file from a copy") from exc

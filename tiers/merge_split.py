@@ -1,4 +1,6 @@
-"""What a merge writes: its rows split by UTC day and, where that is still too much for one segment, by conversation range."""
+"""What a merge writes, and in which steps: by UTC day, by conversation range where a day is too much for one segment, and
+within an output in slices small enough to sort in memory. Segments are sorted by conversation, so a slice reads little else.
+"""
 
 from __future__ import annotations
 
@@ -8,95 +10,134 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from thermocline.config import WarmSettings
 
-from .duck import Connection, quoted
+from .duck import Connection, fresh_name, quoted
 
 _DAY_US = 86_400_000_000
+_ROW_GROUP = 122_880
+"""Rows DuckDB keeps together. Steps of whole row groups are compressed once; others again when the file is closed."""
+_MEMORY_PER_BYTE = 6
+"""Memory DuckDB needs to read, sort and write a byte of large rows (measured: 256 MiB is too little for 57 MiB of events
+of 1 MB each, 384 MiB is enough)."""
 _DAY = f"epoch_us(timestamp) // {_DAY_US}"
-_BYTES = "sum(strlen(content) + coalesce(strlen(metadata::VARCHAR), 0))"
+_BYTES = "sum(strlen(content) + coalesce(strlen(metadata::VARCHAR), 0))::BIGINT"
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True):
     """The rows one output of a merge is made of."""
 
     day: str | None
-    where: str
-    """Condition on the rows of all inputs; the shares of a merge are disjoint and cover them."""
     rows: int
-    bytes: int
-    """Of content and metadata, before compression."""
+    steps: tuple[str, ...]
+    """Conditions on the rows of all inputs, to be written one after the other: each is sorted for itself, and what one
+    gives is before what the next gives. Over all shares of a merge they are disjoint and cover every row."""
 
 
 def shares(con: Connection, rows: str, settings: WarmSettings) -> list[Share]:
     """The outputs of a merge of `rows`, a relation with the columns of events: days in order, the mixed ones last.
 
     A day with day_rows_min rows in this merge is its own; all others stay together. What passes segment_rows_max or
-    segment_bytes_max becomes equal parts of whole conversations; one conversation beyond the limit stays whole.
+    segment_bytes_max (of content and metadata) becomes equal parts of whole conversations; one conversation beyond the
+    limit stays whole. A step is about settle_batch_events or settle_batch_bytes at most, and fits memory_bytes_max.
     """
-    days = con.execute(f"SELECT {_DAY} AS day, count(*), {_BYTES} FROM {rows} GROUP BY day ORDER BY day").fetchall()
-    large = [found for found in days if found[1] >= settings.day_rows_min]
-    small = [found for found in days if found[1] < settings.day_rows_min]
-    wholes = [
-        Share(
-            day=(datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=day)).strftime("%Y-%m-%d"),
-            where=f"timestamp >= make_timestamptz({day * _DAY_US}) AND timestamp < make_timestamptz({(day + 1) * _DAY_US})",
-            rows=count,
-            bytes=int(size),
+    counts = fresh_name("counts")
+    con.execute(
+        f"CREATE TEMP TABLE {counts} AS SELECT {_DAY} AS day, conversation_id, count(*) AS rows, {_BYTES} AS bytes"
+        f" FROM {rows} GROUP BY ALL"
+    )
+    days = con.execute(f"SELECT day, sum(rows) FROM {counts} GROUP BY day ORDER BY day").fetchall()
+    large = [day for day, count in days if count >= settings.day_rows_min]
+    found = [
+        part
+        for day in large
+        for part in _parts(
+            con,
+            rows,
+            f"(SELECT * FROM {counts} WHERE day = {day})",
+            _date(day),
+            f"timestamp >= make_timestamptz({day * _DAY_US}) AND timestamp < make_timestamptz({(day + 1) * _DAY_US})",
+            settings,
         )
-        for day, count, size in large
     ]
-    if small:
-        others = ", ".join(str(day) for day, _, _ in large)
-        wholes.append(
-            Share(
-                day=None,
-                where=f"{_DAY} NOT IN ({others})" if others else "true",
-                rows=sum(count for _, count, _ in small),
-                bytes=sum(int(size) for _, _, size in small),
-            )
-        )
-    return [part for whole in wholes for part in _parts(con, rows, whole, settings)]
+    if len(large) < len(days):
+        others = f"day NOT IN ({', '.join(map(str, large))})" if large else "true"
+        found += _parts(con, rows, f"(SELECT * FROM {counts} WHERE {others})", None, others.replace("day", f"({_DAY})"), settings)
+    con.execute(f"DROP TABLE {counts}")
+    return found
 
 
-def _parts(con: Connection, rows: str, whole: Share, settings: WarmSettings) -> Iterator[Share]:
-    """The share itself if it fits one segment, else its parts by conversation range."""
-    if whole.rows <= settings.segment_rows_max and whole.bytes <= settings.segment_bytes_max:
-        yield whole
-        return
+def _date(day: int) -> str:
+    return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=day)).strftime("%Y-%m-%d")
+
+
+def _parts(con: Connection, rows: str, counts: str, day: str | None, where: str, settings: WarmSettings) -> Iterator[Share]:
+    """The outputs for the rows `where`, which `counts` counts per conversation."""
     found = con.sql(
-        f"SELECT conversation_id, count(*) AS rows, {_BYTES} AS bytes FROM {rows} WHERE {whole.where}"
+        f"SELECT conversation_id, sum(rows)::BIGINT AS rows, sum(bytes)::BIGINT AS bytes FROM {counts}"
         " GROUP BY conversation_id ORDER BY conversation_id"
     ).to_arrow_table()
-    counts, sizes = (found[name].cast("int64").to_numpy() for name in ("rows", "bytes"))
-    weights = np.maximum(counts / settings.segment_rows_max, sizes / settings.segment_bytes_max)
-    for first, last in equal_ranges(weights):
-        where = [whole.where]
+    counted, sizes = found["rows"].to_numpy(), found["bytes"].to_numpy()
+    for first, last in equal_ranges(np.maximum(counted / settings.segment_rows_max, sizes / settings.segment_bytes_max)):
+        part = found.slice(first, last - first)
+        limits = [where]
         if first > 0:
-            where.append(f"conversation_id >= {quoted(found['conversation_id'][first].as_py())}")
-        if last < len(weights):
-            where.append(f"conversation_id < {quoted(found['conversation_id'][last].as_py())}")
-        yield Share(
-            day=whole.day,
-            where=" AND ".join(where),
-            rows=int(counts[first:last].sum()),
-            bytes=int(sizes[first:last].sum()),
-        )
+            limits.append(f"conversation_id >= {quoted(part['conversation_id'][0].as_py())}")
+        if last < found.num_rows:
+            limits.append(f"conversation_id < {quoted(found['conversation_id'][last].as_py())}")
+        total, size = int(counted[first:last].sum()), int(sizes[first:last].sum())
+        steps = _steps(con, rows, " AND ".join(limits), part, step_rows=_step_rows(total, size, settings))
+        yield Share(day=day, rows=total, steps=tuple(steps))
+
+
+def _step_rows(rows: int, size: int, settings: WarmSettings) -> int:
+    """Rows to sort at once: whole row groups, or what is left of one when the rows are large."""
+    bytes_max = min(settings.settle_batch_bytes, settings.memory_bytes_max // _MEMORY_PER_BYTE)
+    fitting = min(settings.settle_batch_events, bytes_max * rows // max(1, size))
+    return max(100, fitting if fitting < _ROW_GROUP else fitting // _ROW_GROUP * _ROW_GROUP)
+
+
+def _steps(con: Connection, rows: str, where: str, part: pa.Table, *, step_rows: int) -> Iterator[str]:
+    """Conditions that cut the rows `where` into ranges of `step_rows` rows in the order of segments."""
+    ends = np.cumsum(part["rows"].to_numpy())
+    after = ""
+    for rank in range(step_rows, int(ends[-1]), step_rows):
+        index = int(np.searchsorted(ends, rank, side="right"))
+        offset = rank - (int(ends[index - 1]) if index else 0)
+        same = f"conversation_id = {quoted(part['conversation_id'][index].as_py())}"
+        [(stamp, seq)] = con.execute(
+            f"SELECT epoch_us(timestamp), seq FROM {rows} WHERE {where} AND {same}"
+            f" ORDER BY timestamp, seq LIMIT 1 OFFSET {offset}"
+        ).fetchall()
+        yield where + after + _beside("<", same, stamp, seq)
+        after = _beside(">", same, stamp, seq)
+    yield where + after
+
+
+def _beside(sign: str, same: str, stamp: int, seq: int) -> str:
+    """Condition for the rows before (<) the row of that conversation, time and seq, or from it on (>)."""
+    time, equal = f"make_timestamptz({stamp})", "=" if sign == ">" else ""
+    beyond = same.replace("=", sign, 1)
+    # The first half says nothing new, but prunes: DuckDB pushes it into the scan.
+    return (
+        f" AND {same.replace('=', sign + '=', 1)}"
+        f" AND ({beyond} OR timestamp {sign} {time} OR (timestamp = {time} AND seq {sign}{equal} {seq}))"
+    )
 
 
 def equal_ranges(weights: Sequence[float] | npt.NDArray[np.float64]) -> list[tuple[int, int]]:
     """Half-open ranges of indices that cover `weights`, about equal in weight and none above 1, but for a single item
-    that is heavier alone. As few as possible, or one or two more when the items are large."""
+    that is heavier alone. As few as possible, or some more when the items are large."""
     ends = np.cumsum(np.asarray(weights, dtype=np.float64))
     target = ends[-1] / np.ceil(ends[-1])
     ranges, first = [], 0
     while first < len(ends):
         before = ends[first - 1] if first else 0.0
-        last = int(np.searchsorted(ends, before + target * (1 - 1e-9))) + 1
-        if last - first > 1 and ends[min(last, len(ends)) - 1] - before > 1 + 1e-9:
+        last = min(int(np.searchsorted(ends, before + target * (1 - 1e-9))) + 1, len(ends))
+        if last - first > 1 and ends[last - 1] - before > 1 + 1e-9:
             last -= 1
-        last = min(last, len(ends))
         ranges.append((first, last))
         first = last
     return ranges

@@ -173,7 +173,7 @@ class Label(msgspec.Struct, frozen=True, kw_only=True):
 def write(
     con: Connection,
     folder: Path,
-    rows: str,
+    rows: Sequence[str],
     label: Label,
     *,
     ranges: Callable[[str], tuple[ShardRange, ...]],
@@ -184,7 +184,8 @@ def write(
 ) -> Segment | None:
     """The segment made of `rows`, on disk under its final name; None, and nothing on disk, when they are not accepted.
 
-    rows             relation with the columns of events, any order, read once
+    rows             relations with the columns of events, each in any order and read once, every one of them wholly
+                     before the next in the order of segments
     ranges           alias of the open file, its events and rollups written → the shard ranges
     rollup_rows_min  rows from which it carries rollups
     block_bytes      BLOCK_SIZE of the file
@@ -198,10 +199,9 @@ def write(
     try:
         with attached(con, tmp, options=f"STORAGE_VERSION 'v1.5.0', BLOCK_SIZE {block_bytes}") as alias:
             events = f"{alias}.events"
-            con.execute("BEGIN")
             con.execute(f"CREATE TABLE {events} ({_EVENTS_COLUMNS})")
-            con.execute(f"INSERT INTO {events} SELECT {COLUMN_LIST} FROM {rows} ORDER BY {_SORTED}")
-            con.execute("COMMIT")
+            for piece in rows:  # a transaction each: in one, DuckDB would compress all of it again at the commit
+                con.execute(f"INSERT INTO {events} SELECT {COLUMN_LIST} FROM {piece} ORDER BY {_SORTED}")
             if not con.execute(f"SELECT 1 FROM {events} LIMIT 1").fetchall():
                 raise _NotAccepted
             facts, values = measured(con, events, beside=beside)
@@ -264,8 +264,9 @@ def _range_row(one: ShardRange) -> dict[str, Any]:
 def read_info(con: Connection, alias: str, *, path: Path) -> Segment:
     """What an attached segment says of itself. TierCorrupt for a format this version does not know."""
     [row] = con.sql(f"SELECT * FROM {alias}.segment_info").to_arrow_table().to_pylist()
-    if row.pop("format") != FORMAT:
-        raise TierCorrupt(f"segment {path}: its format is not {FORMAT}, the one this version knows; upgrade Thermocline")
+    found = row.pop("format")
+    if found != FORMAT:
+        raise TierCorrupt(f"segment {path}: its format is {found!r}, this version knows {FORMAT!r}; upgrade Thermocline")
     ranges = [
         ShardRange(**(one | {"after": Position.parse(one["after"]), "upto": Position.parse(one["upto"])}))
         for one in row.pop("ranges")

@@ -81,7 +81,7 @@ class DuckWarm(Warm):
         return segment_file.write(
             con,
             self._folder,
-            rows,
+            [rows],
             label,
             ranges=lambda _: ranges,
             rollup_rows_min=self._settings.rollup_rows_min,
@@ -91,8 +91,8 @@ class DuckWarm(Warm):
         )
 
     def write_merged(self, inputs: Sequence[Segment], *, level: int, move_id: str, created_us: int) -> list[Segment]:
-        """See Warm. All or nothing: on an error the outputs already written are removed. One output at a time is in
-        memory; sorting what does not fit spills beside the segments."""
+        """See Warm. All or nothing: on an error the outputs already written are removed. What is
+        sorted at once is no more than one settle; what does not fit in memory all the same spills beside the segments."""
         outputs: list[Segment] = []
         try:
             with self._task(f"merging into {self._folder}", writing=True) as con, self._attached(con, inputs) as aliases:
@@ -123,7 +123,7 @@ class DuckWarm(Warm):
         return segment_file.write(
             con,
             self._folder,
-            f"(SELECT * FROM {rows} WHERE {share.where})",
+            [f"(SELECT * FROM {rows} WHERE {step})" for step in share.steps],
             label,
             ranges=lambda alias: merged_ranges(inputs, self._events_per_shard(con, alias)),
             rollup_rows_min=0,
@@ -208,11 +208,9 @@ class DuckWarm(Warm):
                 if writing:
                     self._remove_old_spills()
                 spill = self._folder.parent / f"spill-{os.getpid()}-{next(_instances)}"
-                instance = connect(
+                self._instance = connect(
                     memory_bytes=self._settings.memory_bytes_max, threads=self._settings.threads, temp_dir=str(spill)
                 )
-                instance.execute("SET GLOBAL checkpoint_threshold = '1KiB'")  # a commit goes into the file, never into a WAL
-                self._instance = instance
             return self._instance.cursor()
 
     def _discard(self) -> None:

@@ -123,10 +123,11 @@ def test_hourly_rollup_equals_plain_sql(con: Connection) -> None:
         " count(*) FILTER (event_type IN ('error', 'tool.error') OR status = 'error'), count(duration_ms),"
         " min(timestamp), max(timestamp) FROM everything GROUP BY 1, 2, 3, 4, 5, 6"
     )
+    hourly = rollups.combined("rollup_hourly", ["a", "b"], ["c.events"])
     kept = (
         "SELECT hour, conversation_id, event_type, agent_id, model, tool_name, sum(events), sum(content_bytes),"
         " sum(input_tokens), sum(output_tokens), sum(cost_usd), sum(errors), sum(duration_count),"
-        f" min(timestamp_min), max(timestamp_max) FROM ({rollups.combined('rollup_hourly', ['a', 'b'], ['c.events'])}) GROUP BY 1, 2, 3, 4, 5, 6"
+        f" min(timestamp_min), max(timestamp_max) FROM ({hourly}) GROUP BY 1, 2, 3, 4, 5, 6"
     )
     assert rows(con, kept) == rows(con, plain)
 
