@@ -40,14 +40,10 @@ class Warm(Protocol):
     def path(self, segment_id: str) -> str:
         """Absolute path of a segment's file."""
 
-    def write_settled(
-        self, blocks: pa.Table, before: Sequence[ShardState], *, move_id: str, created_us: int
-    ) -> Settled:
+    def write_settled(self, blocks: pa.Table, before: Sequence[ShardState], *, move_id: str, created_us: int) -> Settled:
         """Write `blocks` (hot.BLOCKS_SCHEMA, every shard contiguous after its state in `before`) as one segment."""
 
-    def write_merged(
-        self, inputs: Sequence[Segment], *, level: int, move_id: str, created_us: int
-    ) -> list[Segment]:
+    def write_merged(self, inputs: Sequence[Segment], *, level: int, move_id: str, created_us: int) -> list[Segment]:
         """Write the rows of `inputs` again, split by day (≥ day_rows_min rows) and by conversation range
         (≤ segment_rows_max rows); the rest as mixed. Order: day, then conversation."""
 
