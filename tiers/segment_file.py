@@ -184,8 +184,8 @@ def write(
 ) -> Segment | None:
     """The segment made of `rows`, on disk under its final name; None, and nothing on disk, when they are not accepted.
 
-    rows             relations with the columns of events, each in any order and read once, every one of them wholly
-                     before the next in the order of segments
+    rows             relations with the columns of events, not all empty, each read once and in any order, but all rows of
+                     one before those of the next in the order of segments
     ranges           alias of the open file, its events and rollups written → the shard ranges
     rollup_rows_min  rows from which it carries rollups
     block_bytes      BLOCK_SIZE of the file
@@ -202,8 +202,6 @@ def write(
             con.execute(f"CREATE TABLE {events} ({_EVENTS_COLUMNS})")
             for piece in rows:  # a transaction each: in one, DuckDB would compress all of it again at the commit
                 con.execute(f"INSERT INTO {events} SELECT {COLUMN_LIST} FROM {piece} ORDER BY {_SORTED}")
-            if not con.execute(f"SELECT 1 FROM {events} LIMIT 1").fetchall():
-                raise _NotAccepted
             facts, values = measured(con, events, beside=beside)
             if not accept(values):
                 raise _NotAccepted

@@ -363,6 +363,14 @@ def test_a_merge_of_more_than_its_memory_works_and_leaves_nothing(new_warm: NewW
     assert [path.name for path in tmp_path.iterdir()] == ["segments"]
 
 
+def test_a_settle_beyond_its_memory_says_which_setting_to_raise(new_warm: NewWarm, tmp_path: Path) -> None:
+    big = [block([event(content=chr(64 + n) * 900_000)], number=n, seq_first=n) for n in range(1, 60)]
+    with pytest.raises(TierUnavailable, match=r"segments.*raise warm\.memory_bytes_max"):
+        new_warm(memory_bytes_max=64 << 20).write_settled(table(big), [], move_id="m", created_us=1)
+    assert list((tmp_path / "segments").iterdir()) == []
+    assert settled(new_warm(), table(big)).content_bytes == 59 * 900_000
+
+
 def test_what_a_killed_worker_spilled_is_removed_by_the_next(warm: DuckWarm, tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", ""])
     dead.wait()
@@ -372,6 +380,19 @@ def test_what_a_killed_worker_spilled_is_removed_by_the_next(warm: DuckWarm, tmp
     alive.mkdir()
     settled(warm, blocks_of([3]))
     assert sorted(path.name for path in tmp_path.glob("spill-*")) == [alive.name]
+
+
+def test_what_the_worker_of_another_user_spills_is_left_alone(
+    warm: DuckWarm, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def denied(*_: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    (tmp_path / "spill-4000000-1").mkdir()
+    (tmp_path / "spill-of-no-process").mkdir()
+    monkeypatch.setattr(os, "kill", denied)
+    settled(warm, blocks_of([3]))
+    assert sorted(path.name for path in tmp_path.glob("spill-*")) == ["spill-4000000-1", "spill-of-no-process"]
 
 
 def test_a_merge_that_does_not_add_up_leaves_its_inputs_and_nothing_else(warm: DuckWarm) -> None:
