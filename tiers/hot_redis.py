@@ -44,7 +44,7 @@ class RedisHot:
     def facts(self) -> ServerFacts:
         """What the server says of itself. CONFIG may be forbidden (managed Redis): INFO has what matters but fsync."""
         try:
-            info_text, fsync = self.link.pipeline_raw([("INFO",), ("CONFIG", "GET", "appendfsync")])
+            info_text, found = self.link.pipeline_raw([("INFO",), ("CONFIG", "GET", "*appendfsync*")])
         except OutcomeLost as exc:
             raise TierUnavailable(f"Redis at {self.link.shown_url} stopped answering ({exc}): is it running?") from exc
         if isinstance(info_text, Exception):
@@ -55,7 +55,10 @@ class RedisHot:
         now = self.link.call("TIME")
         append_only = info.get("aof_enabled") == "1"
         write_ok = info.get("aof_last_write_status", "ok") == "ok"
-        known = not isinstance(fsync, Exception) and len(fsync) == 2
+        fsync = [] if isinstance(found, Exception) else [item.decode() for item in found]
+        configured = dict(zip(fsync[::2], fsync[1::2], strict=True))
+        rewriting = "1" in (info.get("aof_rewrite_in_progress"), info.get("rdb_bgsave_in_progress"))
+        paused = rewriting and configured.get("no-appendfsync-on-rewrite") == "yes"
         return ServerFacts(
             version=info["redis_version"],
             run_id=info["run_id"],
@@ -63,8 +66,8 @@ class RedisHot:
             maxmemory=int(info.get("maxmemory", 0)),
             used_memory=int(info.get("used_memory", 0)),
             append_only=append_only,
-            append_fsync="no" if not append_only else fsync[1].decode() if known else "everysec",
-            disk_ok=write_ok and info.get("aof_pending_bio_fsync", "0") == "0",
+            append_fsync=configured.get("appendfsync", "everysec") if append_only else "no",
+            disk_ok=write_ok and not paused and info.get("aof_pending_bio_fsync", "0") == "0",
             write_ok=write_ok,
             now_us=int(now[0]) * 1_000_000 + int(now[1]),
         )

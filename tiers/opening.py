@@ -40,6 +40,7 @@ class Tiers:
 
     def close(self) -> None:
         self.hot.close()
+        self.warm.close()
         self.ledger.close()
         if self._endpoint is not None:
             self._endpoint.close()

@@ -14,7 +14,7 @@ from thermocline.config import GIB, HotSettings
 from thermocline.errors import TierCorrupt, TierUnavailable
 
 from . import supervisor
-from .server_binary import APPEND_ONLY_DIR_SINCE, Binary, choose, write_record
+from .server_binary import Binary, choose, write_record
 from .supervisor import CONFIG, SOCKET
 
 LOG: Final = "server.log"
@@ -33,7 +33,7 @@ class Start:
     def __init__(self, folder: Path, hot: HotSettings) -> None:
         self._folder = folder
         self._binary = choose(folder)
-        (folder / CONFIG).write_text(_config(self._binary, hot))
+        (folder / CONFIG).write_text(_config(hot))
         write_record(folder, self._binary)
         with (folder / LOG).open("a+b") as log:
             _shorten(log)
@@ -71,10 +71,9 @@ class Start:
         self._word.close()
 
 
-def _config(binary: Binary, hot: HotSettings) -> str:
+def _config(hot: HotSettings) -> str:
     """redis.conf. Memory: what the logs may hold, and 1 GiB for heads, pointers and ids. Heads stay in their compact form
-    up to the size that 10 million conversations give their hashes."""
-    compact = "listpack" if binary.version >= APPEND_ONLY_DIR_SINCE else "ziplist"
+    up to the size that 10 million conversations give their hashes; Redis 7 calls it listpack and knows the old name too."""
     return f"""# Written anew at every start.
 port 0
 unixsocket {SOCKET}
@@ -91,8 +90,8 @@ auto-aof-rewrite-percentage 100
 auto-aof-rewrite-min-size 64mb
 maxmemory {hot.log_bytes_max + GIB}
 maxmemory-policy noeviction
-hash-max-{compact}-entries 512
-hash-max-{compact}-value 128
+hash-max-ziplist-entries 512
+hash-max-ziplist-value 128
 """
 
 

@@ -83,7 +83,7 @@ class WarmSettings(_Section):
     day_rows_min: int = Field(10_000, ge=1, description="rows below which a day shares a mixed segment")
     segment_rows_max: int = Field(2_000_000, ge=1000)
     segment_bytes_max: int = Field(GIB, ge=MIB)
-    small_block_bytes_max: int = Field(64 * MIB, ge=0, description="expected size below which a segment uses 16 KiB blocks")
+    small_block_bytes_max: int = Field(4 * MIB, ge=0, description="expected size below which a segment uses 16 KiB blocks")
     rollup_rows_min: int = Field(50_000, ge=1, description="rows from which a level-0 segment carries rollups")
     seal_after_s: float = Field(3600, ge=0, description="how long after its end a UTC day is closed")
     purge_grace_s: float = Field(900, ge=0, description="how long a file that left the ledger stays on disk")
@@ -165,6 +165,10 @@ class Settings(BaseSettings):
             )
         if self.warm.settle_after_s > self.warm.settle_latest_s:
             problems.append("warm.settle_after_s must not exceed warm.settle_latest_s")
+        if self.warm.memory_bytes_max < 6 * self.warm.settle_batch_bytes:
+            problems.append(
+                "warm.memory_bytes_max must be at least six times warm.settle_batch_bytes, or a full batch may not fit in memory"
+            )
         if self.hot.connect_timeout_s > self.ingest.deadline_s:
             problems.append("hot.connect_timeout_s must not exceed ingest.deadline_s, or one try outlives the append")
         if self.redis_url is not None and urlsplit(self.redis_url).scheme not in ("redis", "rediss", "unix"):

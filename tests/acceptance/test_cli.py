@@ -364,6 +364,9 @@ def test_a_worker_runs_until_it_is_told_to_stop(folder: Path) -> None:
 def test_ctrl_c_is_exit_code_130_and_silent(folder: Path) -> None:
     command = [sys.executable, "-m", "thermocline", "append", "-"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # A shell that starts the tests in the background has them ignore SIGINT, and their children with them.
+    heeded = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
+    command = [sys.executable, "-c", heeded, *command]
     with subprocess.Popen(command, cwd=folder, env=environment(), **pipes) as process:  # type: ignore[call-overload]
         process.stdin.write(GOOD % 1)
         process.stdin.flush()

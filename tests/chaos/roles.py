@@ -101,6 +101,7 @@ def read(folder: Path, number: int, seed: int) -> None:
     dice = random.Random(seed * 2000 + number)
     journal = Journal(folder, f"reader-{number}")
     store = connect(settings_of(folder))
+    journal.write(opened=time.time())
     progress = folder / f"reader-{number}.count"
     queries = unavailable = 0
     for turn in running(folder):

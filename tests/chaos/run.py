@@ -21,7 +21,8 @@ from .plan import Fault, make_plan
 from .roles import settings_of
 
 ROOT = Path(__file__).resolve().parents[2]
-RECOVERY_S_MAX = 2.0
+RESTART_S_MAX = 2.0
+LOG_END_CHARS = 1500
 
 SETTINGS = """
 data_dir = "{data_dir}"
@@ -87,6 +88,11 @@ class Run:
             self._spawn("producer", number)
         for number in range(self.readers):
             self._spawn("reader", number)
+        self.wait(self._all_at_work, 60, "every producer and reader is at work")
+
+    def _all_at_work(self) -> bool:
+        paths = [self.folder / f"{name}.ndjson" for name in self.processes]
+        return all(path.exists() and path.stat().st_size for path in paths)
 
     def _spawn(self, role: str, number: int) -> None:
         command = [sys.executable, "-m", "tests.chaos.roles", role, str(self.folder), str(number), str(self.seed)]
@@ -108,9 +114,20 @@ class Run:
     def wait(self, condition: Callable[[], bool], limit_s: float, what: str) -> None:
         deadline = time.monotonic() + limit_s
         while not condition():
+            self._all_alive()
             if time.monotonic() > deadline:
-                raise TimeoutError(f"not within {limit_s} s: {what} (logs in {self.folder})")
+                raise TimeoutError(f"not within {limit_s} s: {what}; the logs in {self.folder} end with\n{self._log_ends()}")
             time.sleep(0.005)
+
+    def _all_alive(self) -> None:
+        for name, process in self.processes.items():
+            if process.poll() is not None:
+                raise RuntimeError(f"{name} ended by itself, code {process.returncode}; the logs end with\n{self._log_ends()}")
+
+    def _log_ends(self) -> str:
+        """The last lines of what every process wrote."""
+        paths = [*self.folder.glob("*.log"), *self.folder.glob("reader-*.ndjson")]
+        return "\n".join(f"{path.name}: {path.read_text()[-LOG_END_CHARS:]}" for path in sorted(paths))
 
     def inject(self, fault: Fault, turn: int) -> None:
         if fault.kind in ("kill-worker", "kill-worker-merging"):
@@ -177,8 +194,9 @@ def run_chaos(
     readers: int,
     queries_min: int,
     say: Callable[[str], None],
+    restart_s_max: float = RESTART_S_MAX,
 ) -> Report:
-    """Run it all; the report's `problems` is empty if every promise held."""
+    """Run it all; the report's `problems` is empty if every promise held. Restart times mean little on a busy machine."""
     plan = make_plan(seed, worker_kills=worker_kills, redis_kills=redis_kills, stops=stops)
     run = Run(folder, redis=redis, fsync=fsync, seed=seed, producers=producers, readers=readers)
     began = time.monotonic()
@@ -188,15 +206,15 @@ def run_chaos(
             run.inject(fault, turn)
             if turn % 10 == 9:
                 say(f"{turn + 1} of {len(plan)} faults, {run.queries()} queries, {time.monotonic() - began:.0f} s")
-        run.wait(lambda: run.queries() >= queries_min, 1800, f"{queries_min} queries")
+        run.wait(lambda: run.queries() >= queries_min, 60 + queries_min, f"{queries_min} queries")
         run.finish()
         verdict = judge(folder)
     finally:
         run.close()
     problems = verdict.problems(gaps_allowed=fsync != "always")
     restart_s = max(run.worker_restarts_s[1:], default=0.0)
-    if restart_s > RECOVERY_S_MAX:
-        problems.append(f"a worker took {restart_s:.2f} s to be ready again, not {RECOVERY_S_MAX} s")
+    if restart_s > restart_s_max:
+        problems.append(f"a worker took {restart_s:.2f} s to be ready again, not {restart_s_max} s")
     return Report(
         seed=seed,
         redis=".".join(map(str, binary_version(redis))),

@@ -11,7 +11,8 @@ import orjson
 import pytest
 import uuid_utils
 
-from tests.servers import RedisServer, redis_binaries
+from tests.conftest import StartServer
+from tests.servers import RedisServer, redis_binaries, wait_until
 from thermocline.config import HotSettings
 from thermocline.errors import TierCorrupt, TierUnavailable
 from thermocline.event import NULLABLE_COLUMNS
@@ -346,6 +347,19 @@ def test_losses_that_producers_report_are_read_back_by_shard_and_era(session: Re
         shard_of("chat", 16): 1,
         (shard_of("chat", 16) + 1) % 16: 0,
     }
+
+
+def test_a_rewrite_that_puts_fsync_off_is_no_healthy_disk(redis_server: StartServer, redis_binary: Path) -> None:
+    own = redis_server(redis_binary)
+    slow_hot = open_hot(own)
+    call = slow_hot.link.call
+    assert slow_hot.facts().disk_ok
+    call("CONFIG", "SET", "rdb-key-save-delay", "200000")  # µs per key: the 16 shards of this namespace take three seconds
+    call("BGSAVE")
+    assert slow_hot.facts().disk_ok
+    call("CONFIG", "SET", "no-appendfsync-on-rewrite", "yes")
+    assert not slow_hot.facts().disk_ok
+    wait_until(lambda: slow_hot.facts().disk_ok, 30, "the save has ended")
 
 
 def test_a_namespace_that_is_not_there_says_what_to_start(server: RedisServer) -> None:

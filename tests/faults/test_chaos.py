@@ -1,4 +1,4 @@
-"""A short chaos run on every redis-server there is; tests/long has the full ones."""
+"""A short chaos run on every redis-server there is; tests/long has the full ones, which also limit the time of a restart."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def short_run(folder: Path, redis: Path, fsync: str) -> Report:
         readers=1,
         queries_min=100,
         say=lambda text: None,
+        restart_s_max=30,
     )
 
 

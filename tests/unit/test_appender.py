@@ -124,19 +124,19 @@ def test_replies_lost_until_the_deadline_end_unresolved_and_resume_stores_nothin
     store.faults.extend(["lost after"] * 1000)
     with pytest.raises(Unresolved) as caught:
         appender.send([block("a", "1"), block("a", "2")], deadline_s=5)
-    store.faults.clear()
+    store.heal()
     assert firsts(appender.resume(caught.value.sending, deadline_s=5)) == [1, 2]
     assert store.contents("a") == ["1", "2"]
     assert firsts(appender.send([block("a", "3")], deadline_s=5)) == [3]
 
 
 def test_resume_can_end_unresolved_again(appender: Appender, store: ModelStore) -> None:
-    store.faults.extend(["lost before"] * 5000)
+    store.lasting_fault = "lost before"
     with pytest.raises(Unresolved) as caught:
         appender.send([block("a", "1")], deadline_s=5)
     with pytest.raises(Unresolved):
         appender.resume(caught.value.sending, deadline_s=5)
-    store.faults.clear()
+    store.heal()
     appender.disconnect()
     assert firsts(appender.resume(caught.value.sending, deadline_s=5)) == [1]
 

@@ -57,7 +57,7 @@ def make(store: ModelStore) -> Iterator[Make]:
 
     yield producer
     store.down, store.refusing = False, ""
-    store.faults.clear()
+    store.heal()
     for one in made:
         try:
             one.close()
@@ -341,7 +341,7 @@ def test_close_hands_back_what_could_not_be_sent(make: Make, store: ModelStore) 
 
 
 def test_close_with_a_reply_lost_hands_back_a_retry_that_sends_the_rest_too(make: Make, store: ModelStore) -> None:
-    store.faults.extend(["lost after"] * 5000)
+    store.lasting_fault = "lost after"
     producer = make(deadline_s=0.1, linger_ms=0)
     append(producer, "a", "1")
     until(lambda: store.stored)
@@ -352,7 +352,7 @@ def test_close_with_a_reply_lost_hands_back_a_retry_that_sends_the_rest_too(make
     error = caught.value
     assert isinstance(error.cause, OutcomeUnknown)
     assert [event.content for event in error.rest] == ["1", "2", "1"]
-    store.faults.clear()
+    store.heal()
     receipts = error.cause.retry()
     assert [(receipt.conversation_id, receipt.seq, receipt.durability) for receipt in receipts] == [
         ("a", 1, "memory"),
@@ -366,7 +366,7 @@ def test_what_failed_before_a_close_in_doubt_comes_back_with_it(make: Make, stor
     producer = make(deadline_s=0.1, linger_ms=0)
     append(producer, "late", "late", timestamp=LATE_US)
     until(lambda: producer._buffer._failures)
-    store.faults.extend(["lost after"] * 5000)
+    store.lasting_fault = "lost after"
     producer._buffer._failures, failures = [], producer._buffer._failures
     append(producer, "a", "1")
     producer._buffer._failures = failures
@@ -374,7 +374,7 @@ def test_what_failed_before_a_close_in_doubt_comes_back_with_it(make: Make, stor
         producer.close()
     assert [event.content for event in caught.value.rest] == ["1", "late"]
     assert isinstance(caught.value.cause, OutcomeUnknown)
-    store.faults.clear()
+    store.heal()
     with pytest.raises(PartialAppend) as again:
         caught.value.cause.retry()
     error = again.value

@@ -197,7 +197,7 @@ def test_an_unknown_outcome_is_settled_by_retry(client: Client, store: ModelStor
     assert "retry()" in str(caught.value)
     with pytest.raises(OutcomeUnknown) as again:
         caught.value.retry()
-    store.faults.clear()
+    store.heal()
     (receipt,) = again.value.retry()
     assert receipt.seq == 1
     assert caught.value.retry() == [receipt]
@@ -209,7 +209,7 @@ def test_a_retry_may_end_in_a_refusal(client: Client, store: ModelStore) -> None
     store.faults.extend(["lost before"] * 500)
     with pytest.raises(OutcomeUnknown) as caught:
         client.append("a", "t", "x", expected_seq=0, timestamp=NOW_US)
-    store.faults.clear()
+    store.heal()
     with Client(settings(), tiers=ModelTiers(store)) as other:
         other.append("a", "t", "y", timestamp=NOW_US)
     with pytest.raises(SequenceConflict):
@@ -227,7 +227,7 @@ def test_append_many_with_an_unknown_outcome_goes_on_by_retry(client: Client, st
     error = caught.value
     assert isinstance(error.cause, OutcomeUnknown)
     assert 0 < len(error.rest) < 60
-    store.faults.clear()
+    store.heal()
     receipts = error.cause.retry()
     for index, receipt in zip(error.rest_indices, receipts, strict=True):
         assert error.receipts[index] is None
@@ -243,7 +243,7 @@ def test_a_retry_of_append_many_that_is_refused_is_partial_again(client: Client,
         small.append_many(events)
     rest = caught.value.rest
     assert isinstance(caught.value.cause, OutcomeUnknown)
-    store.faults.clear()
+    store.heal()
     store.refusing = "BUSY"
     with pytest.raises(PartialAppend) as again:
         caught.value.cause.retry()

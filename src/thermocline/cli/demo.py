@@ -44,6 +44,8 @@ def demo(
     if not events:
         raise typer.BadParameter(f"{file} holds no events", param_hint="--input")
     source = "40 recorded runs of an airline agent" if file is None else str(file)
+    if len(events) == story.OWN_EVENTS_MAX:
+        source += " (the demo takes no more; `thermocline append` takes all)"
     shown_steps(f"{source}: {len(events):,} events", ((_line(step), step.share) for step in story.run(settings, events)))
     with connect(settings) as store:
         for _ in _report(store):
