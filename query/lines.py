@@ -93,7 +93,10 @@ def _rows(block: dict[str, Any]) -> list[tuple[Any, ...]] | None:
     for ordinal, line in enumerate(values):
         if ordinal not in skip:
             event_id = line[_EVENT_ID]
-            event_id = derived_event_id(block["block_id"], ordinal) if event_id is None else str(uuid.UUID(event_id))
+            if event_id is None:
+                event_id = derived_event_id(block["block_id"], ordinal)
+            elif event_id != str(uuid.UUID(event_id)):
+                return None  # braces and the like: not ours
             rows.append((event_id, *line[1:], block["conversation_id"], seq, *rest))
             seq += 1
     return rows

@@ -104,12 +104,15 @@ def _parse_plain(con: Connection, blocks: pa.Table, into: str) -> list[int]:
 
 
 def _count_strings(payloads: pa.StringArray) -> int:
-    """How often `":"` stands in the payloads."""
+    """How often `":"` stands in the payloads, left to right: in `"status":":"` once."""
     offsets = np.frombuffer(payloads.buffers()[1], np.int32)
     first, last = offsets[payloads.offset], offsets[payloads.offset + len(payloads)]
     text = np.frombuffer(payloads.buffers()[2], np.uint8)[first:last]
     colons = np.flatnonzero(text[1:-1] == ord(":"))
-    return int(np.count_nonzero((text[colons] == ord('"')) & (text[colons + 2] == ord('"'))))
+    found = colons[(text[colons] == ord('"')) & (text[colons + 2] == ord('"'))]
+    if np.any(np.diff(found) == len('":')):  # some share a quote: rare, and left to who counts them one by one
+        return pc.sum(pc.count_substring(payloads, '":"')).as_py() or 0
+    return len(found)
 
 
 def _suspicious(con: Connection, blocks: pa.Table, into: str) -> list[int]:

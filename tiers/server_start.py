@@ -14,7 +14,7 @@ from thermocline.config import GIB, HotSettings
 from thermocline.errors import TierCorrupt, TierUnavailable
 
 from . import supervisor
-from .server_binary import Binary, choose, write_record
+from .server_binary import choose, write_record
 from .supervisor import CONFIG, SOCKET
 
 LOG: Final = "server.log"

@@ -62,12 +62,12 @@ def blocks_table(given: list[dict[str, Any]], *, skip: list[int] | None = None) 
 
 def by_sql(con: Connection, blocks: pa.Table) -> tuple[pa.Table, int]:
     """(rows, rejected events) as settle sees them."""
-    rejected = parse_blocks(con, blocks, "parsed")
     try:
+        rejected = parse_blocks(con, blocks, "parsed")
         columns = f"{COLUMNS_SQL}, {', '.join(PLACES.names)}"
         return con.sql(f"SELECT {columns} FROM parsed ORDER BY seq").to_arrow_table(), sum(line.events for line in rejected)
     finally:
-        con.execute("DROP TABLE parsed")
+        con.execute("DROP TABLE IF EXISTS parsed")
 
 
 @settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -113,6 +113,8 @@ def test_of_damaged_lines_nothing_is_decoded_that_settle_would_reject(
         {"event_type": "a", "timestamp": NOW_US, "metadata": "[1]"},
         {"event_type": "a", "timestamp": NOW_US, "metadata": "{]"},
         {"event_type": "a", "timestamp": NOW_US, "event_id": "nope"},
+        {"event_type": "a", "timestamp": NOW_US, "event_id": "}0191f3a0-0000-7000-8000-000000000000"},
+        {"event_type": "a", "timestamp": NOW_US, "event_id": "urn:0191f3a0000070008000000000000000"},
         {"event_type": "a", "timestamp": NOW_US, "input_tokens": 2**70},
         {"event_type": "a", "timestamp": NOW_US, "unknown": 1},
     ],

@@ -162,6 +162,14 @@ def test_content_that_is_given_but_empty_is_an_event(con: Connection) -> None:
     assert rows[2]["metadata"] == '  {"a":1}'
 
 
+def test_values_of_nothing_but_a_colon_are_events(con: Connection) -> None:
+    texts = [":", "::", ":,", '":"', "event_id"]
+    given = [event(status=text, content=text, tool_name=":", event_id=GIVEN_ID) for text in texts]
+    rows, rejected = parsed(con, [block(given)])
+    assert rejected == []
+    assert [(row["status"], row["content"], row["tool_name"]) for row in rows] == [(text, text, ":") for text in texts]
+
+
 def good(**fields: Any) -> bytes:
     return orjson.dumps(event(**fields))
 
