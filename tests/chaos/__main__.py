@@ -28,6 +28,8 @@ def main() -> int:
     options = vars(parser.parse_args())
     if options["redis"] is None:
         parser.error("no redis-server on PATH: name one with --redis")
+    options["redis"] = shutil.which(options["redis"]) or parser.error(f"--redis {options['redis']}: no such program")
+    options["redis"] = str(Path(options["redis"]).absolute())
     folder = options.pop("folder") or Path(tempfile.mkdtemp(prefix="thermocline-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     report = run_chaos(folder, **options, say=lambda text: print(text, file=sys.stderr, flush=True))
