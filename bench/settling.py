@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from thermocline.archiver.worker import Worker
+from thermocline.archiver.worker import Progress, Worker
 from thermocline.config import Settings
 from thermocline.event import COLUMNS
 from thermocline.tiers.block import ORIGIN
@@ -20,46 +20,45 @@ from .timing import Figure, seconds
 PAGE_BYTES = 4 << 20
 
 
+class _Clock:
+    """When each step of `Worker.once` ended, and how long it only waited (for Redis to have its newest events on disk)."""
+
+    def __init__(self) -> None:
+        self.begin_s = time.perf_counter()
+        self.waited_s = 0.0
+        self.ends_s: dict[str, float] = {}
+
+    def sleep(self, pause_s: float) -> None:
+        time.sleep(pause_s)
+        self.waited_s += pause_s
+
+    def tell(self, progress: Progress) -> None:
+        self.ends_s[progress.step] = time.perf_counter()
+
+
 def settle_figures(settings: Settings, folder: Path) -> list[Figure]:
     """Figures of settling and merging everything that waits."""
     with open_tiers(settings) as tiers:
         lines = _lines(tiers)
         bare_s = seconds(lambda: _bare(lines, folder, settings))
         events = len(lines)
-        worker = Worker(tiers)
-        marks = {"settle": 0.0, "merge": 0.0}
-        _timed(tiers.warm, "write_settled", marks, "settle")
-        _timed(tiers.warm, "write_merged", marks, "merge")
-        begin = time.perf_counter()
-        report = worker.once()
-        total_s = time.perf_counter() - begin
-        waited_s = report.waited_s
-        settle_s = total_s - marks["merge"] - waited_s
-        merged = sum(segment.rows for segment in tiers.ledger.view().segments if segment.level)
-    ratio = (events / settle_s) / (events / bare_s)
+        del lines
+        clock = _Clock()
+        report = Worker(tiers, sleep=clock.sleep).once(clock.tell)
+    assert report.settled_events == events, report.problem
+    settle_s = clock.ends_s["settle"] - clock.begin_s - clock.waited_s
+    ratio = bare_s / settle_s
     figures = [
         Figure(
-            what="settle, Redis to a verified segment in the ledger",
+            what="settle, from Redis to a checked segment in the ledger",
             value=f"{events / settle_s:,.0f} events/s",
-            against=f"INSERT … SELECT from_json(…) ORDER BY, same lines in Arrow: {events / bare_s:,.0f}; ratio {ratio:.2f}",
+            against=f"`INSERT … SELECT from_json(…) ORDER BY`, same lines in Arrow: {events / bare_s:,.0f}; ratio {ratio:.2f}",
         )
     ]
-    if marks["merge"]:
-        figures.append(Figure(what="merge, rollups and verification included", value=f"{merged / marks['merge']:,.0f} events/s"))
+    if report.merged_events:
+        merge_s = clock.ends_s["merge"] - clock.ends_s["settle"]
+        figures.append(Figure(what="merge, rollups and checks included", value=f"{report.merged_events / merge_s:,.0f} events/s"))
     return figures
-
-
-def _timed(owner: object, name: str, marks: dict[str, float], key: str) -> None:
-    inner = getattr(owner, name)
-
-    def timed(*args: object, **kwargs: object) -> object:
-        begin = time.perf_counter()
-        try:
-            return inner(*args, **kwargs)
-        finally:
-            marks[key] += time.perf_counter() - begin
-
-    setattr(owner, name, timed)
 
 
 def _lines(tiers: Tiers) -> pa.Table:

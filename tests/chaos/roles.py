@@ -23,7 +23,8 @@ BATCH_EVENTS_MAX = 200
 PACE_S = 0.4
 """Longest pause of a producer between two batches: some 500 events a second each, which two cores can also read and settle."""
 LOAD_NICE = 10
-"""Producers and readers give way to the worker: in life they run on other machines, here they share two cores with it."""
+"""Producers and readers give way to the worker: in life they run on other machines, here they share two cores with it.
+All are in the runner's session: Linux weighs sessions, not processes, where autogroups are on."""
 
 
 class Journal:

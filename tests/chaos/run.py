@@ -98,7 +98,7 @@ class Run:
         command = [sys.executable, "-m", "tests.chaos.roles", role, str(self.folder), str(number), str(self.seed)]
         log = (self.folder / f"{role}-{number}.log").open("ab")
         name = role if role == "worker" else f"{role}-{number}"
-        self.processes[name] = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, start_new_session=True)
+        self.processes[name] = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
         log.close()
 
     def start_worker(self) -> None:
