@@ -39,10 +39,7 @@ class _Clock:
 def settle_figures(settings: Settings, folder: Path) -> list[Figure]:
     """Figures of settling and merging everything that waits."""
     with open_tiers(settings) as tiers:
-        lines = _lines(tiers)
-        bare_s = seconds(lambda: _bare(lines, folder, settings))
-        events = len(lines)
-        del lines
+        events, bare_s = _bare_figures(tiers, folder)
         clock = _Clock()
         report = Worker(tiers, sleep=clock.sleep).once(clock.tell)
     assert report.settled_events == events, report.problem
@@ -59,6 +56,12 @@ def settle_figures(settings: Settings, folder: Path) -> list[Figure]:
         merge_s = clock.ends_s["merge"] - clock.ends_s["settle"]
         figures.append(Figure(what="merge, rollups and checks included", value=f"{report.merged_events / merge_s:,.0f} events/s"))
     return figures
+
+
+def _bare_figures(tiers: Tiers, folder: Path) -> tuple[int, float]:
+    """(events that wait, seconds that `_bare` takes for them)."""
+    lines = _lines(tiers)
+    return len(lines), seconds(lambda: _bare(lines, folder, tiers.settings))
 
 
 def _lines(tiers: Tiers) -> pa.Table:
