@@ -79,7 +79,7 @@ def segment(
         conversation_max="z",
         event_types=event_types,
         has_rollups=level > 0,
-        checksum="340282366920938463463374607431768211455",
+        checksum="c0ffee:340282366920938463463374607431768211455",
         created_us=created_us,
         ranges=tuple(ranges),
     )

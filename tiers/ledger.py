@@ -73,7 +73,7 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True):
     """Sorted; None when more than 64."""
     has_rollups: bool
     checksum: str
-    """Decimal sum of md5 over canonical rows: reproducible by any version (docs/formats.md)."""
+    """`<kind>:<sum of row hashes>`: comparable between versions of DuckDB of the same kind (docs/formats.md, "Checksum")."""
     created_us: int
     ranges: tuple[ShardRange, ...]
 

@@ -17,10 +17,11 @@ import pyarrow as pa
 import uuid_utils
 
 from thermocline.errors import TierCorrupt
-from thermocline.event import COLUMN_NAMES, COLUMNS, FORMAT, Column
+from thermocline.event import COLUMNS, FORMAT
 
 from . import rollups
 from .block import Position
+from .checksum import COLUMN_LIST, SEGMENT_CHECKSUM
 from .duck import Connection, DuckError, fresh_name, quoted, registered
 from .ledger import Segment, ShardRange
 
@@ -30,7 +31,6 @@ EVENT_TYPES_MAX: Final = 64
 """More distinct event types than this are not listed."""
 SMALL_BLOCK_BYTES: Final = 16_384
 LARGE_BLOCK_BYTES: Final = 262_144
-COLUMN_LIST: Final = ", ".join(COLUMN_NAMES)
 _SORTED: Final = "conversation_id, timestamp, seq"
 _EVENTS_COLUMNS: Final = ", ".join(
     f"{column.name} {column.sql_type}"
@@ -38,33 +38,6 @@ _EVENTS_COLUMNS: Final = ", ".join(
     + (" USING COMPRESSION zstd" if column.name in ("content", "metadata") else "")
     for column in COLUMNS
 )
-
-
-def _canonical(column: Column) -> str:
-    """The pieces of `concat` that are one column of a row's canonical text (docs/formats.md, "Checksum")."""
-    name = column.name
-    match column.sql_type:
-        case "UUID":
-            return f"'36:', {name}"
-        case "TIMESTAMPTZ":
-            value = f"epoch_us({name})::VARCHAR"
-        case "DOUBLE":
-            value = f"printf('%.17g', {name})"
-        case _:
-            value = f"{name}::VARCHAR"
-    if name == "sample_rate":
-        return f"CASE WHEN {name} = 1 THEN '1:1' ELSE concat(strlen({value}), ':', {value}) END"
-    if column.nullable:
-        return f"coalesce(strlen({value}) || ':', '-;'), {value}"
-    return f"strlen({value}), ':', {value}"
-
-
-_TEXT: Final = f"concat({', '.join(_canonical(column) for column in COLUMNS)})"
-CHECKSUM: Final = f"coalesce(sum((md5_number({_TEXT}) >> 64)::HUGEINT), 0)"
-"""Aggregate over rows: the checksum the ledger keeps, the same in every version. (The upper half of DuckDB's `md5_number`
-is its `md5_number_lower`, which takes twice as long.)"""
-ROW_HASH: Final = f"coalesce(sum(hash({COLUMN_LIST})::HUGEINT), 0)"
-"""Aggregate over rows: a checksum good within one process, an order of magnitude faster."""
 
 _RANGES: Final = pa.list_(
     pa.struct(
@@ -114,13 +87,12 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     conversation_min: str
     conversation_max: str
     event_types: tuple[str, ...] | None
-    checksum: int
-    row_hash: int
+    checksum: str
 
 
 _FACTS: Final = (
     "count(*), sum(strlen(content))::BIGINT, epoch_us(min(timestamp)), epoch_us(max(timestamp)),"
-    f" min(conversation_id), max(conversation_id), {CHECKSUM}, {ROW_HASH}"
+    f" min(conversation_id), max(conversation_id), {SEGMENT_CHECKSUM}"
 )
 
 
@@ -136,11 +108,10 @@ def measured(con: Connection, rows: str, *, beside: Sequence[str] = ()) -> tuple
         timestamp_max_us=found[3],
         conversation_min=found[4],
         conversation_max=found[5],
-        checksum=int(found[6]),
-        row_hash=int(found[7]),
+        checksum=found[6],
         event_types=tuple(sorted(kind for (kind,) in types)) if len(types) <= EVENT_TYPES_MAX else None,
     )
-    return facts, list(found[8:])
+    return facts, list(found[7:])
 
 
 @contextmanager
@@ -221,7 +192,7 @@ def write(
                 conversation_max=facts.conversation_max,
                 event_types=facts.event_types,
                 has_rollups=with_rollups,
-                checksum=str(facts.checksum),
+                checksum=facts.checksum,
                 ranges=ranges(alias),
             )
             _write_info(con, alias, segment)
@@ -282,8 +253,8 @@ def read_info(con: Connection, alias: str, *, path: Path) -> Segment:
 def _compare(con: Connection, path: Path, facts: Facts) -> None:
     """Read the closed file again; TierCorrupt if its rows are not those that went in."""
     with attached(con, path) as alias:
-        found = con.execute(f"SELECT count(*), {ROW_HASH} FROM {alias}.events").fetchall()
-    if found != [(facts.rows, facts.row_hash)]:
+        found = con.execute(f"SELECT count(*), {SEGMENT_CHECKSUM} FROM {alias}.events").fetchall()
+    if found != [(facts.rows, facts.checksum)]:
         raise TierCorrupt(
             f"{path}: read back {found[0][0]} rows that are not the {facts.rows} written; "
             "nothing was lost, the events stay where they were; check memory and disk, then run again"

@@ -18,11 +18,12 @@ from thermocline.errors import TierCorrupt
 
 from . import rollups, segment_file
 from .block import shard_of
+from .checksum import COLUMN_LIST, SEGMENT_CHECKSUM, same_kind
 from .duck import DATA_ERRORS, Connection, DuckError, connect, duckdb_errors, fresh_name
 from .ledger import Segment, ShardRange, ShardState
 from .merge_split import Share, shares
 from .rows import AGREEMENT, agree, are_plain, parse_blocks, trusted
-from .segment_file import COLUMN_LIST, LARGE_BLOCK_BYTES, SMALL_BLOCK_BYTES, SUFFIX, Label, attached
+from .segment_file import LARGE_BLOCK_BYTES, SMALL_BLOCK_BYTES, SUFFIX, Label, attached
 from .segment_ranges import merged_ranges, require_conserved, settled_ranges
 from .warm import Settled, Warm
 
@@ -247,11 +248,11 @@ class DuckWarm(Warm):
 
 def _contradictions(con: Connection, alias: str, segment: Segment, *, deep: bool) -> list[str]:
     """Where the rows of an attached segment are not what it says of itself."""
-    columns = f"count(*), {segment_file.CHECKSUM}" if deep else "count(*)"
-    [(rows, *checksum)] = con.execute(f"SELECT {columns} FROM {alias}.events").fetchall()
+    columns = f"count(*), {SEGMENT_CHECKSUM}" if deep else "count(*), ''"
+    [(rows, checksum)] = con.execute(f"SELECT {columns} FROM {alias}.events").fetchall()
     problems = [] if rows == segment.rows else [f"it holds {rows} rows, not {segment.rows}"]
-    if deep and str(checksum[0]) != segment.checksum:
-        problems.append(f"its rows have the checksum {checksum[0]}, not {segment.checksum}")
+    if deep and checksum != segment.checksum and same_kind(checksum, segment.checksum):
+        problems.append(f"its rows have the checksum {checksum}, not {segment.checksum}")
     for table, agrees in rollups.agreements(alias) if deep and segment.has_rollups else ():
         if con.execute(agrees).fetchall() != [(True,)]:
             problems.append(f"{table} is not what its events add up to")

@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from thermocline.store import connect
+from thermocline.tiers.block import ERA_SEQ_STEP
 
 from .roles import settings_of
 
@@ -33,7 +34,9 @@ class Verdict(msgspec.Struct, kw_only=True):
     reused: int = 0
     """(conversation, seq) given by two receipts."""
     gaps: int = 0
-    """Missing seqs within conversations, steps of an era apart."""
+    """Missing seqs within conversations, whole steps of an era not counted."""
+    steps: int = 0
+    """Steps of an era in the numbers of conversations: Redis may have come back without its newest events."""
     disordered: int = 0
     """Events of one producer in one conversation whose seqs are not in the order they were appended."""
     anomalies: int = 0
@@ -47,7 +50,8 @@ class Verdict(msgspec.Struct, kw_only=True):
 
     def problems(self, *, gaps_allowed: bool) -> list[str]:
         wrong = ["lost is not declared_lost"] if self.lost != self.declared_lost else []
-        names = ["doubled", "misplaced", "reused", "disordered", "anomalies"] + ([] if gaps_allowed else ["gaps", "lost"])
+        strict = [] if gaps_allowed else ["gaps", "steps", "lost"]
+        names = ["doubled", "misplaced", "reused", "disordered", "anomalies", *strict]
         wrong += [f"{name} is {getattr(self, name)}" for name in names if getattr(self, name)]
         wrong += [f"{name} is 0" for name in ("acknowledged", "stored", "queries") if not getattr(self, name)]
         return wrong + self.conservation + [f"{name} did not end in order" for name in self.unfinished]
@@ -108,4 +112,6 @@ def _compare(verdict: Verdict, receipts: list[dict[str, Any]], rows: list[tuple[
     for _, conversation, seq in rows:
         seqs[conversation].add(seq)
     for present in seqs.values():
-        verdict.gaps += max(present) - len(present)
+        missing = max(present) - len(present)
+        verdict.steps += missing // ERA_SEQ_STEP
+        verdict.gaps += missing % ERA_SEQ_STEP

@@ -25,6 +25,7 @@ from thermocline.errors import TierCorrupt, TierUnavailable
 from thermocline.event import COLUMNS
 from thermocline.tiers import segment_file
 from thermocline.tiers.block import Position, shard_of
+from thermocline.tiers.checksum import FILE_CHECKSUM, hash_sum
 from thermocline.tiers.duck import Connection, connect
 from thermocline.tiers.ledger import Segment, ShardState
 from thermocline.tiers.segment_file import attached
@@ -154,10 +155,32 @@ def test_a_settle_makes_one_segment_of_exactly_the_events(warm: DuckWarm, con: C
         conversation_max="c001",
         event_types=("output.chunk",),
         has_rollups=True,
-        checksum=str(checksum_by_hand(rows)),
+        checksum=segment.checksum,
         created_us=5,
         file_bytes=Path(warm.path(segment.segment_id)).stat().st_size,
     )
+
+
+def test_checksums_are_those_of_the_formats_document(warm: DuckWarm, con: Connection) -> None:
+    segment = settled(warm, blocks_of([45, 7], agent_id="a", duration_ms=0.1, cost_usd=-2.5e-7, input_tokens=-3))
+    with attached(con, Path(warm.path(segment.segment_id))) as alias:
+        columns = ", ".join(f"({column.name})" for column in COLUMNS)
+        [(of_file, hashed)] = con.execute(
+            f"SELECT {FILE_CHECKSUM}, sum(hash({columns})::HUGEINT)::VARCHAR FROM {alias}.events"
+        ).fetchall()
+    assert of_file == str(checksum_by_hand(rows_in(con, warm, [segment])))
+    kind, _, total = segment.checksum.partition(":")
+    assert total == hashed
+    assert int(kind, 16) > 0
+
+
+def test_checksums_of_another_version_of_duckdb_are_not_compared(warm: DuckWarm) -> None:
+    inputs = [settled(warm, blocks_of([400])), settled(warm, blocks_of([20]))]
+    older = msgspec.structs.replace(inputs[0], checksum="c0ffee:17")
+    [output] = warm.write_merged([older, inputs[1]], level=1, move_id="m", created_us=1)
+    assert output.rows == 420
+    [told] = warm.check(older, deep=True)  # that the ledger and the file differ, not that the rows do
+    assert "the ledger says 'c0ffee:17'" in told
 
 
 def test_a_segment_says_of_itself_what_the_ledger_is_told(warm: DuckWarm) -> None:
@@ -276,11 +299,10 @@ def test_a_merge_gives_large_days_their_own_segment_and_keeps_the_rest_together(
         (None, 306, 3, 3),
     ]
     assert in_order(rows_in(con, warm, outputs)) == in_order(rows_in(con, warm, inputs))
-    assert sum(int(one.checksum) for one in outputs) == sum(int(one.checksum) for one in inputs)
+    assert sum(hash_sum(one.checksum) for one in outputs) == sum(hash_sum(one.checksum) for one in inputs)
     for one in outputs:
         assert (one.level, one.move_id, one.created_us, one.has_rollups) == (1, "merge", 9, True)
         assert one.inputs == tuple(source.segment_id for source in inputs)
-        assert one.checksum == str(checksum_by_hand(rows_in(con, warm, [one])))
         assert warm.read_info(one.segment_id) == one
         assert warm.check(one, deep=True) == []
         plain_rollups(con, warm, one)
@@ -398,7 +420,7 @@ def test_what_the_worker_of_another_user_spills_is_left_alone(
 def test_a_merge_that_does_not_add_up_leaves_its_inputs_and_nothing_else(warm: DuckWarm) -> None:
     inputs = [settled(warm, blocks_of([400])), settled(warm, blocks_of([20]))]
     for odd in (
-        msgspec.structs.replace(inputs[0], checksum=str(int(inputs[0].checksum) + 1)),
+        msgspec.structs.replace(inputs[0], checksum=inputs[0].checksum + "0"),
         msgspec.structs.replace(inputs[0], rows=401),
     ):
         with pytest.raises(TierCorrupt, match=inputs[0].segment_id):
@@ -485,7 +507,7 @@ def test_a_segment_that_reads_back_differently_is_not_kept(
 
     def other(*args: Any, **kwargs: Any) -> Any:
         facts, beside = measured(*args, **kwargs)
-        return msgspec.structs.replace(facts, row_hash=facts.row_hash + 1), beside
+        return msgspec.structs.replace(facts, checksum=facts.checksum + "0"), beside
 
     monkeypatch.setattr(segment_file, "measured", other)
     with pytest.raises(TierCorrupt, match="read back"):
