@@ -2,7 +2,7 @@
 
 Steps, and what a crash leaves after each:
 
-1. read the blocks, check that none is missing      nothing
+1. read the blocks, check that none is missing      nothing (the next blocks are read while these are written)
 2. write the segment under a temporary name          an orphan (.tmp), purged after the grace
 3. rename it                                         an orphan segment, the same
 4. append rejected lines to rejected/, fsync         lines of blocks that settle again, recognised by their position
@@ -28,8 +28,9 @@ from thermocline.tiers.opening import Tiers
 from thermocline.tiers.warm import Settled
 
 from .durable import Cut, Durable
-from .log_batch import Batch, read_batch
+from .log_batch import Batch
 from .plan import settle_due
+from .read_ahead import ReadAhead
 from .rejected import RejectedLog
 
 OBSERVE_EVERY_S = 1
@@ -72,7 +73,7 @@ class Settler:
         self._rejected = RejectedLog(tiers.settings.namespace_dir / "rejected")
         self._sightings: deque[tuple[float, tuple[int, ...]]] = deque()
         self._observed_s = self._losses_s = -1e9
-        self._first_shard = 0
+        self._read_ahead = ReadAhead(tiers.hot, tiers.settings)
 
     @property
     def run_id(self) -> str:
@@ -101,16 +102,7 @@ class Settler:
         return self._settle(view, candidate, waiting) if self._durable.prove() else waiting
 
     def _settle(self, view: View, upto: Cut, waiting: SettleReport) -> SettleReport:
-        batch = read_batch(
-            self._tiers.hot,
-            view.shards,
-            upto,
-            first_shard=self._first_shard,
-            events_max=self._settings.settle_batch_events,
-            bytes_max=self._settings.settle_batch_bytes,
-            page_bytes_max=self._tiers.settings.hot.page_bytes_max,
-        )
-        self._first_shard = (self._first_shard + 1) % len(upto)
+        batch = self._read_ahead.batch(view.incarnation, view.shards, upto)
         now_us = time.time_ns() // 1000
         before = {state.shard: state for state in view.shards}
         settled = self._tiers.warm.write_settled(batch.blocks, view.shards, move_id=uuid_utils.uuid7().hex, created_us=now_us)

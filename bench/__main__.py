@@ -11,7 +11,7 @@ from pathlib import Path
 
 from thermocline.config import load
 
-from .appending import append_figures, fill
+from .appending import append_figures
 from .querying import query_figures
 from .settling import settle_figures
 from .timing import Figure, table
@@ -31,8 +31,7 @@ def main() -> None:
                 load({"data_dir": folder / "data", "namespace": "append"}, environ={}), options.events, folder
             )
         if options.only in (None, "settle", "query"):
-            fill(settings, options.events)
-            settled = settle_figures(settings, folder)
+            settled = settle_figures(settings, options.events, folder)
             figures += settled if options.only != "query" else []
         if options.only in (None, "query"):
             figures += query_figures(settings)

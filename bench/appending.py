@@ -66,12 +66,12 @@ def append_figures(settings: Settings, count: int, data_dir: Path) -> list[Figur
     return figures
 
 
-def fill(settings: Settings, count: int) -> None:
+def fill(settings: Settings, count: int, *, seed: int = 3) -> None:
     """Append `count` events, in lists."""
     end_us = time.time_ns() // 1000
     batch: list[Event] = []
     with Client(settings) as client:
-        for event in events(count, end_us=end_us, seed=3):
+        for event in events(count, end_us=end_us, seed=seed):
             batch.append(Event(**event))
             if len(batch) == 20_000:
                 client.append_many(batch)

@@ -11,13 +11,14 @@ import pyarrow.compute as pc
 from thermocline.archiver.worker import Progress, Worker
 from thermocline.config import Settings
 from thermocline.event import COLUMNS
-from thermocline.tiers.block import ORIGIN
 from thermocline.tiers.duck import connect
 from thermocline.tiers.opening import Tiers, open_tiers
 
+from .appending import fill
 from .timing import Figure, seconds
 
 PAGE_BYTES = 4 << 20
+ROUNDS = 4
 
 
 class _Clock:
@@ -36,14 +37,23 @@ class _Clock:
         self.ends_s[progress.step] = time.perf_counter()
 
 
-def settle_figures(settings: Settings, folder: Path) -> list[Figure]:
-    """Figures of settling and merging everything that waits."""
-    with open_tiers(settings) as tiers:
-        events, bare_s = _bare_figures(tiers, folder)
-        clock = _Clock()
-        report = Worker(tiers, sleep=clock.sleep).once(clock.tell)
-    assert report.settled_events == events, report.problem
-    settle_s = clock.ends_s["settle"] - clock.begin_s - clock.waited_s
+def settle_figures(settings: Settings, count: int, folder: Path) -> list[Figure]:
+    """Append `count` events in ROUNDS parts; each is parsed and stored by DuckDB alone, then settled and merged by the worker.
+
+    The parts alternate, so that a machine which is slow for a while is slow for both.
+    """
+    bare_s = settle_s = merge_s = 0.0
+    events = merged = 0
+    for number in range(ROUNDS):
+        fill(settings, count // ROUNDS, seed=number)
+        with open_tiers(settings) as tiers:
+            waiting, taken_s = _bare_figures(tiers, folder)
+            clock = _Clock()
+            report = Worker(tiers, sleep=clock.sleep).once(clock.tell)
+        assert report.settled_events == waiting, report.problem
+        events, merged, bare_s = events + waiting, merged + report.merged_events, bare_s + taken_s
+        settle_s += clock.ends_s["settle"] - clock.begin_s - clock.waited_s
+        merge_s += clock.ends_s.get("merge", clock.ends_s["settle"]) - clock.ends_s["settle"]
     ratio = bare_s / settle_s
     figures = [
         Figure(
@@ -52,9 +62,8 @@ def settle_figures(settings: Settings, folder: Path) -> list[Figure]:
             against=f"`INSERT … SELECT from_json(…) ORDER BY`, same lines in Arrow: {events / bare_s:,.0f}; ratio {ratio:.2f}",
         )
     ]
-    if report.merged_events:
-        merge_s = clock.ends_s["merge"] - clock.ends_s["settle"]
-        figures.append(Figure(what="merge, rollups and checks included", value=f"{report.merged_events / merge_s:,.0f} events/s"))
+    if merged:
+        figures.append(Figure(what="merge, rollups and checks included", value=f"{merged / merge_s:,.0f} events/s"))
     return figures
 
 
@@ -67,8 +76,8 @@ def _bare_figures(tiers: Tiers, folder: Path) -> tuple[int, float]:
 def _lines(tiers: Tiers) -> pa.Table:
     """(conversation_id, line) of every event that waits."""
     tables = []
-    for cut in tiers.hot.cut():
-        after = ORIGIN
+    for cut, state in zip(tiers.hot.cut(), tiers.ledger.view().shards, strict=True):
+        after = state.position
         while (page := tiers.hot.page(cut.shard, after, cut.last, bytes_max=PAGE_BYTES)).num_rows:
             tables.append(page.select(["conversation_id", "payload", "position_ms", "position_seq"]))
             last = page.slice(page.num_rows - 1).to_pylist()[0]
@@ -84,9 +93,9 @@ def _bare(lines: pa.Table, folder: Path, settings: Settings) -> None:
     spec = "{" + ", ".join(f'"{column.name}": "{column.line_type}"' for column in COLUMNS if column.in_line) + "}"
     con = connect(memory_bytes=settings.warm.memory_bytes_max, threads=settings.warm.threads)
     size = settings.warm.settle_batch_events
-    for number, start in enumerate(range(0, len(lines), size)):
+    for start in range(0, len(lines), size):
         con.register("lines", lines.slice(start, size))
-        con.execute(f"ATTACH '{folder}/bare-{number}.duckdb' AS bare (STORAGE_VERSION 'v1.5.0')")
+        con.execute(f"ATTACH '{folder}/bare-{time.monotonic_ns()}.duckdb' AS bare (STORAGE_VERSION 'v1.5.0')")
         select = f"SELECT conversation_id, unnest(from_json(line, '{spec}')) FROM lines"
         con.execute(f"CREATE TABLE bare.events AS FROM ({select}) ORDER BY conversation_id, timestamp")
         con.execute("CHECKPOINT bare")
