@@ -92,9 +92,27 @@ class WarmSettings(_Section):
 
 
 class ColdSettings(_Section):
-    """Parquet files and their table."""
+    """Parquet files, the objects they are, and their table. Keys come from the usual AWS_* variables and files."""
 
-    purge_grace_s: float = Field(86_400, ge=0)
+    endpoint_url: str | None = Field(None, description="of an S3-compatible server; none means AWS_ENDPOINT_URL, else AWS itself")
+    region: str | None = Field(None, description="none means AWS_REGION or AWS_DEFAULT_REGION, else us-east-1")
+    catalog_url: str | None = Field(None, description="Iceberg catalog: SQLAlchemy or REST URL; none means catalog.db")
+    catalog_properties: dict[str, str] = Field({}, description="handed to pyiceberg's catalog as they are")
+    connect_timeout_s: float = Field(5, gt=0)
+    timeout_s: float = Field(30, gt=0, description="how long one request may wait for bytes")
+    deadline_s: float = Field(120, gt=0, description="how long one operation may retry before it fails")
+    file_bytes_max: int = Field(256 * MIB, ge=MIB, description="of a Parquet file, about")
+    archive_rows_max: int = Field(10_000_000, ge=1000, description="events in one archive batch, about")
+    remainder_rows_max: int = Field(
+        200_000, ge=0, description="rows too young to archive that a segment may have to be split for"
+    )
+    compact_files_min: int = Field(8, ge=2, description="small files of one day, or of one rollup, that become one")
+    small_file_bytes_max: int = Field(32 * MIB, ge=1, description="size below which a file may be compacted")
+    retention_days: int = Field(0, ge=0, description="age at which archived events expire; 0 keeps them for ever")
+    snapshot_keep_days: int = Field(30, ge=1, description="how long the Iceberg table can be read as it was")
+    metadata_versions_max: int = Field(20, ge=1)
+    cache_bytes_max: int = Field(4 * GIB, ge=MIB, description="local copies of rollup files when the objects are on S3")
+    purge_grace_s: float = Field(86_400, ge=0, description="how long a file that left the ledger stays")
 
 
 class QuerySettings(_Section):
@@ -114,6 +132,7 @@ class WorkerSettings(_Section):
     purge_every_s: float = Field(60, gt=0)
     checkpoint_every_s: float = Field(3600, gt=0)
     verify_every_s: float = Field(3600, gt=0)
+    archive_every_s: float = Field(3600, gt=0, description="how often it looks for days to archive")
     stop_within_s: float = Field(5, gt=0, description="SIGTERM finishes the step in hand within this")
     failures_red: int = Field(3, ge=1, description="failures in a row of one job that turn health red")
 
@@ -171,6 +190,10 @@ class Settings(BaseSettings):
             )
         if self.hot.connect_timeout_s > self.ingest.deadline_s:
             problems.append("hot.connect_timeout_s must not exceed ingest.deadline_s, or one try outlives the append")
+        if self.cold_url is not None and urlsplit(self.cold_url).scheme not in ("file", "s3"):
+            problems.append("cold_url must start with file:// or s3://")
+        if self.cold.timeout_s > self.cold.deadline_s:
+            problems.append("cold.timeout_s must not exceed cold.deadline_s, or one request outlives its operation")
         if self.redis_url is not None and urlsplit(self.redis_url).scheme not in ("redis", "rediss", "unix"):
             problems.append("redis_url must start with redis://, rediss:// or unix://")
         if problems:
