@@ -1,7 +1,7 @@
 """Contract of the ledger: the one place that says where every event is. SQL keeps it (ledger_sql.py).
 
-A move between tiers is one call of `settled` or `merged`, which is one transaction: before it the events are in the old place,
-after it in the new one. Every such call checks the worker's epoch and that the new files are there with the stated size.
+A move between tiers is one call of `settled`, `merged` or `committed`, which is one transaction: before it the events are in the
+old place, after it in the new one. Every such call checks the worker's epoch and that new segments are there as stated.
 """
 
 from __future__ import annotations
@@ -79,9 +79,10 @@ class Segment(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ColdFile(msgspec.Struct, frozen=True, kw_only=True):
-    """One Parquet file of the cold tier. Filled by archive; listed in every view."""
+    """One Parquet file of the cold tier. Listed in every view."""
 
     file_id: str
+    """`<batch>-<n>`, unique within the namespace."""
     batch_id: str
     kind: str
     """events, rollup_hourly, rollup_conversation, rollup_task, rollup_quantile or rollup_decision."""
@@ -105,6 +106,62 @@ class ShardTotals(msgspec.Struct, frozen=True, kw_only=True):
     kept: int = 0
     sampled_out: int = 0
     erased: int = 0
+
+
+class Batch(msgspec.Struct, frozen=True, kw_only=True):
+    """One move into or within the cold tier. The object `batches/<batch_id>.json` holds it too, so that the cold tier says of
+    itself what it is made of."""
+
+    format: str
+    batch_id: str
+    """UUIDv7 hex."""
+    kind: str
+    """archive: segments become files; compact: files become fewer; expire: files leave."""
+    day: str
+    """The earliest day of its events."""
+    policy_hash: str
+    rate_min: float
+    """The lowest sample rate in it; 1 when nothing was sampled out."""
+    events_in: int
+    """Events it moves: those of its inputs that are in none of `rest`, or those of `removed`."""
+    events_kept: int
+    inputs: tuple[str, ...] = ()
+    """Ids of the segments it replaces."""
+    rest: tuple[Segment, ...] = ()
+    """Segments written with it: events of its inputs that are too young to be archived."""
+    removed: tuple[str, ...] = ()
+    """Ids of the cold files it replaces."""
+    files: tuple[ColdFile, ...]
+    totals: tuple[ShardTotals, ...]
+    """What it adds to the totals, by shard."""
+    ranges: tuple[ShardRange, ...] = ()
+    """The hull of its inputs' ranges, by shard: how far the logs had settled."""
+    created_us: int
+
+
+class BatchRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What the ledger keeps of a committed batch."""
+
+    batch_id: str
+    kind: str
+    day: str
+    policy_hash: str
+    rate_min: float
+    events_in: int
+    events_kept: int
+    snapshot_id: str | None
+    """Of the Iceberg table of events; None when it has no such snapshot."""
+    committed_us: int
+
+
+class Intent(msgspec.Struct, frozen=True, kw_only=True):
+    """A batch that was begun: until it is committed or given up, nothing else moves its inputs."""
+
+    batch_id: str
+    kind: str
+    inputs: tuple[str, ...]
+    """Segment ids, or cold file ids, that it replaces."""
+    begun_us: int
 
 
 class Loss(msgspec.Struct, frozen=True, kw_only=True):
@@ -140,7 +197,7 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
 
 class Trash(msgspec.Struct, frozen=True, kw_only=True):
     path: str
-    """Relative to the namespace folder."""
+    """Relative to the namespace folder; of a cold file its URL."""
     left_us: int
     move_id: str
 
@@ -168,6 +225,21 @@ class Ledger(Protocol):
     def merged(self, epoch: int, inputs: Sequence[str], outputs: Sequence[Segment], *, now_us: int) -> None:
         """The move warm → warm: all `inputs` must be live, else TierCorrupt; they go to trash."""
 
+    def intend(self, epoch: int, intent: Intent) -> None:
+        """Say that a batch is begun. TierCorrupt when another one has an input of it."""
+
+    def intents(self) -> list[Intent]: ...
+
+    def give_up(self, epoch: int, batch_id: str) -> None:
+        """Forget a batch that was begun and of which nothing is visible to anyone."""
+
+    def committed(self, epoch: int, batch: Batch, *, snapshot_id: str | None, now_us: int) -> None:
+        """The move of a batch: what it replaces goes to trash, its files and its rest are listed, its totals are added, its
+        intent is done. TierCorrupt unless all it replaces is live and as many events come out as went in. Safe to repeat."""
+
+    def batches(self) -> list[BatchRow]:
+        """Committed batches, oldest first."""
+
     def observed(self, shards: Mapping[int, tuple[int, Position]], *, eras: Mapping[int, int] | None = None, now_us: int) -> None:
         """Record the highest N and last position seen per shard; never goes back. `eras`: what the shards were in when seen;
         one that was confirmed anew since is left alone."""
@@ -187,9 +259,17 @@ class Ledger(Protocol):
         """Forget trash rows whose files are gone."""
 
     def rebuild(
-        self, *, incarnation: str, shards: Sequence[ShardState], segments: Sequence[Segment], buckets: int, now_us: int
+        self,
+        *,
+        incarnation: str,
+        shards: Sequence[ShardState],
+        segments: Sequence[Segment],
+        batches: Sequence[Batch] = (),
+        buckets: int,
+        now_us: int,
     ) -> None:
-        """Fill an empty ledger from what the segments say of themselves."""
+        """Fill an empty ledger from what segments and batches say of themselves. `batches`: those that count, in any order; files
+        that another of them removed are not listed."""
 
     def checkpoint(self) -> int:
         """Fold the write-ahead log into the database; its size in bytes afterwards."""

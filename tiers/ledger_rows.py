@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from . import ledger_schema as schema
 from .block import Position
-from .ledger import ColdFile, Loss, Segment, ShardRange, ShardState, ShardTotals
+from .ledger import Batch, BatchRow, ColdFile, Intent, Loss, Segment, ShardRange, ShardState, ShardTotals
 
 Row = Mapping[str, Any]
 FETCH_MAX = 200
@@ -126,6 +126,27 @@ def read_files(con: sa.Connection, known: Mapping[str, ColdFile]) -> dict[str, C
     return {file_id: fetched.get(file_id) or known[file_id] for file_id in ids}
 
 
+def file_row(file: ColdFile) -> dict[str, Any]:
+    return {**msgspec.structs.asdict(file), "event_types": None if file.event_types is None else _text(file.event_types)}
+
+
+def batch_row(batch: Batch, *, snapshot_id: str | None, now_us: int) -> dict[str, Any]:
+    names = ("batch_id", "day", "kind", "policy_hash", "rate_min", "events_in", "events_kept")
+    return {**{name: getattr(batch, name) for name in names}, "snapshot_id": snapshot_id, "committed_us": now_us}
+
+
+def read_batches(con: sa.Connection) -> list[BatchRow]:
+    return [BatchRow(**row) for row in con.execute(_BATCHES).mappings().all()]
+
+
+def intent_row(intent: Intent) -> dict[str, Any]:
+    return {**msgspec.structs.asdict(intent), "inputs": _text(intent.inputs)}
+
+
+def read_intents(con: sa.Connection) -> list[Intent]:
+    return [Intent(**{**row, "inputs": _words(row["inputs"])}) for row in con.execute(_INTENTS).mappings().all()]
+
+
 def read_totals(con: sa.Connection) -> tuple[ShardTotals, ...]:
     return tuple(ShardTotals(shard=row[0], kept=row[1], sampled_out=row[2], erased=row[3]) for row in con.execute(_TOTALS).all())
 
@@ -159,4 +180,6 @@ _SHARDS = sa.select(schema.shards).order_by(schema.shards.c.shard)
 _SEGMENT_IDS = sa.select(schema.segments.c.segment_id).order_by(schema.segments.c.segment_id)
 _FILE_IDS = sa.select(schema.cold_files.c.file_id).order_by(schema.cold_files.c.file_id)
 _TOTALS = sa.select(schema.totals).order_by(schema.totals.c.shard)
+_BATCHES = sa.select(schema.batches).order_by(schema.batches.c.batch_id)
+_INTENTS = sa.select(schema.intents).order_by(schema.intents.c.batch_id)
 _LOSSES = sa.select(schema.losses).order_by(schema.losses.c.era, schema.losses.c.shard)

@@ -120,7 +120,17 @@ batches = Table(
     Column("snapshot_id", Text),
     _count("committed_us"),
 )
-"""One row per archive batch (kind archive, late, compact or erase) whose files are listed."""
+"""One row per batch (kind archive, compact or expire) that was committed."""
+
+intents = Table(
+    "intents",
+    metadata,
+    Column("batch_id", Text, primary_key=True),
+    _text("kind"),
+    _text("inputs"),
+    _count("begun_us"),
+)
+"""Batches that were begun and are not committed yet: their inputs stay as they are until then."""
 
 totals = Table("totals", metadata, _shard(), _count("kept"), _count("sampled_out"), _count("erased"))
 

@@ -23,7 +23,8 @@ from thermocline.event import FORMAT
 from . import ledger_rows as rows
 from . import ledger_schema as schema
 from .block import Position
-from .ledger import ColdFile, Loss, Segment, ShardState, Trash, View
+from .ledger import Batch, BatchRow, ColdFile, Intent, Loss, Segment, ShardState, Trash, View
+from .ledger_checks import check_batch, check_merge, check_settle, progress
 from .ledger_engine import LedgerEngine
 
 EPOCHS_KEPT = 100
@@ -81,6 +82,7 @@ class SqlLedger:
     def take_epoch(self, owner: str, now_us: int) -> int:
         with self._engine.write() as con:
             self._known_identity(con)
+            schema.metadata.create_all(con)  # tables that the version which made this ledger did not have
             epoch: int = con.execute(_EPOCH).scalar_one() + 1
             con.execute(sa.insert(schema.epochs), {"epoch": epoch, "owner": owner, "taken_us": now_us})
             con.execute(sa.delete(schema.epochs).where(schema.epochs.c.epoch <= epoch - EPOCHS_KEPT))
@@ -98,7 +100,7 @@ class SqlLedger:
             old = rows.read_shards(con)
             if self._is_settled(con, segment, shards, old):
                 return
-            _check_settle(segment, shards, old)
+            check_settle(segment, shards, old)
             if segment is not None:
                 self._list(con, [segment])
             moved = [rows.shard_row(_with_observed(new, old[new.shard])) for new in shards]
@@ -111,12 +113,50 @@ class SqlLedger:
             live = rows.read_segments(con, self._segments)
             if all(live.get(output.segment_id) == output for output in outputs) and not live.keys() & set(inputs):
                 return
-            _check_merge(inputs, outputs, live)
-            for table in (schema.segments, schema.segment_ranges):
-                con.execute(sa.delete(table).where(table.c.segment_id.in_(inputs)))
-            left = {"left_us": now_us, "move_id": outputs[0].move_id}
-            con.execute(sa.insert(schema.trash), [{"path": _file_name(segment_id), **left} for segment_id in inputs])
+            check_merge(inputs, outputs, live)
+            self._drop_segments(con, inputs, {"left_us": now_us, "move_id": outputs[0].move_id})
             self._list(con, outputs)
+
+    def intend(self, epoch: int, intent: Intent) -> None:
+        """TierCorrupt when another batch that was begun has an input of it."""
+        with self._engine.write() as con:
+            self._check_epoch(con, epoch)
+            for other in rows.read_intents(con):
+                if other.batch_id != intent.batch_id and set(other.inputs) & set(intent.inputs):
+                    raise TierCorrupt(f"batch {other.batch_id} was begun with inputs of {intent.batch_id}: it must end first")
+            con.execute(sa.delete(schema.intents).where(schema.intents.c.batch_id == intent.batch_id))
+            con.execute(sa.insert(schema.intents), rows.intent_row(intent))
+
+    def intents(self) -> list[Intent]:
+        with self._engine.read() as con:
+            self._known_identity(con)
+            return rows.read_intents(con)
+
+    def give_up(self, epoch: int, batch_id: str) -> None:
+        with self._engine.write() as con:
+            self._check_epoch(con, epoch)
+            con.execute(sa.delete(schema.intents).where(schema.intents.c.batch_id == batch_id))
+
+    def committed(self, epoch: int, batch: Batch, *, snapshot_id: str | None, now_us: int) -> None:
+        """TierCorrupt when something it replaces is not live, a file is not as stated, or events would appear or vanish."""
+        with self._engine.write() as con:
+            self._check_epoch(con, epoch)
+            if con.execute(sa.select(schema.batches.c.batch_id).where(schema.batches.c.batch_id == batch.batch_id)).first():
+                return
+            files = rows.read_files(con, self._files)
+            check_batch(batch, rows.read_segments(con, self._segments), files)
+            left = {"left_us": now_us, "move_id": batch.batch_id}
+            self._drop_segments(con, batch.inputs, left)
+            if batch.removed:
+                con.execute(sa.delete(schema.cold_files).where(schema.cold_files.c.file_id.in_(batch.removed)))
+                con.execute(sa.insert(schema.trash), [{"path": files[file_id].url, **left} for file_id in batch.removed])
+            self._list(con, batch.rest)
+            self._list_batch(con, batch, batch.files, snapshot_id=snapshot_id, now_us=now_us)
+            con.execute(sa.delete(schema.intents).where(schema.intents.c.batch_id == batch.batch_id))
+
+    def batches(self) -> list[BatchRow]:
+        with self._engine.read() as con:
+            return rows.read_batches(con)
 
     def observed(self, shards: Mapping[int, tuple[int, Position]], *, eras: Mapping[int, int] | None = None, now_us: int) -> None:
         """`eras` is what the shards were in when they were seen: a shard confirmed anew since then is left alone."""
@@ -167,15 +207,26 @@ class SqlLedger:
             con.execute(sa.delete(schema.trash).where(schema.trash.c.path.in_(list(paths))))
 
     def rebuild(
-        self, *, incarnation: str, shards: Sequence[ShardState], segments: Sequence[Segment], buckets: int, now_us: int
+        self,
+        *,
+        incarnation: str,
+        shards: Sequence[ShardState],
+        segments: Sequence[Segment],
+        batches: Sequence[Batch] = (),
+        buckets: int,
+        now_us: int,
     ) -> None:
         """TierCorrupt when there is a ledger already: move it aside first."""
+        removed = {file_id for batch in batches for file_id in batch.removed}
         with self._engine.write(create=True) as con:
             schema.metadata.create_all(con)
             if self._identity(con):
                 raise TierCorrupt(f"ledger {self._engine.shown_url} is not empty: move it aside before it is rebuilt")
             self._fill(con, incarnation=incarnation, states=shards, buckets=buckets, now_us=now_us)
             self._list(con, segments)
+            for batch in batches:
+                live = [file for file in batch.files if file.file_id not in removed]
+                self._list_batch(con, batch, live, snapshot_id=None, now_us=batch.created_us)
 
     def move_aside(self, mark: str) -> str | None:
         """Make room for `rebuild`: the old ledger keeps its contents under the name returned; None when there was none."""
@@ -222,10 +273,29 @@ class SqlLedger:
         self, con: sa.Connection, segment: Segment | None, shards: Sequence[ShardState], old: Mapping[int, ShardState]
     ) -> bool:
         """Whether this very settle is in the ledger: a repeat after a commit whose outcome was unknown."""
-        same = all(_progress(new) == _progress(old[new.shard]) for new in shards)
+        same = all(progress(new) == progress(old[new.shard]) for new in shards)
         if not same or segment is None:
             return same
         return segment.segment_id in rows.read_segments(con, self._segments)
+
+    def _drop_segments(self, con: sa.Connection, ids: Sequence[str], left: Mapping[str, Any]) -> None:
+        """Move segments from the ledger to the trash."""
+        for table in (schema.segments, schema.segment_ranges):
+            con.execute(sa.delete(table).where(table.c.segment_id.in_(ids)))
+        if ids:
+            con.execute(sa.insert(schema.trash), [{"path": _file_name(segment_id), **left} for segment_id in ids])
+
+    def _list_batch(
+        self, con: sa.Connection, batch: Batch, files: Sequence[ColdFile], *, snapshot_id: str | None, now_us: int
+    ) -> None:
+        """Add a batch, these of its files, and its totals."""
+        con.execute(sa.insert(schema.batches), rows.batch_row(batch, snapshot_id=snapshot_id, now_us=now_us))
+        if files:
+            con.execute(sa.insert(schema.cold_files), [rows.file_row(file) for file in files])
+        table = schema.totals
+        for one in batch.totals:
+            added = {name: table.c[name] + getattr(one, name) for name in ("kept", "sampled_out", "erased")}
+            con.execute(sa.update(table).where(table.c.shard == one.shard).values(added))
 
     def _list(self, con: sa.Connection, segments: Sequence[Segment]) -> None:
         """Add segments whose files are there with the size they state."""
@@ -246,59 +316,6 @@ def _with_observed(new: ShardState, old: ShardState) -> ShardState:
     if old.observed_events > new.events:
         return msgspec.structs.replace(new, observed_events=old.observed_events, observed_position=old.observed_position)
     return msgspec.structs.replace(new, observed_events=new.events, observed_position=new.position)
-
-
-def _progress(state: ShardState) -> tuple[Any, ...]:
-    return state.position, state.events, state.bytes, state.rejected
-
-
-def _check_settle(segment: Segment | None, shards: Sequence[ShardState], old: Mapping[int, ShardState]) -> None:
-    """TierCorrupt unless every shard goes on where it was and the segment holds just the events in between."""
-    ranges = {part.shard: part for part in segment.ranges} if segment is not None else {}
-    for new in shards:
-        was = old[new.shard]
-        if new.era != was.era:
-            raise TierUnavailable(
-                f"shard {new.shard} was confirmed anew (era {was.era}, not {new.era}) while it settled: read it again"
-            )
-        if new.position <= was.position or new.events <= was.events or new.bytes < was.bytes or new.rejected < was.rejected:
-            raise TierCorrupt(
-                f"shard {new.shard}: settled up to {was.position} with {was.events} events already, "
-                f"so {new.position} with {new.events} would be an overlap"
-            )
-        part = ranges.pop(new.shard, None)
-        if part is not None and (part.after, part.upto, part.events_upto, part.bytes_upto, part.rejected_upto) != (
-            was.position,
-            *_progress(new),
-        ):
-            raise TierCorrupt(
-                f"shard {new.shard}: settled up to {was.position}, but the segment covers {part}: a gap or an overlap"
-            )
-        held = part.events if part is not None else 0
-        if held + new.rejected - was.rejected != new.events - was.events:
-            raise TierCorrupt(
-                f"shard {new.shard}: {new.events - was.events} events came in, "
-                f"but the segment holds {held} and {new.rejected - was.rejected} were rejected"
-            )
-    if ranges:
-        raise TierCorrupt(f"the segment covers shards {sorted(ranges)} whose new state was not given")
-    if segment is not None and segment.rows != sum(part.events for part in segment.ranges):
-        raise TierCorrupt(f"segment {segment.segment_id}: its ranges do not add up to its {segment.rows} rows")
-
-
-def _check_merge(inputs: Sequence[str], outputs: Sequence[Segment], live: Mapping[str, Segment]) -> None:
-    """TierCorrupt unless the outputs hold just the events of live inputs."""
-    gone = sorted(set(inputs) - live.keys())
-    if gone or not inputs or len(set(inputs)) != len(inputs):
-        raise TierCorrupt(f"merge of {len(inputs)} segments: {gone or 'each'} must be live, and given once")
-    replaced = [live[segment_id] for segment_id in inputs]
-    before, after = rows.events_by_shard(replaced), rows.events_by_shard(outputs)
-    rows_before, rows_after = sum(segment.rows for segment in replaced), sum(segment.rows for segment in outputs)
-    if before != after or rows_before != rows_after:
-        raise TierCorrupt(f"merge: {rows_before} events in, {rows_after} out; by shard {before} in, {after} out")
-    parts = sorted(output.part for output in outputs)
-    if parts != list(range(1, len(outputs) + 1)) or any(set(output.inputs) != set(inputs) for output in outputs):
-        raise TierCorrupt(f"merge {outputs[0].move_id}: its {len(outputs)} parts do not name the whole move")
 
 
 def _put_identity(con: sa.Connection, facts: Mapping[str, str]) -> None:
