@@ -18,6 +18,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from thermocline.errors import ConfigError
 from thermocline.event import EVENT_BYTES_MAX
+from thermocline.policy import Policy, SamplingSettings
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -155,6 +156,7 @@ class Settings(BaseSettings):
     cold: ColdSettings = ColdSettings()  # type: ignore[call-arg]
     query: QuerySettings = QuerySettings()  # type: ignore[call-arg]
     worker: WorkerSettings = WorkerSettings()  # type: ignore[call-arg]
+    sampling: SamplingSettings = SamplingSettings()  # type: ignore[call-arg]
 
     @classmethod
     def settings_customise_sources(
@@ -170,6 +172,11 @@ class Settings(BaseSettings):
     @property
     def namespace_dir(self) -> Path:
         return self.data_dir / self.namespace
+
+    @property
+    def policy(self) -> Policy:
+        """What the archive keeps of old events."""
+        return Policy(self.sampling.rules, self.warm.window_days)
 
     @model_validator(mode="after")
     def _relations(self) -> Settings:
