@@ -14,7 +14,14 @@ FOLDERS = ("ingest", "tiers", "archiver", "query")
 DRIVERS = {
     "redis": ("tiers/redis_link.py",),
     "duckdb": ("tiers/duck.py",),
-    "sqlalchemy": ("tiers/ledger_engine.py", "tiers/ledger_rows.py", "tiers/ledger_schema.py", "tiers/ledger_sql.py"),
+    "sqlalchemy": (
+        "tiers/ledger_engine.py",
+        "tiers/ledger_rows.py",
+        "tiers/ledger_schema.py",
+        "tiers/ledger_sql.py",
+        "tiers/iceberg_errors.py",
+    ),
+    "pyiceberg": ("tiers/iceberg_catalog.py", "tiers/iceberg_errors.py", "tiers/iceberg_io.py", "tiers/iceberg_table.py"),
     "sqlglot": ("query/prune.py",),
     "apscheduler": ("archiver/worker.py",),
 }

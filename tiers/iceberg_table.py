@@ -1,0 +1,134 @@
+"""One Iceberg table as one version of its metadata has it: its batches, its files, and the next commit on it.
+
+Manifests are read with a check: pyiceberg takes a manifest that ends early for a short one, and a file that it does not see
+would look as if nothing referred to it any more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+
+from pyiceberg.expressions import AlwaysTrue
+from pyiceberg.io.pyarrow import parquet_files_to_data_files
+from pyiceberg.manifest import DataFile, ManifestContent, ManifestFile
+from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Snapshot
+
+from thermocline.errors import TierCorrupt
+
+from .iceberg_errors import translated
+
+BATCH = "thermocline.batch-id"
+"""Property of a snapshot: the archive batch that made it."""
+
+
+class LoadedTable:
+    """A table as it was when the catalog was asked. A commit moves this object on, too. Not thread-safe."""
+
+    def __init__(self, table: Table, what: str) -> None:
+        self._table = table
+        self._what = what
+
+    @property
+    def metadata_url(self) -> str:
+        """Of the metadata file this object was read from; it never changes."""
+        return self._table.metadata_location
+
+    def batches(self) -> dict[str, str]:
+        """Batch id → snapshot id of every snapshot that is kept."""
+        marked = ((_batch(snapshot), str(snapshot.snapshot_id)) for snapshot in self._table.metadata.snapshots)
+        return {batch: snapshot_id for batch, snapshot_id in marked if batch is not None}
+
+    def files(self) -> dict[str, DataFile]:
+        """URL → data file of the current snapshot. TierCorrupt when its manifests cannot be right."""
+        current = self._table.current_snapshot()
+        if current is None:
+            return {}
+        return {file.file_path: file for manifest in self._manifests(current) for file in self._entries(manifest)}
+
+    def data_urls(self) -> set[str]:
+        """Data and delete files of all snapshots that are kept."""
+        manifests = {one for snapshot in self._table.metadata.snapshots for one in self._manifests(snapshot)}
+        return {file.file_path for manifest in manifests for file in self._entries(manifest)}
+
+    def urls(self) -> set[str]:
+        """All that belongs to the table: versions of the metadata, manifest lists, manifests, statistics, data."""
+        metadata = self._table.metadata
+        found = {self.metadata_url, *(entry.metadata_file for entry in metadata.metadata_log)}
+        found |= {statistics.statistics_path for statistics in (*metadata.statistics, *metadata.partition_statistics)}
+        for snapshot in metadata.snapshots:
+            found.add(snapshot.manifest_list)
+            found |= {manifest.manifest_path for manifest in self._manifests(snapshot)}
+        return found | self.data_urls()
+
+    def add(self, batch_id: str, added: Sequence[str], removed: Iterable[str]) -> None:
+        """Commit one snapshot. Whatever it raises, the commit may have happened.
+
+        added    URLs of Parquet files that are in the store, of one day each when the table has days
+        removed  URLs of files of the current snapshot
+        """
+        files = self.files()
+        gone, twice = sorted(set(removed) - files.keys()), sorted(files.keys() & set(added))
+        if gone or twice:
+            raise TierCorrupt(
+                f"{self._what}: batch {batch_id} is not possible: {twice or 'nothing'} is in the table already, "
+                f"{gone or 'nothing'} that it replaces is not there"
+            )
+        with translated(self._what), self._table.transaction() as transaction:
+            update = transaction.update_snapshot(snapshot_properties={BATCH: batch_id})
+            producer = update.overwrite() if removed else update.merge_append()
+            if removed:  # without a predicate it looks into no manifest of a table without partitions
+                producer.delete_by_predicate(AlwaysTrue())
+            with producer:
+                for file in parquet_files_to_data_files(self._table.io, self._table.metadata, iter(added)):
+                    producer.append_data_file(file)
+                for url in removed:
+                    producer.delete_data_file(files[url])
+
+    def set_properties(self, wanted: Mapping[str, str]) -> None:
+        """Commit those that differ, if any."""
+        changed = {key: value for key, value in wanted.items() if self._table.properties.get(key) != value}
+        if changed:
+            with translated(self._what), self._table.transaction() as transaction:
+                transaction.set_properties(changed)
+
+    def expire(self, *, before_us: int, batches: Container[str]) -> int:
+        """Forget snapshots of these batches that are older, but not what a branch or tag stands at; how many."""
+        metadata = self._table.metadata
+        held = {metadata.current_snapshot_id, *(ref.snapshot_id for ref in metadata.refs.values())}
+        due = [
+            snapshot.snapshot_id
+            for snapshot in metadata.snapshots
+            if snapshot.timestamp_ms * 1000 < before_us and snapshot.snapshot_id not in held and _batch(snapshot) in batches
+        ]
+        if due:
+            with translated(self._what):
+                self._table.maintenance.expire_snapshots().by_ids(due).commit()
+        return len(due)
+
+    def _manifests(self, snapshot: Snapshot) -> list[ManifestFile]:
+        with translated(f"{self._what}, snapshot {snapshot.snapshot_id}"):
+            manifests = snapshot.manifests(self._table.io)
+        total = snapshot.summary["total-data-files"] if snapshot.summary is not None else None
+        listed = sum(_live(manifest) for manifest in manifests if manifest.content == ManifestContent.DATA)
+        if total is not None and int(total) != listed:
+            raise TierCorrupt(f"{self._what}: {snapshot.manifest_list} lists {listed} files, the snapshot has {total}")
+        return manifests
+
+    def _entries(self, manifest: ManifestFile) -> Iterator[DataFile]:
+        with translated(f"{self._what}, manifest {manifest.manifest_path}"):
+            entries = manifest.fetch_manifest_entry(self._table.io)
+        if len(entries) != _live(manifest):
+            raise TierCorrupt(f"{self._what}: {manifest.manifest_path} has {len(entries)} files, not {_live(manifest)}")
+        return (entry.data_file for entry in entries)
+
+
+def _live(manifest: ManifestFile) -> int:
+    return (manifest.added_files_count or 0) + (manifest.existing_files_count or 0)
+
+
+def _batch(snapshot: Snapshot) -> str | None:
+    return snapshot.summary[BATCH] if snapshot.summary is not None else None
+
+
+__all__ = ["BATCH", "LoadedTable"]
