@@ -47,7 +47,8 @@ class Merger:
         LeaseHeld: another worker took over; nothing was changed.
         """
         now_us = time.time_ns() // 1000
-        segments = [one for one in self._tiers.ledger.view().segments if one.segment_id not in self._set_aside]
+        waiting = {segment_id for intent in self._tiers.ledger.intents() for segment_id in intent.inputs}
+        segments = [one for one in self._tiers.ledger.view().segments if one.segment_id not in self._set_aside | waiting]
         due = due_merges(segments, now_us, self._tiers.settings.warm, level0_min=2 if force else None, merges_max=1)
         if not due:
             return None

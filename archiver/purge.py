@@ -5,8 +5,9 @@ orphans  a file in segments/ that the ledger does not know is what a crash left 
          unlinked after another one
 
 A file is only ever touched when the ledger, read *after* the folder, does not list it. Files older than the ledger itself are
-left alone: that ledger was made anew beside them, and `recover` is what they need. Orphans go first, then trash in the order it
-left: so no output of a merge that never counted outlives the inputs it was made from, which `recover` relies on.
+left alone: that ledger was made anew beside them, and `recover` is what they need. While a batch of the archive is begun, its
+segments look like orphans: then none is moved. Objects of the cold tier are for janitor.py. Orphans go first, then trash in the
+order it left: so no output of a merge that never counted outlives the inputs it was made from, which `recover` relies on.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class Purger:
 
     def _purge_trash(self, now_us: int) -> tuple[int, int]:
         """Unlink what left the ledger a grace ago; how many files and bytes."""
-        due = [row.path for row in self._tiers.ledger.trash() if row.left_us <= now_us - self._grace_us]
+        local = [row for row in self._tiers.ledger.trash() if "://" not in row.path]
+        due = [row.path for row in local if row.left_us <= now_us - self._grace_us]
         if not due:
             return 0, 0
         live = {f"segments/{one.segment_id}.duckdb" for one in self._tiers.ledger.view().segments}
@@ -81,7 +83,7 @@ class Purger:
     def _move_orphans(self, now_us: int) -> tuple[int, int]:
         """Move old files the ledger does not know to trash/; how many, and how many are older than the ledger."""
         old = [path for path, mtime_us in _files(self._folder / "segments") if mtime_us <= now_us - self._grace_us]
-        if not old:
+        if not old or self._tiers.ledger.intents():
             return 0, 0
         known = {f"{one.segment_id}.duckdb" for one in self._tiers.ledger.view().segments}
         known.update(Path(row.path).name for row in self._tiers.ledger.trash())

@@ -23,6 +23,7 @@ from thermocline.tiers.opening import Tiers
 
 from .log_batch import read_batch
 from .settle import mismatch
+from .verify_cold import cold_problems
 
 DUPLICATES_SHOWN_MAX = 20
 VIEWS_MAX = 5
@@ -55,7 +56,10 @@ class Verification(msgspec.Struct, frozen=True, kw_only=True):
     deep: bool
     shards: tuple[ShardCheck, ...]
     segments: int
+    files: int
+    """Of the archive."""
     rows: int
+    """In segments and archived events."""
     problems: tuple[str, ...]
     """One line each, with a hint; empty when all is well."""
     losses: tuple[Loss, ...]
@@ -72,6 +76,7 @@ def verify(tiers: Tiers, *, deep: bool = False) -> Verification:
     shards = conservation(view, cut)
     problems += sum_problems(shards)
     damaged: set[str] = set()
+    problems += cold_problems(tiers, view, deep=deep)
     for segment in view.segments:
         found = _file_problems(tiers, segment, deep=deep)
         problems += found
@@ -83,7 +88,8 @@ def verify(tiers: Tiers, *, deep: bool = False) -> Verification:
         deep=deep,
         shards=tuple(shards),
         segments=len(view.segments),
-        rows=sum(segment.rows for segment in view.segments),
+        files=len(view.files),
+        rows=sum(segment.rows for segment in view.segments) + sum(one.rows for one in view.files if one.kind == "events"),
         problems=tuple(problems),
         losses=tuple(loss for loss in view.losses if loss.events),
     )

@@ -1,4 +1,4 @@
-"""The worker: settle, trim, merge, purge, checkpoint and verify, one step at a time, until it is told to stop.
+"""The worker: settle, trim, merge, archive, purge, checkpoint and verify, one step at a time, until it is told to stop.
 
 All jobs run in one thread, so no two moves ever run at once; a long row of merges lets settle in between. Every step can be cut
 short by a crash and is repeated, so a stop waits for the step in hand only for a while.
@@ -21,9 +21,10 @@ import msgspec
 from apscheduler.executors.debug import DebugExecutor
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from thermocline.errors import LeaseHeld, ThermoclineError, TierCorrupt, TierUnavailable
+from thermocline.errors import ConfigError, LeaseHeld, ThermoclineError, TierCorrupt, TierUnavailable
 from thermocline.tiers.opening import Tiers
 
+from .archive import Archiver
 from .health import Health
 from .lease import Lease
 from .merge import Merger
@@ -44,7 +45,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """How far `once` is: `total` is 0 where it is not known before."""
 
     step: str
-    """settle, merge or purge."""
+    """settle, merge, archive or purge."""
     done: int
     total: int
 
@@ -60,6 +61,11 @@ class WorkReport(msgspec.Struct, frozen=True, kw_only=True):
     merges: int = 0
     merged_events: int = 0
     trimmed_blocks: int = 0
+    archived_events: int = 0
+    """Moved to the cold tier, those that were sampled out included."""
+    archived_kept: int = 0
+    """Of them, those that are in its files."""
+    archived_files: int = 0
     purged_files: int = 0
     left_events: int = 0
     """Of those that were there at the start: not settled, because Redis did not have them on disk in time or warm is full."""
@@ -107,6 +113,7 @@ class Worker:
             report = self._settle_all(tell)
             report = msgspec.structs.replace(report, trimmed_blocks=self._trim_now())
             report = self._merge_all(report, tell)
+            report = self._archive_all(report, tell)
             purged = self._purger.step()
             tell(Progress(step="purge", done=purged.files + purged.removed, total=0))
             return msgspec.structs.replace(report, purged_files=purged.files + purged.removed)
@@ -148,6 +155,7 @@ class Worker:
         for job, every_s, at_once in (
             (self._settle_job, settings.settle_every_s, True),
             (self._merge_job, settings.merge_every_s, True),
+            (self._archive_job, settings.archive_every_s, True),
             (self._purge_job, settings.purge_every_s, True),
             (self._checkpoint_job, settings.checkpoint_every_s, False),
             (self._verify_job, settings.verify_every_s, False),
@@ -195,6 +203,7 @@ class Worker:
         self._settler = Settler(self._tiers, epoch, monotonic=self._monotonic, sleep=self._sleep)
         self._trimmer = Trimmer(self._tiers, monotonic=self._monotonic)
         self._merger = Merger(self._tiers, epoch)
+        self._archiver = Archiver(self._tiers, epoch)
         self._purger = Purger(self._tiers, epoch)
 
     @contextmanager
@@ -245,6 +254,21 @@ class Worker:
         except TierUnavailable:
             self._tiers.reconfirm()
             return act()
+
+    def _archive_all(self, report: WorkReport, tell: Callable[[Progress], None]) -> WorkReport:
+        """Archive what is due. A cold tier that cannot be used leaves it warm and is the report's problem."""
+        try:
+            while batch := self._archiver.step():
+                report = msgspec.structs.replace(
+                    report,
+                    archived_events=report.archived_events + batch.events_in,
+                    archived_kept=report.archived_kept + batch.events_kept,
+                    archived_files=report.archived_files + len(batch.files),
+                )
+                tell(Progress(step="archive", done=report.archived_events, total=0))
+        except (TierUnavailable, ConfigError) as exc:
+            report = msgspec.structs.replace(report, problem=f"nothing more was archived: {exc}")
+        return report
 
     def _trim_now(self) -> int:
         dropped = self._trimmer.step()
@@ -300,6 +324,18 @@ class Worker:
             where = f"{merged.outputs} of level {merged.level}, {merged.rows} events"
             log.info("merged %d segments into %s", merged.inputs, where)
         return merged is not None
+
+    def _archive_job(self) -> None:
+        while self._settle_sound and self._do("archive", self._archive):
+            self._settle_job()
+
+    def _archive(self) -> bool:
+        batch = self._archiver.step()
+        if batch is not None:
+            self._health.note(archived_us=int(self._wall() * 1e6), archived_events=batch.events_in)
+            where = f"{len(batch.files)} files of batch {batch.batch_id}"
+            log.info("archived %d events, %d of them kept, into %s", batch.events_in, batch.events_kept, where)
+        return batch is not None
 
     def _purge_job(self) -> None:
         if self._settle_sound:  # while it is in doubt whether this ledger is the right one nothing is removed

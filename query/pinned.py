@@ -9,6 +9,7 @@ from thermocline.errors import TierCorrupt
 from thermocline.tiers.duck import Connection
 from thermocline.tiers.opening import Tiers
 
+from .archived import Archived
 from .bounds import ANY_ROW
 from .relations import NAMES, relation_sql, tail_sql
 from .run import open_memory, sources_of
@@ -28,6 +29,7 @@ class Pinned:
     def __init__(self, tiers: Tiers) -> None:
         self._settings = tiers.settings.query
         self._base = open_memory(tiers.settings)
+        self._archived = Archived(tiers, self._base)
         self._reader = Reader(tiers, self._base.cursor())
         self._lock = threading.Lock()
         self._cut: Cut | None = None
@@ -64,8 +66,10 @@ class Pinned:
 
     def _define(self, cut: Cut) -> None:
         views = {TAIL: tail_sql(cut.tail.chunks)}
-        for relation, source in sources_of(cut, dict.fromkeys(NAMES, ANY_ROW)).items():
-            views[f"memory.main.{relation}"] = relation_sql(relation, source, tail=TAIL)
+        sources = sources_of(cut, dict.fromkeys(NAMES, ANY_ROW))
+        self._archived.prepare(sources.values())
+        for relation, source in sources.items():
+            views[f"memory.main.{relation}"] = relation_sql(relation, source, tail=TAIL, place=self._archived.place)
         con = self._base.cursor()
         try:
             con.execute("BEGIN")

@@ -6,12 +6,11 @@ rollups segments carry, and from the events of what has none: small level-0 segm
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 import msgspec
 
-from thermocline.errors import QueryRefused
 from thermocline.event import COLUMNS
 from thermocline.tiers import rollups
 from thermocline.tiers.duck import quoted
@@ -57,22 +56,33 @@ def tail_sql(chunks: Iterable[Chunk]) -> str:
     return " UNION ALL ".join(f"SELECT {_RAW_COLUMNS} FROM {table}" for table in (EMPTY, *(chunk.table for chunk in chunks)))
 
 
-def relation_sql(relation: str, sources: Sources, *, tail: str) -> str:
+Place = Callable[[ColdFile], str]
+"""What DuckDB reads a cold file by."""
+
+
+def relation_sql(relation: str, sources: Sources, *, tail: str, place: Place) -> str:
     """The SELECT that is `relation` over `sources` and the view `tail`."""
     if relation == "events":
-        return f"SELECT {COLUMNS_SQL} FROM ({_union(tail, sources.segments, sources.files)})"
-    if sources.files:
-        raise QueryRefused(f"{relation}: this version does not read the rollups of archived days ({sources.files[0].url})")
-    rolled = [alias(segment.segment_id) for segment in sources.segments if segment.has_rollups]
+        return f"SELECT {COLUMNS_SQL} FROM ({_union(tail, sources.segments, _parquet(sources.files, 'events', place))})"
     plain = [segment for segment in sources.segments if not segment.has_rollups]
-    raw = [f"(SELECT {_RAW_COLUMNS} FROM ({_union(tail, plain, ())}))"]
-    return rollups.hourly_stats(rolled, raw) if relation == "hourly_stats" else rollups.conversation_summary(rolled, raw)
+    raw = [f"(SELECT {_RAW_COLUMNS} FROM ({_union(tail, plain, [])}))"]
+
+    def tables(kind: str) -> list[str]:
+        rolled = [f"{alias(segment.segment_id)}.{kind}" for segment in sources.segments if segment.has_rollups]
+        return rolled + _parquet(sources.files, kind, place)
+
+    if relation == "hourly_stats":
+        return rollups.hourly_stats(tables("rollup_hourly"), raw)
+    return rollups.conversation_summary(tables("rollup_conversation"), tables("rollup_task"), raw)
 
 
-def _union(tail: str, segments: Sequence[Segment], files: Sequence[ColdFile]) -> str:
+def _union(tail: str, segments: Sequence[Segment], files: Sequence[str]) -> str:
     """All rows; by name, so that what an older format lacks is NULL. The tail comes first: it has every column."""
-    parts = [f"FROM {tail}", *(f"FROM {alias(segment.segment_id)}.events" for segment in segments)]
-    if files:
-        urls = ", ".join(quoted(file.url.removeprefix("file://")) for file in files)
-        parts.append(f"FROM read_parquet([{urls}], union_by_name = true, hive_partitioning = false)")
-    return " UNION ALL BY NAME ".join(parts)
+    parts = [tail, *(f"{alias(segment.segment_id)}.events" for segment in segments), *files]
+    return " UNION ALL BY NAME ".join(f"FROM {part}" for part in parts)
+
+
+def _parquet(files: Iterable[ColdFile], kind: str, place: Place) -> list[str]:
+    """The relation of all files of a kind, in a list; an empty one when there are none."""
+    places = [quoted(place(file)) for file in files if file.kind == kind]
+    return [f"read_parquet([{', '.join(places)}], hive_partitioning = false)"] if places else []

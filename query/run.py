@@ -18,10 +18,11 @@ from thermocline.tiers.duck import Connection, DuckError, connect, fresh_name
 from thermocline.tiers.ledger import ColdFile, Segment
 from thermocline.tiers.opening import Tiers
 
+from .archived import Archived
 from .attached import SegmentGone
 from .bounds import Bounds, chosen
 from .coverage import EXACT, SAMPLE, Coverage
-from .relations import Sources, relation_sql, tail_sql
+from .relations import Place, Sources, relation_sql, tail_sql
 from .result import Result, with_integers
 from .tail import Chunk, TailState
 from .view import Cut, Reader, first_line
@@ -39,6 +40,7 @@ class Runner:
     def __init__(self, tiers: Tiers) -> None:
         self._settings = tiers.settings.query
         self._base = open_memory(tiers.settings)
+        self._archived = Archived(tiers, self._base)
         self._reader = Reader(tiers, self._base.cursor())
         self._lock = threading.Lock()
         self._free: list[_Place] = []
@@ -58,11 +60,12 @@ class Runner:
             for retries in range(self._settings.view_retries_max):
                 cut = self._reader.take()
                 try:
-                    sources = sources_of(cut, reading.bounds)
+                    sources = self._archived.narrowed(sources_of(cut, reading.bounds), reading.bounds)
                     coverage = _coverage(cut, sources, retries=cut.retries + retries, not_pruned=reading.not_pruned)
                     if require == "complete" and not coverage.exact:
                         raise IncompleteAnswer(f"{coverage.reason}; ask without require, or for days that are still warm")
                     self._reader.attach(segment for source in sources.values() for segment in source.segments)
+                    self._archived.prepare(sources.values())
                     place.define(cut.tail, sources)
                     return Result(place.run(query, parameters, self._settings), coverage)
                 except SegmentGone as exc:
@@ -93,7 +96,7 @@ class Runner:
     @contextmanager
     def _borrowed(self) -> Iterator[_Place]:
         with self._lock:
-            place = self._free.pop() if self._free else _Place(self._base.cursor())
+            place = self._free.pop() if self._free else _Place(self._base.cursor(), self._archived.place)
         try:
             yield place
         finally:
@@ -104,8 +107,9 @@ class Runner:
 class _Place:
     """One connection and what its relations read at the moment."""
 
-    def __init__(self, con: Connection) -> None:
+    def __init__(self, con: Connection, place: Place) -> None:
         self.con = con
+        self._place = place
         self._seen: dict[str, Sources] = {}
         self._chunks: tuple[Chunk, ...] | None = None
 
@@ -130,7 +134,7 @@ class _Place:
         for relation, source in sources.items():
             if self._seen.get(relation) != source:
                 self._seen.pop(relation, None)
-                self._view(relation, relation_sql(relation, source, tail=TAIL))
+                self._view(relation, relation_sql(relation, source, tail=TAIL, place=self._place))
                 self._seen[relation] = source
 
     def forget(self) -> None:

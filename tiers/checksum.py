@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Final
 
-from thermocline.event import COLUMN_NAMES, COLUMNS, Column
+from thermocline.event import COLUMN_NAMES
+
+from .cold_schema import SCHEMAS, SQL_TYPES
 
 COLUMN_LIST: Final = ", ".join(COLUMN_NAMES)
 
@@ -24,10 +26,9 @@ SEGMENT_CHECKSUM: Final = f"concat({HASH_KIND}, ':', {ROW_HASH})"
 """Aggregate: the checksum of a segment."""
 
 
-def _canonical(column: Column) -> str:
+def _canonical(name: str, sql_type: str, *, nullable: bool) -> str:
     """The pieces of `concat` that are one column of a row's canonical text (docs/formats.md, "Checksum")."""
-    name = column.name
-    match column.sql_type:
+    match sql_type:
         case "UUID":
             return f"'36:', {name}"
         case "TIMESTAMPTZ":
@@ -38,16 +39,26 @@ def _canonical(column: Column) -> str:
             value = f"{name}::VARCHAR"
     if name == "sample_rate":
         return f"CASE WHEN {name} = 1 THEN '1:1' ELSE concat(strlen({value}), ':', {value}) END"
-    if column.nullable:
+    if nullable:
         return f"coalesce(strlen({value}) || ':', '-;'), {value}"
     return f"strlen({value}), ':', {value}"
 
 
-_TEXT: Final = f"concat({', '.join(_canonical(column) for column in COLUMNS)})"
+def row_sum(kind: str) -> str:
+    """Expression over a row of a cold file: its share of the file's checksum, a UBIGINT. (The upper half of DuckDB's
+    `md5_number` is its `md5_number_lower`, which takes twice as long.)"""
+    pieces = [_canonical(name, SQL_TYPES[kind][name], nullable=SCHEMAS[kind].field(name).nullable) for name in SQL_TYPES[kind]]
+    return f"(md5_number(concat({', '.join(pieces)})) >> 64)::UBIGINT"
 
-FILE_CHECKSUM: Final = f"coalesce(sum((md5_number({_TEXT}) >> 64)::HUGEINT), 0)::VARCHAR"
-"""Aggregate: the checksum of a cold file, the same in every version and easily computed by others. (The upper half of DuckDB's
-`md5_number` is its `md5_number_lower`, which takes twice as long.)"""
+
+def file_checksum(kind: str) -> str:
+    """Aggregate: the checksum of a cold file, the same in every version and easily computed by others."""
+    return f"coalesce(sum({row_sum(kind)}::HUGEINT), 0)::VARCHAR"
+
+
+def row_hash(kind: str) -> str:
+    """Expression over a row of a cold file: its hash, a UBIGINT, good within one process."""
+    return f"hash({', '.join(SQL_TYPES[kind])})"
 
 
 def same_kind(one: str, other: str) -> bool:

@@ -12,6 +12,16 @@ _TIME: Final = pa.timestamp("us", tz="UTC")
 _SUM: Final = pa.decimal128(38, 0)
 _SQL: Final = {"UUID": pa.uuid(), "VARCHAR": pa.string(), "JSON": pa.string(), "BIGINT": pa.int64(), "DOUBLE": pa.float64()}
 
+_DUCKDB: Final = {
+    str(pa.uuid()): "UUID",
+    str(pa.string()): "VARCHAR",
+    str(pa.int64()): "BIGINT",
+    str(pa.int32()): "INTEGER",
+    str(pa.float64()): "DOUBLE",
+    str(_TIME): "TIMESTAMPTZ",
+    str(_SUM): "DECIMAL(38,0)",
+}
+
 KINDS: Final = ("events", "rollup_hourly", "rollup_conversation", "rollup_task", "rollup_quantile", "rollup_decision")
 """Kinds of files; each is an Iceberg table of the namespace."""
 
@@ -69,6 +79,11 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
     ),
 }
 """Kind → Arrow schema. Column order and field ids never change; new columns come at the end."""
+
+SQL_TYPES: Final[dict[str, dict[str, str]]] = {
+    kind: {field.name: _DUCKDB[str(field.type)] for field in schema} for kind, schema in SCHEMAS.items()
+}
+"""Kind → column → DuckDB type."""
 
 SORT: Final[dict[str, tuple[str, ...]]] = {
     "events": ("conversation_id", "timestamp", "seq"),

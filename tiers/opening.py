@@ -8,9 +8,12 @@ from types import TracebackType
 from thermocline.config import Settings
 from thermocline.errors import ConfigError, TierUnavailable
 
+from .cold import Cold
+from .cold_copies import ColdCopies
 from .confirm import Confirmation, confirm
 from .embedded import Endpoint, ensure
 from .hot_redis import RedisHot
+from .iceberg import IcebergTables
 from .ledger_sql import SqlLedger
 from .redis_link import Link
 from .warm_duckdb import DuckWarm
@@ -30,6 +33,9 @@ class Tiers:
         self.ledger = ledger
         self._endpoint = endpoint
         self._lock = threading.Lock()
+        self._cold: Cold | None = None
+        self._copies: ColdCopies | None = None
+        self._iceberg: IcebergTables | None = None
 
     def reconfirm(self) -> Confirmation:
         """Bring the embedded Redis back if it is gone, and confirm a Redis that was restarted. Cheap when nothing happened."""
@@ -38,7 +44,38 @@ class Tiers:
                 self._endpoint.ensure()
             return confirm(self.hot, self.warm, self.ledger, self.settings)
 
+    @property
+    def cold(self) -> Cold:
+        """The objects of the cold tier, opened when first asked for. ConfigError when the URL cannot be used."""
+        with self._lock:
+            if self._cold is None:
+                from .cold_opening import open_cold  # with boto3 when it is S3, which appends never need
+
+                self._cold = open_cold(self.settings)
+            return self._cold
+
+    @property
+    def copies(self) -> ColdCopies:
+        """Where the cold files are read from."""
+        cold = self.cold
+        with self._lock:
+            if self._copies is None:
+                folder = self.settings.namespace_dir / "cold"
+                self._copies = ColdCopies(cold, folder, bytes_max=self.settings.cold.cache_bytes_max)
+            return self._copies
+
+    @property
+    def iceberg(self) -> IcebergTables:
+        """The tables other engines read the archive by. Nothing is opened before it is used."""
+        cold = self.cold
+        with self._lock:
+            if self._iceberg is None:
+                self._iceberg = IcebergTables(cold, self.settings)
+            return self._iceberg
+
     def close(self) -> None:
+        if self._cold is not None:
+            self._cold.close()
         self.hot.close()
         self.warm.close()
         self.ledger.close()

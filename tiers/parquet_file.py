@@ -1,7 +1,7 @@
 """One Parquet file of the cold tier: how it is written so that the same rows are the same bytes, and how it is read back.
 
-pyarrow writes; every row group is one contiguous slice of 131,072 rows, whatever pieces the rows arrive in. Polars, which has no
-code in common with it, reads the finished file in full; what it finds is compared with what went in.
+pyarrow writes; every row group is one contiguous slice of 131,072 rows (or 64 MiB of text), whatever pieces the rows arrive in.
+Polars, which has no code in common with it, reads the finished file in full; what it finds is compared with what went in.
 """
 
 from __future__ import annotations
@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-import polars as pl
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 
 from thermocline.errors import TierCorrupt
 
 GROUP_ROWS: Final = 131_072
+GROUP_BYTES: Final = 64 << 20
+"""Of content and metadata: beyond it a row group ends early, so that memory stays bounded with events of a MiB each."""
 ZSTD_LEVEL: Final = 3
 _PLAIN: Final = ("event_id", "content", "metadata")
 """Columns whose values seldom repeat as a whole: no dictionary is tried, and no bounds are kept."""
@@ -38,8 +40,10 @@ class ParquetFile:
         self.path = path
         self._schema = schema
         self._waiting: list[pa.Table] = []
-        self._waiting_rows = 0
+        self._waiting_rows = self._waiting_bytes = 0
         self._rows = 0
+        import pyarrow.parquet as pq  # here and below: what only the archive needs is imported when it is used
+
         self._sink = pa.OSFile(str(path), "wb")
         bounded = [name for name in schema.names if name not in _PLAIN]
         self._writer = pq.ParquetWriter(
@@ -67,12 +71,27 @@ class ParquetFile:
     def add(self, rows: pa.Table) -> None:
         """Rows with the columns of the schema, after all that were added before."""
         while rows.num_rows:
-            piece = rows.slice(0, GROUP_ROWS - self._waiting_rows)
-            self._waiting.append(piece)
-            self._waiting_rows += piece.num_rows
-            rows = rows.slice(piece.num_rows)
-            if self._waiting_rows == GROUP_ROWS:
+            count, size, full = self._fitting(rows)
+            self._waiting.append(rows.slice(0, count))
+            self._waiting_rows, self._waiting_bytes = self._waiting_rows + count, self._waiting_bytes + size
+            rows = rows.slice(count)
+            if full:
                 self._write_group()
+
+    def _fitting(self, rows: pa.Table) -> tuple[int, int, bool]:
+        """(how many of the rows still belong to the group, the bytes of their texts, whether it is full with them)."""
+        count = min(rows.num_rows, GROUP_ROWS - self._waiting_rows)
+        texts = [name for name in ("content", "metadata") if name in rows.column_names]
+        if not texts:
+            return count, 0, self._waiting_rows + count == GROUP_ROWS
+        lengths = [pc.fill_null(pc.binary_length(rows[name].slice(0, count)), 0).to_numpy() for name in texts]
+        ends = self._waiting_bytes + np.cumsum(np.sum(lengths, axis=0, dtype=np.int64))
+        count = min(count, int(np.searchsorted(ends, GROUP_BYTES)) + 1)
+        return (
+            count,
+            int(ends[count - 1]) - self._waiting_bytes,
+            (self._waiting_rows + count == GROUP_ROWS or int(ends[count - 1]) >= GROUP_BYTES),
+        )
 
     def close(self, facts: Mapping[str, str]) -> Written:
         """Finish the file with `facts` as its key-value metadata, and sync it."""
@@ -94,24 +113,32 @@ class ParquetFile:
 
     def _write_group(self) -> None:
         group = pa.concat_tables(self._waiting).combine_chunks()
-        self._waiting, self._waiting_rows = [], 0
+        self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
         self._writer.write_table(group, row_group_size=GROUP_ROWS)
         self._rows += group.num_rows
 
 
 def read_back(path: Path) -> Iterator[pa.Table]:
     """All rows of a finished file as Polars reads them, a row group at a time. TierCorrupt when it cannot."""
+    import polars as pl
+    import pyarrow.parquet as pq
+
     try:
+        groups = pq.read_metadata(path)
         source = pl.scan_parquet(path, glob=False, use_statistics=False, hive_partitioning=False)
-        rows = source.select(pl.len()).collect().item()
-        for first in range(0, rows, GROUP_ROWS):
-            yield source.slice(first, GROUP_ROWS).collect().to_arrow(compat_level=pl.CompatLevel.oldest())
-    except (pl.exceptions.PolarsError, OSError, pl.exceptions.PanicException) as exc:
+        first = 0
+        for number in range(groups.num_row_groups):
+            rows = groups.row_group(number).num_rows
+            yield source.slice(first, rows).collect().to_arrow(compat_level=pl.CompatLevel.oldest())
+            first += rows
+    except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, pa.ArrowException) as exc:
         raise TierCorrupt(f"{path}: cannot be read back ({_line(exc)}); nothing was archived, check memory and disk") from exc
 
 
 def page_problem(path: Path) -> str:
     """What is wrong with the pages of a file, by their checksums; empty when nothing is."""
+    import pyarrow.parquet as pq
+
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
             for number in range(file.num_row_groups):
@@ -123,6 +150,8 @@ def page_problem(path: Path) -> str:
 
 def facts_of(path: Path) -> dict[str, str]:
     """The key-value metadata of a file. TierCorrupt when it is no Parquet file."""
+    import pyarrow.parquet as pq
+
     try:
         found: Any = pq.read_metadata(path).metadata or {}
     except (OSError, pa.ArrowException) as exc:

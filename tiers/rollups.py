@@ -20,6 +20,10 @@ _IS_ERROR: Final = "(event_type = 'error' OR suffix(event_type, '.error') OR coa
 _IS_INTERVENTION: Final = "(event_type = 'intervention' OR prefix(event_type, 'intervention.'))"
 
 
+def _sum_in_order(name: str) -> str:
+    return f"list_sum(list_sort(list({name}) FILTER ({name} IS NOT NULL)))"
+
+
 class Rollup(NamedTuple):
     """One rollup table."""
 
@@ -32,9 +36,15 @@ class Rollup(NamedTuple):
     inexact: tuple[str, ...] = ()
     """DOUBLE sums: their last bits depend on the order of addition."""
 
-    def text(self, rows: str) -> str:
-        """The SELECT that makes this table from `rows`, a table or a parenthesized SELECT."""
-        return self.select.format(rows=rows)
+    def text(self, rows: str, *, repeatable: bool = False) -> str:
+        """The SELECT that makes this table from `rows`, a table or a parenthesized SELECT.
+
+        repeatable  the same rows give the same bits, in whatever order threads add them up; takes a fifth longer
+        """
+        select = self.select
+        for name in self.inexact if repeatable else ():
+            select = select.replace(f"sum({name})", _sum_in_order(name))
+        return select.format(rows=rows)
 
 
 _HOURLY: Final = Rollup(
@@ -98,6 +108,10 @@ _QUANTILE: Final = Rollup(
 
 ROLLUPS: Final[tuple[Rollup, ...]] = (_HOURLY, _CONVERSATION, _TASK, _QUANTILE)
 """The rollups every segment with `has_rollups` carries. (rollup_decision comes with the archive.)"""
+_LEAST: Final = ("started_at", "timestamp_min")
+_GREATEST: Final = ("ended_at", "timestamp_max", "seq_max")
+_WIDE: Final = ("input_tokens", "output_tokens")
+"""Of the values of rollups: those of which the least or the greatest is kept, and the sums that may pass 64 bits."""
 
 
 def create_statements(schema: str, rows: str) -> list[str]:
@@ -111,13 +125,11 @@ def create_statements(schema: str, rows: str) -> list[str]:
 def hourly_stats(rolled: Sequence[str], raw: Sequence[str]) -> str:
     """SELECT of (hour, conversation_id, event_count, total_bytes): one row per hour and conversation that has events.
 
-    rolled  schemas (attached segments) that have the rollup tables
+    rolled  tables rollup_hourly, or what has its columns
     raw     relations with the columns of `events` that are in none of them: tables, views or parenthesized SELECTs
     """
-    parts = [
-        f"SELECT hour, conversation_id, events AS event_count, content_bytes AS total_bytes FROM {schema}.rollup_hourly"
-        for schema in rolled
-    ]
+    columns = "hour, conversation_id, events AS event_count, content_bytes AS total_bytes"
+    parts = [f"SELECT {columns} FROM {table}" for table in rolled]
     parts += [
         f"SELECT {_HOUR} AS hour, conversation_id, count(*) AS event_count, sum(strlen(content)) AS total_bytes"
         f" FROM {rows} GROUP BY ALL"
@@ -130,15 +142,17 @@ def hourly_stats(rolled: Sequence[str], raw: Sequence[str]) -> str:
     )
 
 
-def conversation_summary(rolled: Sequence[str], raw: Sequence[str]) -> str:
+def conversation_summary(rolled: Sequence[str], tasks: Sequence[str], raw: Sequence[str]) -> str:
     """SELECT of (conversation_id, started_at, ended_at, total_events, task_count, interventions), one row per conversation.
 
-    `rolled` and `raw` as in `hourly_stats`. task_count is the number of distinct task_ids.
+    rolled  tables rollup_conversation, tasks: tables rollup_task, or what has their columns; raw as in `hourly_stats`.
+    task_count is the number of distinct task_ids.
     """
-    conversations = [f"(SELECT * FROM {schema}.rollup_conversation)" for schema in rolled]
+    columns = ", ".join((*_CONVERSATION.keys, *_CONVERSATION.values))
+    conversations = [f"(SELECT {columns} FROM {table})" for table in rolled]
     conversations += [f"({_CONVERSATION.text(rows)})" for rows in raw]
-    tasks = [f"(SELECT * FROM {schema}.rollup_task)" for schema in rolled]
-    tasks += [f"({_TASK.text(rows)})" for rows in raw]
+    of_tasks = [f"(SELECT conversation_id, task_id FROM {table})" for table in tasks]
+    of_tasks += [f"({_TASK.text(rows)})" for rows in raw]
     if not conversations:
         return (
             "SELECT '' AS conversation_id, NULL::TIMESTAMPTZ AS started_at, NULL::TIMESTAMPTZ AS ended_at,"
@@ -150,16 +164,39 @@ def conversation_summary(rolled: Sequence[str], raw: Sequence[str]) -> str:
                      sum(events)::BIGINT AS total_events, sum(interventions)::BIGINT AS interventions
               FROM ({" UNION ALL ".join(conversations)}) GROUP BY conversation_id)
         LEFT JOIN (SELECT conversation_id, count(DISTINCT task_id) AS task_count
-                   FROM ({" UNION ALL ".join(tasks)}) GROUP BY conversation_id) USING (conversation_id)"""
+                   FROM ({" UNION ALL ".join(of_tasks)}) GROUP BY conversation_id) USING (conversation_id)"""
 
 
-def combined(name: str, rolled: Sequence[str], raw: Sequence[str]) -> str:
-    """SELECT of one rollup table over many segments and raw relations, unmerged: keys repeat, values add up."""
-    [rollup] = [rollup for rollup in ROLLUPS if rollup.name == name]
+def combined(name: str, rolled: Sequence[str], raw: Sequence[str], *, repeatable: bool = False) -> str:
+    """SELECT of one rollup table over many tables of that kind and raw relations, unmerged: keys repeat, values add up."""
+    rollup = _named(name)
     columns = ", ".join((*rollup.keys, *rollup.values))
-    parts = [f"SELECT {columns} FROM {schema}.{name}" for schema in rolled]
-    parts += [f"SELECT {columns} FROM ({rollup.text(rows)})" for rows in raw]
+    parts = [f"SELECT {columns} FROM {table}" for table in rolled]
+    parts += [f"SELECT {columns} FROM ({rollup.text(rows, repeatable=repeatable)})" for rows in raw]
     return " UNION ALL ".join(parts)
+
+
+def added_up(name: str, source: str) -> str:
+    """SELECT of one rollup table from `source`, a relation with its columns whose keys repeat. Same rows, same bits."""
+    rollup = _named(name)
+    keys = ", ".join(rollup.keys)
+    values = [f"{_added(rollup, value)} AS {value}" for value in rollup.values]
+    return f"SELECT {', '.join([keys, *values])} FROM {source} GROUP BY {keys}"
+
+
+def _added(rollup: Rollup, value: str) -> str:
+    if value in _LEAST:
+        return f"min({value})"
+    if value in _GREATEST:
+        return f"max({value})"
+    if value in rollup.inexact:
+        return f"coalesce({_sum_in_order(value)}, 0)"
+    return f"sum({value})::{'HUGEINT' if value in _WIDE else 'BIGINT'}"
+
+
+def _named(name: str) -> Rollup:
+    [rollup] = [rollup for rollup in ROLLUPS if rollup.name == name]
+    return rollup
 
 
 def agreements(schema: str) -> list[tuple[str, str]]:

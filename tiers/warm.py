@@ -47,6 +47,9 @@ class Warm(Protocol):
         """Write the rows of `inputs` again, split by day (≥ day_rows_min rows) and by conversation range
         (≤ segment_rows_max rows); the rest as mixed. Order: day, then conversation."""
 
+    def write_rest(self, inputs: Sequence[Segment], *, from_us: int, level: int, move_id: str, created_us: int) -> list[Segment]:
+        """Write the rows of `inputs` again whose timestamp is `from_us` or later, split like a merge; [] when there are none."""
+
     def read_info(self, segment_id: str) -> Segment:
         """What a file says of itself. TierCorrupt if it cannot be opened."""
 

@@ -94,11 +94,27 @@ class DuckWarm(Warm):
     def write_merged(self, inputs: Sequence[Segment], *, level: int, move_id: str, created_us: int) -> list[Segment]:
         """See Warm. All or nothing: on an error the outputs already written are removed. What is
         sorted at once is no more than one settle; what does not fit in memory all the same spills beside the segments."""
+        outputs = self._rewritten(inputs, "", level=level, move_id=move_id, created_us=created_us)
+        try:
+            require_conserved(inputs, outputs)
+        except TierCorrupt:
+            self._remove(outputs)
+            raise
+        return outputs
+
+    def write_rest(self, inputs: Sequence[Segment], *, from_us: int, level: int, move_id: str, created_us: int) -> list[Segment]:
+        """See Warm. All or nothing, like a merge."""
+        where = f" WHERE timestamp >= make_timestamptz({from_us})"
+        young = [one for one in inputs if one.timestamp_max_us >= from_us]
+        return self._rewritten(young, where, level=level, move_id=move_id, created_us=created_us) if young else []
+
+    def _rewritten(self, inputs: Sequence[Segment], where: str, *, level: int, move_id: str, created_us: int) -> list[Segment]:
+        """The rows of `inputs` that `where` leaves, as new segments."""
         outputs: list[Segment] = []
         try:
-            with self._task(f"merging into {self._folder}", writing=True) as con, self._attached(con, inputs) as aliases:
-                rows = "(" + " UNION ALL ".join(f"SELECT {COLUMN_LIST} FROM {alias}.events" for alias in aliases) + ")"
-                found = shares(con, rows, self._settings)
+            with self.reading(inputs, task=f"merging into {self._folder}") as (con, aliases):
+                parts = " UNION ALL ".join(f"SELECT {COLUMN_LIST} FROM {alias}.events{where}" for alias in aliases)
+                found = shares(con, f"({parts})", self._settings)
                 for part, share in enumerate(found, start=1):
                     label = Label(
                         level=level,
@@ -109,15 +125,26 @@ class DuckWarm(Warm):
                         inputs=tuple(one.segment_id for one in inputs),
                         created_us=created_us,
                     )
-                    output = self._write_share(con, rows, share, label, inputs)
+                    output = self._write_share(con, f"({parts})", share, label, inputs)
                     outputs += [output] if output else []
-            require_conserved(inputs, outputs)
         except BaseException:
-            for output in outputs:
-                with suppress(OSError):
-                    self._path(output.segment_id).unlink()
+            self._remove(outputs)
             raise
         return outputs
+
+    def _remove(self, outputs: Sequence[Segment]) -> None:
+        for output in outputs:
+            with suppress(OSError):
+                self._path(output.segment_id).unlink()
+
+    @contextmanager
+    def reading(self, segments: Sequence[Segment], *, task: str) -> Iterator[tuple[Connection, list[str]]]:
+        """A connection with room to spill, and the names under which it has the segments attached, in their order.
+
+        Errors inside come out as TierUnavailable or TierCorrupt that name `task`.
+        """
+        with self._task(task, writing=True) as con, self._attached(con, segments) as aliases:
+            yield con, aliases
 
     def _write_share(self, con: Connection, rows: str, share: Share, label: Label, inputs: Sequence[Segment]) -> Segment | None:
         expected = sum(one.file_bytes for one in inputs) * share.rows // max(1, sum(one.rows for one in inputs))

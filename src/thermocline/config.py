@@ -103,7 +103,7 @@ class ColdSettings(_Section):
     timeout_s: float = Field(30, gt=0, description="how long one request may wait for bytes")
     deadline_s: float = Field(120, gt=0, description="how long one operation may retry before it fails")
     file_bytes_max: int = Field(256 * MIB, ge=MIB, description="of a Parquet file, about")
-    archive_rows_max: int = Field(10_000_000, ge=1000, description="events in one archive batch, about")
+    archive_rows_max: int = Field(2_000_000, ge=1000, description="events in one archive batch, about; settling waits for it")
     remainder_rows_max: int = Field(
         200_000, ge=0, description="rows too young to archive that a segment may have to be split for"
     )

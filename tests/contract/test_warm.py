@@ -25,7 +25,7 @@ from thermocline.errors import TierCorrupt, TierUnavailable
 from thermocline.event import COLUMNS
 from thermocline.tiers import segment_file
 from thermocline.tiers.block import Position, shard_of
-from thermocline.tiers.checksum import FILE_CHECKSUM, hash_sum
+from thermocline.tiers.checksum import file_checksum, hash_sum
 from thermocline.tiers.duck import Connection, connect
 from thermocline.tiers.ledger import Segment, ShardState
 from thermocline.tiers.segment_file import attached
@@ -166,7 +166,7 @@ def test_checksums_are_those_of_the_formats_document(warm: DuckWarm, con: Connec
     with attached(con, Path(warm.path(segment.segment_id))) as alias:
         columns = ", ".join(f"({column.name})" for column in COLUMNS)
         [(of_file, hashed)] = con.execute(
-            f"SELECT {FILE_CHECKSUM}, sum(hash({columns})::HUGEINT)::VARCHAR FROM {alias}.events"
+            f"SELECT {file_checksum('events')}, sum(hash({columns})::HUGEINT)::VARCHAR FROM {alias}.events"
         ).fetchall()
     assert of_file == str(checksum_by_hand(rows_in(con, warm, [segment])))
     kind, _, total = segment.checksum.partition(":")

@@ -84,6 +84,12 @@ def rows(con: Connection, sql: str) -> list[tuple[object, ...]]:
     return sorted(con.execute(sql).fetchall(), key=repr)
 
 
+def statistics(rolled: list[str], raw: list[str]) -> tuple[str, str]:
+    """hourly_stats and conversation_summary over the rollups of schemas and over raw relations."""
+    tables = [[f"{schema}.{name}" for schema in rolled] for name in ("rollup_hourly", "rollup_conversation", "rollup_task")]
+    return rollups.hourly_stats(tables[0], raw), rollups.conversation_summary(tables[1], tables[2], raw)
+
+
 def described(con: Connection, sql: str) -> list[tuple[str, str]]:
     return [(name, kind) for name, kind, *_ in con.execute(f"DESCRIBE {sql}").fetchall()]
 
@@ -97,7 +103,7 @@ def described(con: Connection, sql: str) -> list[tuple[str, str]]:
     ],
 )
 def test_statistics_equal_plain_sql_however_the_rows_are_spread(con: Connection, rolled: list[str], raw: list[str]) -> None:
-    hourly, summary = rollups.hourly_stats(rolled, raw), rollups.conversation_summary(rolled, raw)
+    hourly, summary = statistics(rolled, raw)
     assert rows(con, hourly) == rows(con, PLAIN_HOURLY)
     assert described(con, hourly) == described(con, PLAIN_HOURLY)
     assert rows(con, summary) == rows(con, PLAIN_SUMMARY)
@@ -105,15 +111,18 @@ def test_statistics_equal_plain_sql_however_the_rows_are_spread(con: Connection,
 
 
 def test_statistics_of_nothing_are_empty_and_of_the_same_columns(con: Connection) -> None:
-    for made, plain in ((rollups.hourly_stats([], []), PLAIN_HOURLY), (rollups.conversation_summary([], []), PLAIN_SUMMARY)):
+    for made, plain in zip(statistics([], []), (PLAIN_HOURLY, PLAIN_SUMMARY), strict=True):
         assert rows(con, made) == []
         assert described(con, made) == described(con, plain)
 
 
 def test_hours_do_not_depend_on_the_time_zone_of_the_session(con: Connection) -> None:
-    before = rows(con, f"SELECT epoch_us(hour), event_count FROM ({rollups.hourly_stats(['a'], ['b.events'])})")
+    before = rows(con, f"SELECT epoch_us(hour), event_count FROM ({rollups.hourly_stats(['a.rollup_hourly'], ['b.events'])})")
     con.execute("SET TimeZone = 'Asia/Kathmandu'")
-    assert rows(con, f"SELECT epoch_us(hour), event_count FROM ({rollups.hourly_stats(['a'], ['b.events'])})") == before
+    assert (
+        rows(con, f"SELECT epoch_us(hour), event_count FROM ({rollups.hourly_stats(['a.rollup_hourly'], ['b.events'])})")
+        == before
+    )
 
 
 def test_hourly_rollup_equals_plain_sql(con: Connection) -> None:
@@ -123,7 +132,7 @@ def test_hourly_rollup_equals_plain_sql(con: Connection) -> None:
         " count(*) FILTER (event_type IN ('error', 'tool.error') OR status = 'error'), count(duration_ms),"
         " min(timestamp), max(timestamp) FROM everything GROUP BY 1, 2, 3, 4, 5, 6"
     )
-    hourly = rollups.combined("rollup_hourly", ["a", "b"], ["c.events"])
+    hourly = rollups.combined("rollup_hourly", ["a.rollup_hourly", "b.rollup_hourly"], ["c.events"])
     kept = (
         "SELECT hour, conversation_id, event_type, agent_id, model, tool_name, sum(events), sum(content_bytes),"
         " sum(input_tokens), sum(output_tokens), sum(cost_usd), sum(errors), sum(duration_count),"
@@ -133,11 +142,24 @@ def test_hourly_rollup_equals_plain_sql(con: Connection) -> None:
 
 
 def test_duration_sums_are_those_of_the_events(con: Connection) -> None:
-    [(kept,)] = con.execute(
-        f"SELECT sum(duration_ms_sum) FROM ({rollups.combined('rollup_hourly', ['a', 'b'], ['c.events'])})"
-    ).fetchall()
+    hourly = rollups.combined("rollup_hourly", ["a.rollup_hourly", "b.rollup_hourly"], ["c.events"])
+    [(kept,)] = con.execute(f"SELECT sum(duration_ms_sum) FROM ({hourly})").fetchall()
     [(plain,)] = con.execute("SELECT sum(duration_ms) FROM everything").fetchall()
     assert math.isclose(kept, plain, rel_tol=1e-12)
+
+
+def test_rollups_added_up_are_those_of_all_rows_to_the_bit(con: Connection) -> None:
+    for rollup in rollups.ROLLUPS:
+        names = [f"{schema}.{rollup.name}" for schema in ("a", "b")]
+        exact = ", ".join(name for name in (*rollup.keys, *rollup.values) if name not in rollup.inexact)
+        made = rollups.added_up(rollup.name, f"({rollups.combined(rollup.name, names, ['c.events'], repeatable=True)})")
+        assert rows(con, f"SELECT {exact} FROM ({made})") == rows(con, f"SELECT {exact} FROM ({rollup.text('everything')})")
+        backwards = [(part, f"(SELECT * FROM {part} ORDER BY ALL DESC)") for part in (*names, "c.events")]
+        again = rollups.added_up(
+            rollup.name,
+            f"({rollups.combined(rollup.name, [one for _, one in backwards[1::-1]], [backwards[2][1]], repeatable=True)})",
+        )
+        assert rows(con, made) == rows(con, again)
 
 
 def test_conversation_and_task_rollups_equal_plain_sql(con: Connection) -> None:
@@ -158,9 +180,9 @@ def test_quantiles_from_buckets_are_within_one_percent(con: Connection, measure:
     values = sorted(value for (value,) in con.execute(f"SELECT {measure} FROM everything WHERE {measure} IS NOT NULL").fetchall())
     target = values[math.ceil(share * len(values)) - 1]
     gamma = rollups.QUANTILE_GAMMA
+    parts = rollups.combined("rollup_quantile", ["a.rollup_quantile", "b.rollup_quantile"], ["c.events"])
     buckets = con.execute(
-        f"SELECT bucket, sum(events) FROM ({rollups.combined('rollup_quantile', ['a', 'b'], ['c.events'])})"
-        f" WHERE measure = '{measure}' GROUP BY bucket ORDER BY bucket"
+        f"SELECT bucket, sum(events) FROM ({parts}) WHERE measure = '{measure}' GROUP BY bucket ORDER BY bucket"
     ).fetchall()
     ends = list(itertools.accumulate(int(events) for _, events in buckets))
     assert ends[-1] == len(values)

@@ -52,6 +52,9 @@ def work_line(report: WorkReport) -> str:
         parts.append(f"rejected {report.rejected_events:,} of them")
     if report.merges:
         parts.append(f"merged {_count(report.merged_events, 'event')}")
+    if report.archived_events:
+        kept = f"{report.archived_kept:,} of them kept in {_count(report.archived_files, 'file')}"
+        parts.append(f"archived {_count(report.archived_events, 'event')} ({kept})")
     if report.trimmed_blocks:
         parts.append(f"trimmed {_count(report.trimmed_blocks, 'block')}")
     if report.purged_files:
@@ -83,7 +86,8 @@ def sum_row(found: Verification) -> tuple[int, ...]:
 def verdict_lines(found: Verification) -> Iterator[str]:
     """What the sums and files come to, and each problem."""
     rows = f"{found.rows:,} rows{', every one read' if found.deep else ''}"
-    looked = f"{len(found.shards)} shards, {found.segments:,} segments, {rows}"
+    files = f", {found.files:,} archived files" if found.files else ""
+    looked = f"{len(found.shards)} shards, {found.segments:,} segments{files}, {rows}"
     if found.ok:
         yield f"Every sum closes: {looked}."
     else:

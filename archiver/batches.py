@@ -1,0 +1,146 @@
+"""Batches of the cold tier: how one becomes visible, exactly once, whatever happens on the way.
+
+Steps, and what a crash leaves after each:
+
+1. intend     the ledger knows that a batch is begun      its inputs wait; the next start gives it up
+2. write      files in staging/, read back                the same
+3. upload     every file under a new key                  the same; the objects are orphans (janitor)
+4. describe   batches/<batch>.json                        from here on the next start finishes it
+5. publish    one Iceberg snapshot per kind of file       other engines see the files, our readers the inputs: both are right
+6. commit     one ledger transaction                      done; the staged rollups become local copies
+
+4 to 6 can be repeated: an object that is there with the same bytes is not written again, a snapshot with the batch's id is found
+in the table's history, and the ledger knows its batches.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import msgspec
+import uuid_utils
+
+from thermocline.errors import TierCorrupt
+from thermocline.event import FORMAT
+from thermocline.tiers.batch_files import Staged
+from thermocline.tiers.cold_schema import KINDS
+from thermocline.tiers.ledger import Batch, Intent
+from thermocline.tiers.opening import Tiers
+
+Reach = Callable[[str], None]
+"""Told the name of every step before and after it: `upload`, `upload done`. Tests break off there."""
+
+
+def key_of(batch_id: str) -> str:
+    """The object that describes a batch."""
+    return f"batches/{batch_id}.json"
+
+
+def decoded(content: bytes, *, key: str) -> Batch:
+    """What `describe` wrote. TierCorrupt when it is something else."""
+    try:
+        batch = msgspec.json.decode(content, type=Batch)
+    except msgspec.MsgspecError as exc:
+        raise TierCorrupt(f"{key} does not describe a batch ({exc}): restore it from a copy") from exc
+    if batch.format != FORMAT:
+        raise TierCorrupt(f"{key} has format {batch.format!r}, this version knows {FORMAT!r}: upgrade Thermocline")
+    return batch
+
+
+class Batches:
+    """Batches of one namespace, for the worker that holds `epoch`."""
+
+    def __init__(self, tiers: Tiers, epoch: int, *, reach: Reach = lambda _: None) -> None:
+        self._tiers = tiers
+        self._epoch = epoch
+        self._reach = reach
+        self._folder = tiers.settings.namespace_dir.absolute() / "staging"
+
+    def begin(self, kind: str, inputs: Sequence[str]) -> str:
+        """The id of a new batch that replaces `inputs`."""
+        batch_id = uuid_utils.uuid7().hex
+        self._reach("intend")
+        intent = Intent(batch_id=batch_id, kind=kind, inputs=tuple(inputs), begun_us=time.time_ns() // 1000)
+        self._tiers.ledger.intend(self._epoch, intent)
+        self._reach("intend done")
+        return batch_id
+
+    def staging(self, batch_id: str) -> Path:
+        """An empty folder for its files."""
+        folder = self._folder / batch_id
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        return folder
+
+    def give_up(self, batch_id: str) -> None:
+        """Forget a batch that was not described; what it wrote is removed or an orphan."""
+        self._tiers.ledger.give_up(self._epoch, batch_id)
+        shutil.rmtree(self._folder / batch_id, ignore_errors=True)
+
+    def upload(self, staged: Sequence[Staged]) -> None:
+        self._reach("upload")
+        for one in staged:
+            self._tiers.cold.put_file(one.key, one.path)
+        self._reach("upload done")
+
+    def commit(self, batch: Batch) -> None:
+        """Describe, publish and commit a batch whose files are uploaded."""
+        self._reach("describe")
+        self._tiers.cold.put(key_of(batch.batch_id), msgspec.json.format(msgspec.json.encode(batch), indent=1))
+        self._reach("describe done")
+        self._finish(batch)
+
+    def resume(self) -> list[Batch]:
+        """Finish what was described, give up what was not; the batches finished. Errors are those of the cold tier."""
+        finished = []
+        for intent in self._tiers.ledger.intents():
+            key = key_of(intent.batch_id)
+            if self._tiers.cold.size(key) is None:
+                self.give_up(intent.batch_id)
+                continue
+            batch = decoded(self._tiers.cold.get(key), key=key)
+            self._finish(batch)
+            finished.append(batch)
+        if self._folder.is_dir():
+            shutil.rmtree(self._folder, ignore_errors=True)
+        return finished
+
+    def _finish(self, batch: Batch) -> None:
+        self._reach("publish")
+        snapshot_id = self._publish(batch)
+        self._reach("publish done")
+        self._reach("commit")
+        self._tiers.ledger.committed(self._epoch, batch, snapshot_id=snapshot_id, now_us=time.time_ns() // 1000)
+        self._reach("commit done")
+        self._copy_rollups(batch)
+
+    def _publish(self, batch: Batch) -> str | None:
+        """Commit the files to their Iceberg tables, those of the conversations last: when that has the batch, all have it."""
+        cold, iceberg = self._tiers.cold, self._tiers.iceberg
+        live = {file.file_id: file for file in self._tiers.ledger.view().files}
+        removed = [live[file_id] for file_id in batch.removed if file_id in live]
+        snapshot_id = None
+        iceberg.ensure()
+        for kind in PUBLISHED:
+            added = [cold.key_of(file.url) for file in batch.files if file.kind == kind]
+            gone = [cold.key_of(file.url) for file in removed if file.kind == kind]
+            if added or gone:
+                found = iceberg.commit(kind, batch.batch_id, added, gone)
+                snapshot_id = found if kind == "events" else snapshot_id
+        return snapshot_id
+
+    def _copy_rollups(self, batch: Batch) -> None:
+        """Let the staged rollups be the local copies, as far as they are still there."""
+        folder = self._folder / batch.batch_id
+        for file in batch.files:
+            path = folder / f"{file.file_id}.parquet"
+            if file.kind != "events" and path.exists():
+                self._tiers.copies.take(self._tiers.cold.key_of(file.url), path)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+PUBLISHED = (*(kind for kind in KINDS if kind != "rollup_conversation"), "rollup_conversation")
+"""The order in which a batch's files become visible to other engines."""

@@ -1,0 +1,84 @@
+"""Whether the cold tier is what the ledger says of it: sums, sizes, and, when asked, every page and row."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
+from thermocline.tiers.checksum import file_checksum
+from thermocline.tiers.duck import connect, duckdb_errors, quoted
+from thermocline.tiers.ledger import ColdFile, View
+from thermocline.tiers.opening import Tiers
+from thermocline.tiers.parquet_file import page_problem
+
+
+def cold_problems(tiers: Tiers, view: View, *, deep: bool) -> list[str]:
+    """One line each, with a hint; [] when all is well or nothing is archived.
+
+    deep  reads every file in full: page checksums, rows, and the checksum the ledger keeps
+    """
+    if not view.files:
+        return []
+    problems = _sum_problems(view)
+    try:
+        problems += list(_size_problems(tiers, view))
+        problems += list(_content_problems(tiers, view)) if deep else []
+    except (TierUnavailable, ConfigError) as exc:
+        problems.append(f"the archive was not looked at: {exc}")
+    live = tiers.ledger.view().files
+    return problems if problems and live == view.files else [one for one in problems if not _is_of_gone(one, view, live)]
+
+
+def _is_of_gone(problem: str, view: View, live: tuple[ColdFile, ...]) -> bool:
+    """Whether a problem is with a file that left the ledger meanwhile."""
+    gone = {file.file_id for file in view.files} - {file.file_id for file in live}
+    return any(file_id in problem for file_id in gone)
+
+
+def _sum_problems(view: View) -> list[str]:
+    rows = sum(file.rows for file in view.files if file.kind == "events")
+    kept = sum(total.kept for total in view.totals)
+    if rows == kept:
+        return []
+    return [f"the archive lists {rows} events, {kept} were kept: run `thermocline recover`"]
+
+
+def _size_problems(tiers: Tiers, view: View) -> Iterator[str]:
+    """Objects that are missing or of another size: a listing per kind of file."""
+    sizes = {}
+    for kind in sorted({file.kind for file in view.files}):
+        sizes.update({stored.key: stored.size_bytes for stored in tiers.cold.objects(f"{kind}/")})
+    for file in view.files:
+        size = sizes.get(tiers.cold.key_of(file.url))
+        if size is None:
+            yield f"{file.url}: the object is missing; restore it from a copy"
+        elif size != file.file_bytes:
+            yield f"{file.url}: it has {size} bytes, {file.file_bytes} were written; restore it from a copy"
+
+
+def _content_problems(tiers: Tiers, view: View) -> Iterator[str]:
+    """Files whose pages, rows or checksum are not what was written."""
+    con = connect(memory_bytes=tiers.settings.warm.memory_bytes_max, threads=tiers.settings.warm.threads)
+    with tempfile.TemporaryDirectory(dir=tiers.settings.namespace_dir, prefix="spill-verify-") as folder:
+        for file in view.files:
+            key = tiers.cold.key_of(file.url)
+            path = tiers.cold.path(key) if tiers.cold.is_local else Path(folder) / "object.parquet"
+            try:
+                if not tiers.cold.is_local:
+                    tiers.cold.fetch(key, path)
+                problem = page_problem(path)
+                if problem:
+                    yield f"{file.url}: a page is damaged ({problem}); restore the object from a copy"
+                    continue
+                source = f"read_parquet({quoted(str(path))}, hive_partitioning = false)"
+                with duckdb_errors(file.url, reading=True):
+                    query = f"SELECT count(*), {file_checksum(file.kind)} FROM {source}"
+                    [(rows, checksum)] = con.execute(query).fetchall()
+            except TierCorrupt as exc:
+                yield str(exc)
+                continue
+            if (rows, checksum) != (file.rows, file.checksum):
+                yield f"{file.url}: its {rows} rows have the checksum {checksum}, {file.rows} with {file.checksum} were written"
+    con.close()

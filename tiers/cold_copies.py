@@ -1,0 +1,130 @@
+"""Where cold files are read from: the folder they are in, a local copy, or the bucket itself.
+
+Statistics never wait for S3: rollup files are copied on a miss and kept while there is room. Copies of event files are only
+made when asked for (`thermocline rehydrate`) and are kept until their time is over. Objects never change, so a copy is as good
+as the object.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from .cold import Cold
+
+SCHEME: Final = "cold"
+"""Of the paths that DuckDB hands to `cold_reading.ColdFiles`."""
+_PINS: Final = "kept-until.json"
+
+
+class ColdCopies:
+    """Copies of one namespace's cold objects in `folder`. Thread-safe; several processes may share the folder."""
+
+    def __init__(self, cold: Cold, folder: Path, *, bytes_max: int) -> None:
+        self._cold = cold
+        self._folder = folder.absolute()
+        self._bytes_max = bytes_max
+        self._lock = threading.Lock()
+
+    def place(self, key: str) -> str:
+        """What DuckDB reads the object by: a path when there is one, else `cold://<key>`."""
+        if self._cold.is_local:
+            return str(self._cold.path(key))
+        copy = self._folder / key
+        return str(copy) if copy.exists() else f"{SCHEME}://{key}"
+
+    def ensure(self, keys: Iterable[str]) -> None:
+        """Copy what is not there yet. Errors are those of `Cold.fetch`."""
+        if self._cold.is_local:
+            return
+        missing = [key for key in keys if not (self._folder / key).exists()]
+        with self._lock:
+            for key in missing:
+                self._fetch(key)
+        if missing:
+            self._make_room(set(missing))
+
+    def take(self, key: str, path: Path) -> None:
+        """Make a local file the copy of an object; the file is gone afterwards."""
+        if self._cold.is_local:
+            path.unlink()
+            return
+        target = self._folder / key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.replace(target)
+
+    def keep(self, keys: Iterable[str], *, until_us: int) -> int:
+        """Copy objects and keep the copies until then, µs since the epoch; the bytes they take."""
+        wanted = list(keys)
+        self.ensure(wanted)
+        if self._cold.is_local:
+            return sum(self._cold.path(key).stat().st_size for key in wanted)
+        kept = self.kept()
+        kept.update({key: max(until_us, kept.get(key, 0)) for key in wanted})
+        self._write_pins(kept)
+        return sum((self._folder / key).stat().st_size for key in wanted)
+
+    def kept(self) -> dict[str, int]:
+        """key → until when its copy is kept, µs."""
+        try:
+            found = json.loads((self._folder / _PINS).read_text())
+        except (OSError, ValueError):
+            return {}
+        return {str(key): int(until) for key, until in found.items()}
+
+    def let_go(self, *, now_us: int, live: Iterable[str]) -> int:
+        """Remove copies whose time is over, and those of objects that are not `live` any more; how many."""
+        if self._cold.is_local or not self._folder.is_dir():
+            return 0
+        kept = self.kept()
+        over = {key for key, until in kept.items() if until <= now_us}
+        gone = {path.relative_to(self._folder).as_posix() for path in self._copies()} - set(live)
+        for key in over | gone:
+            (self._folder / key).unlink(missing_ok=True)
+        if over:
+            self._write_pins({key: until for key, until in kept.items() if key not in over})
+        return len(over | gone)
+
+    def bytes_used(self) -> int:
+        """Bytes the copies take."""
+        total = 0
+        for path in self._copies():
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size
+        return total
+
+    def _fetch(self, key: str) -> None:
+        target = self._folder / key
+        if not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._cold.fetch(key, target)
+
+    def _make_room(self, needed: set[str]) -> None:
+        """Remove the copies read longest ago until the rest fits; never one that is needed now or kept on purpose."""
+        spared = needed | self.kept().keys()
+        found = []
+        for path in self._copies():
+            with suppress(FileNotFoundError):
+                facts = path.stat()
+                found.append((max(facts.st_atime, facts.st_mtime), facts.st_size, path))
+        total = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if total <= self._bytes_max:
+                return
+            if path.relative_to(self._folder).as_posix() not in spared:
+                path.unlink(missing_ok=True)
+                total -= size
+
+    def _copies(self) -> list[Path]:
+        return list(self._folder.rglob("*.parquet")) if self._folder.is_dir() else []
+
+    def _write_pins(self, kept: dict[str, int]) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        temporary = self._folder / f"{_PINS}.{time.monotonic_ns()}.tmp"
+        temporary.write_text(json.dumps(kept, indent=1, sort_keys=True))
+        temporary.replace(self._folder / _PINS)
