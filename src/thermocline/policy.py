@@ -30,6 +30,8 @@ COLUMN_OF: Final = {
 MEASURES: Final = ("events", "errors", "interventions", "content_bytes", "input_tokens", "output_tokens", "cost_usd")
 """What `when` can ask of a conversation: columns of the rollup over all its events."""
 
+_IN_NO_VALUE: Final = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_EVENT_TYPES: Final = re.compile(r"[A-Za-z0-9_.*-]+")
 _CANONICAL_VERSION: Final = 1
 """Part of the policy's hash: a formula that comes to mean something else is another policy."""
 
@@ -43,7 +45,8 @@ class _Part(BaseModel):
 
     @model_serializer
     def _given(self) -> dict[str, Any]:
-        return {name: value for name, value in self if value is not None}
+        """What is not the default, so that `config show` reads like the file."""
+        return {name: value for name, value in self if value != type(self).model_fields[name].default}
 
 
 class When(_Part):
@@ -96,10 +99,8 @@ class Rule(_Part):
     @classmethod
     def _matchable(cls, patterns: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for pattern in patterns or ():
-            if not pattern.isprintable() and any(ord(char) < 32 or 0x7F <= ord(char) < 0xA0 for char in pattern):
-                raise ValueError(f"pattern {pattern!r} has a control character, which no value has")
-            if any(0xD800 <= ord(char) < 0xE000 for char in pattern):
-                raise ValueError(f"pattern {pattern!r} has a lone surrogate, which no value has")
+            if _IN_NO_VALUE.search(pattern):
+                raise ValueError(f"pattern {pattern!r} has a control character or a lone surrogate, which no value has")
             if len(pattern.replace("*", "").encode()) > NAME_BYTES_MAX:
                 raise ValueError(f"pattern {pattern[:40]!r}… is longer than any value ({NAME_BYTES_MAX} bytes)")
         return patterns
@@ -108,7 +109,7 @@ class Rule(_Part):
     @classmethod
     def _names(cls, patterns: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for pattern in patterns or ():
-            if not re.fullmatch(r"[A-Za-z0-9_.*-]+", pattern):
+            if not _EVENT_TYPES.fullmatch(pattern):
                 raise ValueError(f"pattern {pattern!r} can match no event type: those have letters, digits and _ . - only")
         return patterns
 
@@ -143,9 +144,14 @@ class Rule(_Part):
 
     def canonical(self) -> dict[str, Any]:
         """What decides about events, and nothing else: the same rule said in another way gives the same."""
-        given: dict[str, Any] = {name: sorted(set(getattr(self, name))) for name in COLUMN_OF if getattr(self, name) is not None}
-        rate = self.formula if self.fixed_rate is None else float(self.fixed_rate)
-        when = {name: float(value) for name, value in self.when if value is not None}
+        lists = {name: getattr(self, name) for name in COLUMN_OF}
+        given = {
+            name: sorted({re.sub(r"\*+", "*", pattern) for pattern in patterns})
+            for name, patterns in lists.items()
+            if patterns is not None
+        }
+        when = {name: value for name, value in self.when if value is not None}
+        rate = self.formula if self.fixed_rate is None else self.fixed_rate
         return {"name": self.name, "scope": self.scope, "when": when, "rate": rate, **given}
 
 
@@ -246,6 +252,8 @@ def _problem(error: Any) -> str:
             return f'{key}: must be a list of patterns, as ["tool.*"], not {error["input"]!r}'
         case "too_short":
             return f"{key}: is empty, so the rule takes nothing; leave it out to take everything"
+        case "string_pattern_mismatch":
+            return f"{key}: must be 1 to 64 of a-z 0-9 _ -, not {error['input']!r}"
         case "value_error":
             return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
         case _:
