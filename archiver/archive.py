@@ -24,6 +24,7 @@ from thermocline.tiers.segment_ranges import merged_ranges
 from .archive_plan import cutoff_us, due_segments
 from .archive_source import ArchiveSource
 from .batches import Batches, Reach
+from .moves import rest_move_id
 
 
 class Archiver:
@@ -83,7 +84,7 @@ class Archiver:
         now_us = time.time_ns() // 1000
         self._reach("write")
         rest = self._tiers.warm.write_rest(
-            inputs, from_us=before_us, level=max(one.level for one in inputs), move_id=batch_id, created_us=now_us
+            inputs, from_us=before_us, level=max(one.level for one in inputs), move_id=rest_move_id(batch_id), created_us=now_us
         )
         with ArchiveSource(self._tiers, inputs, before_us) as source:
             by_conversation = source.counted()

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import msgspec
@@ -26,8 +26,10 @@ import uuid_utils
 from thermocline.errors import TierCorrupt
 from thermocline.event import FORMAT
 from thermocline.tiers.batch_files import Staged
+from thermocline.tiers.cold import Cold
 from thermocline.tiers.cold_schema import KINDS
-from thermocline.tiers.ledger import Batch, Intent
+from thermocline.tiers.iceberg import IcebergTables
+from thermocline.tiers.ledger import Batch, ColdFile, Intent
 from thermocline.tiers.opening import Tiers
 
 Reach = Callable[[str], None]
@@ -110,27 +112,13 @@ class Batches:
 
     def _finish(self, batch: Batch) -> None:
         self._reach("publish")
-        snapshot_id = self._publish(batch)
+        live = {file.file_id: file for file in self._tiers.ledger.view().files}
+        snapshot_id = publish(self._tiers.cold, self._tiers.iceberg, batch, live)
         self._reach("publish done")
         self._reach("commit")
         self._tiers.ledger.committed(self._epoch, batch, snapshot_id=snapshot_id, now_us=time.time_ns() // 1000)
         self._reach("commit done")
         self._copy_rollups(batch)
-
-    def _publish(self, batch: Batch) -> str | None:
-        """Commit the files to their Iceberg tables, those of the conversations last: when that has the batch, all have it."""
-        cold, iceberg = self._tiers.cold, self._tiers.iceberg
-        live = {file.file_id: file for file in self._tiers.ledger.view().files}
-        removed = [live[file_id] for file_id in batch.removed if file_id in live]
-        snapshot_id = None
-        iceberg.ensure()
-        for kind in PUBLISHED:
-            added = [cold.key_of(file.url) for file in batch.files if file.kind == kind]
-            gone = [cold.key_of(file.url) for file in removed if file.kind == kind]
-            if added or gone:
-                found = iceberg.commit(kind, batch.batch_id, added, gone)
-                snapshot_id = found if kind == "events" else snapshot_id
-        return snapshot_id
 
     def _copy_rollups(self, batch: Batch) -> None:
         """Let the staged rollups be the local copies, as far as they are still there."""
@@ -144,3 +132,20 @@ class Batches:
 
 PUBLISHED = (*(kind for kind in KINDS if kind != "rollup_conversation"), "rollup_conversation")
 """The order in which a batch's files become visible to other engines."""
+
+
+def publish(cold: Cold, iceberg: IcebergTables, batch: Batch, files: Mapping[str, ColdFile]) -> str | None:
+    """Commit a batch to the Iceberg tables, a snapshot each; the id of that of the events, if they change. Safe to repeat.
+
+    files  id → file, of those that the batch removes
+    """
+    removed = [files[file_id] for file_id in batch.removed if file_id in files]
+    snapshot_id = None
+    iceberg.ensure()
+    for kind in PUBLISHED:
+        added = [cold.key_of(file.url) for file in batch.files if file.kind == kind]
+        gone = [cold.key_of(file.url) for file in removed if file.kind == kind]
+        if added or gone:
+            found = iceberg.commit(kind, batch.batch_id, added, gone)
+            snapshot_id = found if kind == "events" else snapshot_id
+    return snapshot_id

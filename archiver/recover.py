@@ -1,7 +1,8 @@
-"""Recover: make the ledger again from what the segments say of themselves.
+"""Recover: make the ledger again from what the segments and the archive say of themselves.
 
 1. the namespace's lock, so that no worker moves anything
-2. read every segment's own info, find the live ones, check that the sums close     a crash leaves nothing
+2. read every segment's own info and the descriptions of archived batches, find
+   what is live, check that the sums close                                          a crash leaves nothing
 3. move the old ledger aside, if there is one                                       no ledger: run recover again
 4. one transaction: the new ledger                                                  done
 5. files that are not live go to trash/, where purge finds them                     orphans
@@ -23,9 +24,11 @@ import msgspec
 from thermocline.config import Settings
 from thermocline.errors import ConfigError, ThermoclineError, TierCorrupt
 from thermocline.tiers.block import Position
+from thermocline.tiers.cold_opening import open_cold
 from thermocline.tiers.embedded import ensure
 from thermocline.tiers.hot import Hot
 from thermocline.tiers.hot_redis import RedisHot, ShardMeta
+from thermocline.tiers.iceberg import IcebergTables
 from thermocline.tiers.ledger import Segment, ShardState
 from thermocline.tiers.ledger_sql import SqlLedger
 from thermocline.tiers.opening import open_link
@@ -34,6 +37,7 @@ from thermocline.tiers.warm_duckdb import DuckWarm
 
 from .lease import Lock
 from .moves import reconstruct
+from .recover_cold import published_batches
 from .rejected import RejectedLog
 
 
@@ -43,7 +47,10 @@ class Recovery(msgspec.Struct, frozen=True, kw_only=True):
     incarnation: str
     shards: tuple[ShardState, ...]
     segments: int
+    batches: int
+    """Of the archive."""
     rows: int
+    """In the segments."""
     dropped: tuple[str, ...]
     """Segment ids whose events live segments hold too; their files went to trash/."""
     unreadable: tuple[str, ...]
@@ -106,10 +113,15 @@ def _is_readable(ledger: SqlLedger) -> bool:
 
 def _rebuild(settings: Settings, hot: RedisHot, warm: Warm, ledger: SqlLedger) -> Recovery:
     files, unreadable = _read_infos(warm)
+    cold = open_cold(settings)
+    try:
+        batches = published_batches(cold, IcebergTables(cold, settings))
+    finally:
+        cold.close()
     _check_settings(settings, hot, files)
     metas = hot.metas()
     try:
-        found = reconstruct(files, shards=settings.hot.shards)
+        found = reconstruct(files, shards=settings.hot.shards, batches=batches)
         shards = [_with_hot(state, metas[state.shard], hot, settings) for state in found.shards]
     except TierCorrupt as exc:
         raise TierCorrupt("; ".join([str(exc), *unreadable])) from exc
@@ -119,6 +131,7 @@ def _rebuild(settings: Settings, hot: RedisHot, warm: Warm, ledger: SqlLedger) -
         incarnation=incarnation,
         shards=shards,
         segments=found.live,
+        batches=batches,
         buckets=settings.hot.buckets,
         now_us=time.time_ns() // 1000,
     )
@@ -133,6 +146,7 @@ def _rebuild(settings: Settings, hot: RedisHot, warm: Warm, ledger: SqlLedger) -
         incarnation=incarnation,
         shards=tuple(shards),
         segments=len(found.live),
+        batches=len(batches),
         rows=sum(one.rows for one in found.live),
         dropped=tuple(dropped),
         unreadable=tuple(unreadable),

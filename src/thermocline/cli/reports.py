@@ -65,6 +65,8 @@ def work_line(report: WorkReport) -> str:
 def recovery_lines(found: Recovery) -> Iterator[str]:
     """What recovering found and did."""
     yield f"The ledger lists {_count(found.segments, 'segment')} with {_count(found.rows, 'event')} again."
+    if found.batches:
+        yield f"Batches of the archive listed with them: {found.batches:,}."
     if found.ledger_aside:
         yield f"The old one is now {found.ledger_aside}."
     if found.dropped:
