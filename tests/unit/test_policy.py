@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
+import tomllib
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from thermocline.config import Settings, load
 from thermocline.errors import ConfigError
-from thermocline.policy import DEFAULT_RULES, PATTERNS_MAX, RULES_MAX, Policy, Rule, When, rules_of
+from thermocline.policy import DEFAULT_RULES, MEASURES, PATTERNS_MAX, RULES_MAX, Policy, Rule, When, rules_of
+
+PAGE = (Path(__file__).parents[2] / "docs" / "sampling.md").read_text()
 
 
 def loaded(*rules: dict[str, Any], **more: Any) -> Settings:
@@ -62,7 +67,7 @@ def test_rules_come_from_the_environment_as_json() -> None:
     assert settings.sampling.rules == (Rule(name="all", keep=True),)
 
 
-def test_rules_come_from_the_file(tmp_path: Any) -> None:
+def test_rules_come_from_the_file(tmp_path: Path) -> None:
     file = tmp_path / "thermocline.toml"
     file.write_text('[[sampling.rules]]\nname = "none"\nrate = 0\n\n[warm]\nwindow_days = 3\n')
     assert load(file=file, environ={}).policy == Policy((Rule(name="none", rate=0.0),), 3)
@@ -193,3 +198,14 @@ def test_every_condition_has_two_bounds() -> None:
     assert {name.removesuffix("_min") for name in names if name.endswith("_min")} == {
         name.removesuffix("_max") for name in names if name.endswith("_max")
     }
+
+
+def test_the_policies_shown_in_the_docs_are_policies() -> None:
+    shown = [tomllib.loads(text) for text in re.findall(r"^```toml\n(.*?)^```$", PAGE, flags=re.DOTALL | re.MULTILINE)]
+    names = [[rule.name for rule in load(one, environ={}).sampling.rules] for one in shown]
+    assert names == [["all"], ["failed", "costly", "rest"], ["words", "billing-tools", "failed-tools", "rest"]]
+
+
+def test_the_docs_name_every_key_and_every_measure() -> None:
+    table = PAGE[PAGE.index("| key |") : PAGE.index("Mistakes are errors")]
+    assert [name for name in (*Rule.model_fields, *MEASURES) if f"`{name}" not in table] == []

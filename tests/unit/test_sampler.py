@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -446,3 +448,21 @@ def test_every_measure_is_a_column_of_conversations(con: Connection) -> None:
     archived(con, DEFAULT, [event(1)])
     names = [name for name, *_ in con.execute("DESCRIBE conversations").fetchall()]
     assert set(names) == {"conversation_id", "started_at", *MEASURES}
+
+
+def test_estimates_and_their_interval_are_computed_as_the_docs_say(con: Connection) -> None:
+    con.execute(
+        "CREATE OR REPLACE TABLE events AS SELECT 'tool.call' AS event_type, rate AS sample_rate, x"
+        " FROM (VALUES (0.1, 1), (0.1, 2), (0.5, NULL), (1.0, 7)) AS rows(rate, x)"
+    )
+    page = (Path(__file__).parents[2] / "docs" / "sampling.md").read_text()
+    [sql] = re.findall(r"^```sql\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
+    [(kind, estimate, low, high)] = con.execute(sql).fetchall()
+    assert (kind, estimate) == ("tool.call", 23.0)
+    added = (0.9 / 0.01 * 2 + 0.5 / 0.25) / 23
+    for bound in (low, high):
+        assert (23 - bound) ** 2 == pytest.approx(1.96**2 * added * bound, rel=0.01)
+    weighed = re.findall(r"^\| `(.*?)` \| `(.*?)` \|$", page, flags=re.MULTILINE)
+    assert [plain for plain, _ in weighed] == ["count(*)", "sum(x)", "avg(x)"]
+    [found] = con.execute(f"SELECT {', '.join(instead for _, instead in weighed)} FROM events").fetchall()
+    assert found == pytest.approx((23, 37, 37 / 21))
