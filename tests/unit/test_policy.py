@@ -143,7 +143,7 @@ def test_a_rule_that_can_never_apply_is_refused() -> None:
 
 
 def test_a_rule_that_leaves_something_to_the_next_is_no_end() -> None:
-    narrow = [{"tools": ["*"]}, {"event_types": ["*.*"]}, {"when": {"errors_min": 1}}]
+    narrow: list[dict[str, Any]] = [{"tools": ["*"]}, {"event_types": ["*.*"]}, {"when": {"errors_min": 1}}]
     for number, one in enumerate(narrow):
         assert len(loaded({"name": f"n{number}", "rate": 0.1, **one}, {"name": "rest", "keep": True}).sampling.rules) == 2
 
