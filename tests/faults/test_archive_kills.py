@@ -1,0 +1,107 @@
+"""kill -9 at every step of archiving, before and after it: each event stays in exactly one place, nothing is written twice."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.archive_killed import STEPS
+from tests.archived import append_and_work, archive, statistics
+from tests.conftest import StartServer
+from thermocline.config import Settings, load
+from thermocline.store import Store, connect
+from thermocline.tiers.cold_schema import KINDS
+
+DAY_US = 86_400_000_000
+VISIBLE_FROM = STEPS.index("describe done")
+"""From here on the next start finishes the batch instead of giving it up."""
+
+
+@pytest.fixture
+def overrides(tmp_path: Path, redis_server: StartServer) -> dict[str, Any]:
+    hot = {"shards": 4, "buckets": 64}
+    return {"data_dir": str(tmp_path / "data"), "redis_url": redis_server().url, "hot": hot}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_worker_killed_while_it_archives_loses_and_doubles_nothing(overrides: dict[str, Any], step: str) -> None:
+    settings = load(overrides, environ={})
+    append_and_work(settings, events(240))
+    with connect(settings) as store:
+        before = statistics(store)
+    kill_at(settings, overrides, step)
+    with connect(settings) as store:
+        assert statistics(store) == before
+        assert store.verify(deep=True).problems == ()
+        objects = stored(store)
+        [batch_id] = [one.batch_id for one in store.tiers.ledger.intents()] or [""]
+    report = archive(settings)
+    assert report.problem is None
+    with connect(settings) as store:
+        check(store, before, objects)
+        finished = {row.batch_id for row in store.tiers.ledger.batches()}
+        assert len(finished) == 1
+        assert (batch_id in finished) == (VISIBLE_FROM <= STEPS.index(step) < STEPS.index("commit done"))
+
+
+def test_a_worker_killed_twice_in_a_row_starts_where_it_was(overrides: dict[str, Any]) -> None:
+    settings = load(overrides, environ={})
+    append_and_work(settings, events(240))
+    with connect(settings) as store:
+        before = statistics(store)
+    for step in ("write done", "upload done", "publish", "commit"):
+        kill_at(settings, overrides, step)
+    archive(settings)
+    with connect(settings) as store:
+        check(store, before, {})
+
+
+def events(count: int) -> list[dict[str, Any]]:
+    """Events of the last twelve days, a few of each in the same conversation; two days in three are old enough to be archived."""
+    now_us = time.time_ns() // 1000
+    return [
+        {
+            "conversation_id": f"c{number % 7}",
+            "event_type": ("output.chunk", "tool.call", "error")[number % 3],
+            "content": str(number),
+            "duration_ms": number / 7,
+            "timestamp": now_us - 12 * DAY_US + number * 12 * DAY_US // count,
+        }
+        for number in range(count)
+    ]
+
+
+def kill_at(settings: Settings, overrides: dict[str, Any], step: str) -> None:
+    file = settings.data_dir / "settings.json"
+    file.write_text(json.dumps(overrides))
+    found = subprocess.run([sys.executable, "-m", "tests.archive_killed", str(file), step], capture_output=True, timeout=60)
+    assert found.returncode == -signal.SIGKILL, found.stderr.decode()
+
+
+def stored(store: Store) -> dict[str, bytes]:
+    """The data objects there are."""
+    cold = store.tiers.cold
+    return {one.key: cold.get(one.key) for one in cold.objects() if one.key.endswith(".parquet")}
+
+
+def check(store: Store, before: list[Any], objects: dict[str, bytes]) -> None:
+    """Statistics as before, all sums and files sound, objects unchanged, and Iceberg has exactly what the ledger lists."""
+    assert statistics(store) == before
+    assert store.verify(deep=True).problems == ()
+    now = stored(store)
+    assert {key: now.get(key) for key in objects} == objects
+    live = store.tiers.ledger.view().files
+    for kind in KINDS:
+        keys = {store.tiers.cold.key_of(file.url) for file in live if file.kind == kind}
+        assert store.tiers.iceberg.keys(kind) == keys, kind
+    assert store.tiers.ledger.intents() == []
+    assert not (store.settings.namespace_dir / "staging").exists()
+    old = "SELECT count(*) FROM events WHERE event_type = 'error'"
+    assert store.sql(old).fetchall() == [(80,)]
