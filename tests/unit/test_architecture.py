@@ -24,6 +24,8 @@ DRIVERS = {
     "pyiceberg": ("tiers/iceberg_catalog.py", "tiers/iceberg_errors.py", "tiers/iceberg_io.py", "tiers/iceberg_table.py"),
     "sqlglot": ("query/prune.py",),
     "apscheduler": ("archiver/worker.py",),
+    "boto3": ("tiers/s3_requests.py",),
+    "botocore": ("tiers/s3_requests.py",),
 }
 LINES_MAX = 400
 

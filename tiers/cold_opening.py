@@ -1,0 +1,41 @@
+"""The object store of one namespace, told by cold_url. No connection is made before it is used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import unquote
+
+from thermocline.config import Settings
+from thermocline.errors import ConfigError
+
+from .cold import Cold
+from .cold_folder import FolderCold
+
+FILE_SCHEME = "file://"
+S3_SCHEME = "s3://"
+
+
+def open_cold(settings: Settings) -> Cold:
+    """cold/ in the namespace's folder when cold_url is not set, else the namespace's own folder below it.
+
+    ConfigError when the URL cannot be used.
+    """
+    url = settings.cold_url
+    if url is None:
+        return FolderCold(settings.namespace_dir / "cold", setting="data_dir")
+    if url.startswith(FILE_SCHEME):
+        host, slash, path = url.removeprefix(FILE_SCHEME).partition("/")
+        if host not in ("", "localhost") or not slash:
+            raise ConfigError("cold_url: a folder is given as file:///absolute/path, with three slashes")
+        return FolderCold(Path("/", unquote(path), settings.namespace))
+    if not url.startswith(S3_SCHEME):
+        raise ConfigError("cold_url must start with file:// or s3://")
+    bucket, _, prefix = url.removeprefix(S3_SCHEME).partition("/")
+    if "@" in bucket or ":" in bucket or not bucket:
+        raise ConfigError(
+            "cold_url: write s3://bucket/folder; keys belong into AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, "
+            "the server into cold.endpoint_url"
+        )
+    from .cold_s3 import S3Cold  # with boto3, which nothing else needs
+
+    return S3Cold(bucket, "/".join([*filter(None, prefix.split("/")), settings.namespace]), settings.cold)

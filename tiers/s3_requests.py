@@ -1,0 +1,162 @@
+"""Requests to one S3-compatible server, repeated while that may help. The only module that imports boto3.
+
+boto3's own retries are off: it would repeat a write without a look at what became of the first.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import boto3
+import stamina
+from botocore import exceptions as boto
+from botocore.config import Config
+from botocore.parsers import ResponseParserError
+
+from thermocline.config import ColdSettings, mask_url
+
+from .s3_failures import Kind, S3Failure
+
+CONNECTIONS_MAX = 32
+CONTINUE_WAIT_S = 1
+"""How long botocore waits for `100 Continue` before it sends a body."""
+WAIT_FIRST_S, WAIT_MAX_S = 0.1, 5.0
+
+T = TypeVar("T")
+
+_KINDS: tuple[tuple[Kind, tuple[type[Exception], ...]], ...] = (
+    ("keys", (boto.NoCredentialsError, boto.PartialCredentialsError, boto.CredentialRetrievalError)),
+    ("keys", (boto.ProfileNotFound, boto.TokenRetrievalError, boto.SSOError, boto.NoAuthTokenError)),
+    ("tls", (boto.SSLError,)),
+    ("unreachable", (boto.EndpointConnectionError, boto.ProxyConnectionError)),
+    ("timeout", (boto.ConnectTimeoutError, boto.ReadTimeoutError)),
+    ("no s3", (ResponseParserError,)),
+    ("broken", (boto.HTTPClientError, boto.ResponseStreamingError, boto.IncompleteReadError)),
+    ("request", (boto.BotoCoreError,)),
+)
+_ERRORS = (boto.BotoCoreError, boto.ClientError, ResponseParserError)
+
+
+class Deadline:
+    """When one call has to end, and how long to wait before each of its requests is repeated."""
+
+    def __init__(self, settings: ColdSettings) -> None:
+        self._started = time.monotonic()
+        self._end = self._started + settings.deadline_s
+        self._request_s = settings.timeout_s + CONTINUE_WAIT_S
+        self._connect_s = settings.connect_timeout_s
+        self._wait_s = WAIT_FIRST_S
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() >= self._end
+
+    def wait_s(self, exc: Exception) -> float | bool:
+        """How long to wait before trying again; False when the failure does not pass, or there is no time for another request.
+        A server that cannot be reached at all gets cold.connect_timeout_s to come back."""
+        if not isinstance(exc, S3Failure) or not (exc.passing or exc.taken):
+            return False
+        now, wait_s = time.monotonic(), self._wait_s * random.uniform(0.5, 1)
+        self._wait_s = min(2 * self._wait_s, WAIT_MAX_S)
+        if exc.kind == "unreachable":
+            return wait_s if now + wait_s < self._started + self._connect_s else False
+        return wait_s if now + wait_s + self._request_s < self._end else False
+
+
+class S3Requests:
+    """Requests to one server. Thread-safe; nothing is opened before the first one."""
+
+    def __init__(self, settings: ColdSettings) -> None:
+        self._settings = settings
+        self._lock = threading.Lock()
+        self._made: Any = None
+
+    @property
+    def endpoint(self) -> str:
+        """Masked, for messages."""
+        return mask_url(self._made.meta.endpoint_url if self._made else self._settings.endpoint_url or "the default endpoint")
+
+    def close(self) -> None:
+        if self._made is not None:
+            self._made.close()
+
+    def repeated(self, attempt: Callable[[Deadline], T]) -> T:
+        """What `attempt` gives, tried again while its failure may pass. S3Failure when it did not."""
+        until = Deadline(self._settings)
+        for again in stamina.retry_context(on=until.wait_s, attempts=None, timeout=None):
+            with again:
+                return attempt(until)
+        raise AssertionError("a retry ends by success or by an exception")
+
+    def send(self, method: str, until: Deadline, read: Callable[[Any], T], params: Mapping[str, Any]) -> T:
+        """What `read` makes of the reply to one request, sent once. S3Failure otherwise."""
+        try:
+            return read(getattr(self._client(), method)(**params))
+        except _ERRORS as exc:
+            if until.over:
+                raise S3Failure("timeout", text="the deadline was over while it was under way") from exc
+            raise _failure(exc) from exc
+
+    def _client(self) -> Any:
+        with self._lock:
+            if self._made is None:
+                self._made = self._make()
+            return self._made
+
+    def _make(self) -> Any:
+        settings = self._settings
+        session = boto3.session.Session()
+        region = settings.region or os.environ.get("AWS_REGION") or session.region_name or "us-east-1"
+
+        def make(addressing: str) -> Any:
+            config = Config(
+                connect_timeout=settings.connect_timeout_s,
+                read_timeout=settings.timeout_s,
+                retries={"total_max_attempts": 1},
+                request_checksum_calculation="when_required",  # many servers do not know the newer ones
+                response_checksum_validation="when_required",
+                max_pool_connections=CONNECTIONS_MAX,
+                user_agent_extra="thermocline",
+                # The server checks the sha256 of what arrives, over TLS too.
+                s3={"addressing_style": addressing, "payload_signing_enabled": True},
+            )
+            try:
+                return session.client("s3", region_name=region, endpoint_url=settings.endpoint_url, config=config)
+            except ValueError as exc:
+                raise S3Failure("request", text="the endpoint is no URL like https://host:port") from exc
+
+        client = make("path" if settings.endpoint_url else "auto")
+        if settings.endpoint_url is None and ".amazonaws.com" not in client.meta.endpoint_url:
+            client = make("path")  # an endpoint by AWS_ENDPOINT_URL or a profile
+        return client
+
+
+def _failure(exc: Exception) -> S3Failure:
+    if isinstance(exc, boto.ClientError):
+        meta, error = exc.response.get("ResponseMetadata", {}), exc.response.get("Error", {})
+        headers = meta.get("HTTPHeaders", {})
+        return S3Failure(
+            "answer",
+            status=meta.get("HTTPStatusCode", 0),
+            code=error.get("Code", ""),
+            text=error.get("Message", ""),
+            server_time=headers.get("date", ""),
+        )
+    kind = next(kind for kind, types in _KINDS if isinstance(exc, types))
+    return S3Failure(kind, text=_reason(exc))
+
+
+def _reason(exc: BaseException) -> str:
+    """The system's words where there are some: botocore's repeat the whole URL."""
+    seen: BaseException | None = exc
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.strerror:
+            return seen.strerror
+        inner = getattr(seen, "kwargs", {}).get("error")
+        seen = inner if isinstance(inner, BaseException) else seen.__cause__ or seen.__context__
+    return type(exc).__name__ if isinstance(exc, boto.HTTPClientError) else str(exc).splitlines()[0]
