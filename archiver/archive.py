@@ -149,4 +149,4 @@ def _require_split(inputs: Sequence[Segment], rest: Sequence[Segment], rows: int
 
 
 def _shown(ranges: Sequence[tuple[int, str, str]]) -> str:
-    return msgspec.json.encode([{"shard": shard, "after": after, "upto": upto} for shard, after, upto in ranges]).decode()
+    return msgspec.json.encode(ranges).decode()

@@ -21,9 +21,19 @@ from thermocline.errors import TierCorrupt
 GROUP_ROWS: Final = 131_072
 GROUP_BYTES: Final = 64 << 20
 """Of content and metadata: beyond it a row group ends early, so that memory stays bounded with events of a MiB each."""
-ZSTD_LEVEL: Final = 3
+ZSTD_LEVEL: Final = 6
+"""Against level 3: real conversations take 15 % less, writing takes a tenth longer."""
 _PLAIN: Final = ("event_id", "content", "metadata")
 """Columns whose values seldom repeat as a whole: no dictionary is tried, and no bounds are kept."""
+_RATES: Final = ("sample_rate", "rate")
+"""Numbers of which there are few different ones."""
+
+
+_ENCODINGS: Final = {
+    pa.int64(): "DELTA_BINARY_PACKED",
+    pa.timestamp("us", tz="UTC"): "DELTA_BINARY_PACKED",
+    pa.float64(): "BYTE_STREAM_SPLIT",
+}
 
 
 class Written(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,12 +56,16 @@ class ParquetFile:
 
         self._sink = pa.OSFile(str(path), "wb")
         bounded = [name for name in schema.names if name not in _PLAIN]
+        encodings = {
+            field.name: _ENCODINGS[field.type] for field in schema if field.type in _ENCODINGS and field.name not in _RATES
+        }
         self._writer = pq.ParquetWriter(
             self._sink,
             schema,
             compression="zstd",
             compression_level=ZSTD_LEVEL,
-            use_dictionary=bounded,
+            use_dictionary=[name for name in bounded if name not in encodings],
+            column_encoding=encodings,
             write_statistics=bounded,
             write_page_checksum=True,
             store_schema=False,
