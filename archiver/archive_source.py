@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import msgspec
 
@@ -80,10 +81,16 @@ class ArchiveSource:
         )
         self.con.execute(f"CREATE TEMP TABLE {self._decisions} AS {decisions}")
 
-    def dry_run(self, policy: Policy) -> list[tuple[object, ...]]:
+    def dry_run(self, policy: Policy) -> list[tuple[Any, ...]]:
         """What the policy would keep of the rows, by type and rule: rows of `sampler.dry_run`."""
         self.prepare(policy)
         query = sampler.dry_run(policy, rows=self.rows, conversations=self._conversations, decisions=self._decisions)
+        return list(self.con.execute(query).fetchall())
+
+    def dry_run_days(self, policy: Policy) -> list[tuple[Any, ...]]:
+        """What the policy would keep of the rows, by UTC day: rows of `sampler.dry_run_days`."""
+        self.prepare(policy)
+        query = sampler.dry_run_days(policy, rows=self.rows, conversations=self._conversations, decisions=self._decisions)
         return list(self.con.execute(query).fetchall())
 
     def write(self, files: BatchFiles, policy: Policy, settings: Settings) -> None:

@@ -107,6 +107,16 @@ def dry_run(policy: Policy, *, rows: str, conversations: str, decisions: str) ->
         GROUP BY event_type, rule ORDER BY event_type, rule"""
 
 
+def dry_run_days(policy: Policy, *, rows: str, conversations: str, decisions: str) -> str:
+    """SELECT of what would be archived and kept: day (YYYY-MM-DD, UTC), events, bytes, events_kept, bytes_kept."""
+    every = decided(policy, rows=rows, conversations=conversations, decisions=decisions)
+    return f"""
+        SELECT strftime(make_timestamp(day * {_DAY_US}), '%Y-%m-%d') AS day, count(*) AS events, sum(bytes)::BIGINT AS bytes,
+               count_if(kept)::BIGINT AS events_kept, coalesce(sum(bytes) FILTER (kept), 0)::BIGINT AS bytes_kept
+        FROM (SELECT epoch_us(timestamp) // {_DAY_US} AS day, kept, {_BYTES} AS bytes FROM ({every}))
+        GROUP BY day ORDER BY day"""
+
+
 def _ruled(policy: Policy, rows: str, conversations: str, columns: Sequence[str]) -> str:
     """SELECT of `columns` of rows, and rule: the name of the first that takes the row."""
     asking = {number: rule.when for number, rule in enumerate(policy.rules) if rule.when != When()}

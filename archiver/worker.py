@@ -267,7 +267,8 @@ class Worker:
                 )
                 tell(Progress(step="archive", done=report.archived_events, total=0))
         except (TierUnavailable, ConfigError) as exc:
-            report = msgspec.structs.replace(report, problem=f"nothing more was archived: {exc}")
+            problems = [*filter(None, [report.problem]), f"nothing more was archived: {exc}"]
+            report = msgspec.structs.replace(report, problem="; ".join(problems))
         return report
 
     def _trim_now(self) -> int:

@@ -1,7 +1,7 @@
-"""The demo: real conversations appended, settled and merged in front of you, then asked about.
+"""The demo: real conversations appended, settled, merged and archived in front of you, then asked about.
 
-It works in a namespace of its own, which it drops and makes anew. The last few events are left in Redis, so that the answers
-come from two tiers at once.
+It works in a namespace of its own, which it drops and makes anew. The last few events are left in Redis, and those older than
+the warm window are archived, so that the answers come from three tiers at once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from thermocline.archiver.verify import Verification
 from thermocline.archiver.worker import Worker, WorkReport
 from thermocline.config import Settings
 from thermocline.errors import InvalidEvent
@@ -24,6 +25,7 @@ from thermocline.ingest.append import Client
 from thermocline.namespaces import drop, names
 from thermocline.ndjson import parse_line
 from thermocline.sample_import import events_of, load_runs
+from thermocline.store import Store
 from thermocline.tiers.opening import open_tiers
 
 NAMESPACE: Final = "demo"
@@ -55,19 +57,29 @@ QUESTIONS: Final = (
         "GROUP BY event_type ORDER BY events DESC LIMIT 6",
     ),
     Question(
-        "How much was it per day? (hourly_stats reads rollups where there are any)",
+        "How much was it per day? (hourly_stats reads rollups, which are never sampled)",
         "SELECT hour::DATE AS day, sum(event_count) AS events,\n"
         "       count(DISTINCT conversation_id) AS conversations,\n"
         "       sum(total_bytes) AS content_bytes\n"
-        "FROM hourly_stats GROUP BY day ORDER BY day DESC LIMIT 5",
+        "FROM hourly_stats GROUP BY day ORDER BY day",
     ),
     Question(
-        "Which conversations were the longest?",
-        "SELECT conversation_id, ended_at, total_events, ended_at - started_at AS took\n"
-        "FROM conversation_summary ORDER BY total_events DESC, conversation_id\n"
-        "LIMIT 5",
+        "And what of all that time? (what is archived is a sample, and says so)",
+        "SELECT event_type, count(*) AS found,\n"
+        "       count(*) FILTER (sample_rate < 1) AS of_a_sample,\n"
+        "       round(sum(1 / sample_rate)) AS appended_about\n"
+        "FROM events GROUP BY event_type ORDER BY appended_about DESC LIMIT 6",
     ),
 )
+
+
+class Counts(NamedTuple):
+    """Whether statistics hold although events were sampled."""
+
+    appended: int
+    in_statistics: int
+    """Events that hourly_stats counts."""
+    sampled_out: int
 
 
 class Step(NamedTuple):
@@ -133,6 +145,16 @@ def run(settings: Settings, events: Sequence[Event]) -> Iterator[Step]:
             report = worker.once()
             yield Step(0, report, time.monotonic() - begin, (part + 1) / PARTS)
         yield _append(client, events[borders[-1] :], share=1.0)
+
+
+def counts(store: Store, checked: Verification) -> Counts:
+    """What hourly_stats counts, beside what was appended and is readable."""
+    [(counted,)] = store.sql("SELECT coalesce(sum(event_count), 0)::BIGINT FROM hourly_stats").fetchall()
+    return Counts(
+        appended=sum(shard.appended - shard.rejected - shard.lost for shard in checked.shards),
+        in_statistics=counted,
+        sampled_out=sum(shard.sampled_out for shard in checked.shards),
+    )
 
 
 def _append(client: Client, events: Sequence[Event], *, share: float) -> Step:

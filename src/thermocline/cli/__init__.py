@@ -6,6 +6,7 @@ One file per group of commands. They import what they need when they run, so tha
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command and exit. What goes wrong is one line on stderr, never a stack trace."""
+    logging.getLogger("pyiceberg").setLevel(logging.ERROR)  # it warns of every column we keep no bounds of
     try:
         code = _run(list(sys.argv[1:] if arguments is None else arguments))
         sys.stdout.flush()

@@ -9,13 +9,13 @@ from typing import Annotated, Final
 
 import typer
 
-from . import append, configuration, demo, namespaces, query, upkeep
+from . import append, archive, configuration, demo, namespaces, query, upkeep
 from .options import Chosen
 
 GLOBAL_OPTIONS: Final = ("--config", "--data-dir", "--namespace")
 
 app = typer.Typer(
-    help="Event storage for AI agents: Redis Streams (hot), DuckDB files (warm), SQL over all of it.",
+    help="Event storage for AI agents: Redis Streams (hot), DuckDB files (warm), Parquet (cold), SQL over all of it.",
     epilog="--config, --data-dir and --namespace may stand before or after the command.",
     no_args_is_help=True,
     add_completion=False,
@@ -62,6 +62,9 @@ app.command("recent")(query.recent)
 app.command("conversations")(query.conversations)
 app.command("status")(upkeep.status)
 app.command("verify")(upkeep.verify)
+app.command("archive")(archive.archive)
+app.add_typer(archive.app, name="archives")
+app.command("sample")(archive.sample)
 app.command("recover")(upkeep.recover)
 app.command("doctor")(configuration.doctor)
 app.add_typer(configuration.app, name="config")

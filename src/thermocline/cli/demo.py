@@ -15,7 +15,7 @@ import typer
 from .options import Form, settings_of
 from .output import console, write_report, write_rows
 from .progress import shown_steps
-from .reports import SUM_COLUMNS, TIER_COLUMNS, cached_line, sum_row, tier_rows, verdict_lines, work_line
+from .reports import SUM_COLUMNS, TIER_COLUMNS, cached_line, statistics_line, sum_row, tier_rows, verdict_lines, work_line
 
 if TYPE_CHECKING:
     from thermocline.config import Settings
@@ -32,8 +32,9 @@ def demo(
 ) -> None:
     """Take real conversations through the tiers.
 
-    40 recorded runs of an airline agent, spread over the last ten days, are appended, settled and merged in the namespace `demo`,
-    dropped and made anew each time, and asked about. Events of --input that have no timestamp are spread likewise.
+    40 recorded runs of an airline agent, spread over the last ten days, are appended, settled, merged and, beyond a week,
+    archived in the namespace `demo`, dropped and made anew each time, and asked about. Events of --input that have no timestamp
+    are spread likewise.
     """
     from thermocline import demo as story
     from thermocline.store import connect
@@ -62,10 +63,10 @@ def _line(step: Step) -> str:
 
 def _report(store: Store) -> Iterator[None]:
     """Write the tables, yielding between them."""
-    from thermocline.demo import QUESTIONS
+    from thermocline.demo import QUESTIONS, counts
 
     screen = console()
-    found = store.status()
+    found, checked = store.status(), store.verify()
     screen.print("\n[bold]Where the events are[/]")
     write_report(tier_rows(found), TIER_COLUMNS)
     screen.print(cached_line(found))
@@ -76,8 +77,9 @@ def _report(store: Store) -> Iterator[None]:
         answer = store.sql(question.sql)
         write_rows(answer.to_arrow(), Form.table)
         screen.print(str(answer.coverage), markup=False)
+        if not answer.coverage.exact:
+            screen.print(statistics_line(counts(store, checked)), markup=False)
         yield
-    checked = store.verify()
     screen.print("[bold]Is every event in exactly one place?[/]")
     write_report([sum_row(checked)], SUM_COLUMNS)
     for line in verdict_lines(checked):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 from .output import note
 
 if TYPE_CHECKING:
+    from thermocline.archiver.archive_pass import PassProgress
     from thermocline.archiver.worker import Progress as WorkProgress
     from thermocline.feed import Fed
 
@@ -63,6 +64,38 @@ def work_progress() -> Iterator[Callable[[WorkProgress], None]]:
             progress.update(task, description=f"{work.step} {work.done:,}", completed=work.done, total=work.total or None)
 
         yield show
+
+
+@contextmanager
+def archive_progress() -> Iterator[Callable[[PassProgress], None]]:
+    """A function that shows how far a pass of the archive is: a bar, or a line now and then when nobody watches."""
+    if not sys.stderr.isatty():
+        yield _archive_lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+
+    columns = [SpinnerColumn(), TextColumn("archiving"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()]
+    with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("", total=None)
+
+        def show(one: PassProgress) -> None:
+            what = f"batch {one.batches + 1}: {one.step}"
+            progress.update(task, completed=one.rows, total=one.rows_total or None, description=what)
+
+        yield show
+
+
+def _archive_lines() -> Callable[[PassProgress], None]:
+    said = time.monotonic()
+
+    def show(one: PassProgress) -> None:
+        nonlocal said
+        if time.monotonic() - said >= LINE_EVERY_S:
+            note(f"batch {one.batches + 1}: {one.step}; {one.rows:,} of {one.rows_total:,} events looked at")
+            said = time.monotonic()
+
+    return show
 
 
 def shown_steps(title: str, steps: Iterable[tuple[str, float]]) -> None:

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Final
 from .output import bytes_text
 
 if TYPE_CHECKING:
+    from thermocline.archiver.archive_pass import PassReport
     from thermocline.archiver.recover import Recovery
     from thermocline.archiver.verify import Verification
     from thermocline.archiver.worker import WorkReport
+    from thermocline.demo import Counts
     from thermocline.query.status import Status
 
 TIER_COLUMNS: Final = ("tier", "events", "files", "bytes", "bytes per event")
@@ -60,6 +62,29 @@ def work_line(report: WorkReport) -> str:
     if report.purged_files:
         parts.append(f"purged {_count(report.purged_files, 'file')}")
     return ", ".join(parts) or "nothing to do"
+
+
+def pass_line(report: PassReport) -> str:
+    """What a pass of the archive did."""
+    kept = f"{report.kept:,} of them kept in {_count(report.files, 'file')}"
+    batches = "" if report.batches == 1 else f", {report.batches:,} batches"
+    return f"archived {_count(report.events, 'event')} ({kept}{batches})"
+
+
+def share_text(part: int, whole: int) -> str:
+    """A part as percents of the whole; nothing when there is no whole."""
+    if not whole:
+        return ""
+    share = 100 * part / whole
+    return f"{share:.0f} %" if share >= 10 or not part else f"{share:.1f} %"
+
+
+def statistics_line(found: Counts) -> str:
+    """What became of the statistics when events were sampled."""
+    if found.in_statistics != found.appended:
+        return f"hourly_stats counts {found.in_statistics:,} of {found.appended:,} events: run `thermocline verify --deep`."
+    gone = f", although {found.sampled_out:,} of them were sampled out" if found.sampled_out else ""
+    return f"Statistics stay exact: hourly_stats counts {found.in_statistics:,} events, all that were appended{gone}."
 
 
 def recovery_lines(found: Recovery) -> Iterator[str]:

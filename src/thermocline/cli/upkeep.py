@@ -16,9 +16,10 @@ def worker(
     context: typer.Context,
     once: Annotated[bool, typer.Option("--once", help="Do everything that is due, small amounts too, and end.")] = False,
 ) -> None:
-    """Settle, merge, trim and purge, until SIGTERM.
+    """Settle, merge, archive, trim and purge, until SIGTERM.
 
-    One worker per namespace; a second one names the first and ends. --once exits with 3 when something could not be settled yet.
+    One worker per namespace; a second one names the first and ends. --once exits with 3 when something could not be settled or
+    archived yet.
     """
     from thermocline.archiver.worker import Worker
     from thermocline.tiers.opening import open_tiers
@@ -33,6 +34,9 @@ def worker(
     note(work_line(report))
     if report.left_events:
         note(f"{report.left_events:,} events are left in Redis: {report.problem}")
+    elif report.problem is not None:
+        note(report.problem)
+    if report.problem is not None:
         raise typer.Exit(PARTLY)
 
 

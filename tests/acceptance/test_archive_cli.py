@@ -1,0 +1,165 @@
+"""The commands of the cold tier as their users have them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.test_cli import failed, process, succeeded, thermocline
+from thermocline.archiver.lease import Lock
+from thermocline.config import load
+from thermocline.sample_import import events_of, load_runs, ndjson
+from thermocline.tiers import embedded
+
+EVENTS = 1516
+LATER = {"THERMOCLINE_WARM__WINDOW_DAYS": "60"}
+"""What keeps `worker --once` from archiving what the tests want to archive."""
+STATISTICS = "SELECT sum(event_count)::BIGINT AS events, sum(total_bytes)::BIGINT AS bytes FROM hourly_stats"
+
+
+@pytest.fixture
+def settled(tmp_path: Path) -> Iterator[Path]:
+    """A working directory whose store holds the sample of the last ten days, all of it warm."""
+    lines = b"".join(ndjson(events_of(load_runs(), end_us=time.time_ns() // 1000)))
+    (tmp_path / "events.ndjson").write_bytes(lines)
+    with embedded.ensure(tmp_path / "thermocline-data", load(environ={}).hot):
+        succeeded(tmp_path, "append", "events.ndjson")
+        succeeded(tmp_path, "worker", "--once", **LATER)
+        yield tmp_path
+    embedded.stop(tmp_path / "thermocline-data")
+
+
+def rows(folder: Path, *arguments: str, **variables: str) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(succeeded(folder, *arguments, "-o", "json", **variables))
+    return found
+
+
+def tiers(folder: Path) -> dict[str, dict[str, Any]]:
+    return {tier["tier"]: tier for tier in json.loads(succeeded(folder, "status", "-o", "json"))["tiers"]}
+
+
+def test_a_dry_run_says_what_archiving_then_does(settled: Path) -> None:
+    before = tiers(settled)
+    days = rows(settled, "archive", "--dry-run")
+    assert tiers(settled) == before
+    assert [day["day"] for day in days] == sorted(day["day"] for day in days)
+    assert all(0 <= day["events_kept"] <= day["events"] and day["bytes_kept"] <= day["bytes"] for day in days)
+    said = thermocline(settled, "archive", "--once").stderr
+    events, kept = (sum(day[name] for day in days) for name in ("events", "events_kept"))
+    assert said.startswith(f"archived {events:,} events ({kept:,} of them kept in ")
+    after = tiers(settled)
+    assert after["cold"]["events"] == kept
+    assert after["warm"]["events"] == before["warm"]["events"] - events
+    assert thermocline(settled, "archive").stderr == "nothing is due\n"
+    assert "Every sum closes" in succeeded(settled, "verify", "--deep")
+
+
+def test_statistics_are_the_same_before_and_after(settled: Path) -> None:
+    before = rows(settled, "query", STATISTICS)
+    succeeded(settled, "archive", "--older-than", "0")
+    assert rows(settled, "query", STATISTICS) == before
+    assert before[0]["events"] == EVENTS
+    assert tiers(settled)["cold"]["events"] < EVENTS / 4
+
+
+def test_older_than_takes_days_or_a_day_and_zero_is_all_but_today(settled: Path) -> None:
+    everything = rows(settled, "archive", "--dry-run", "--older-than", "0")
+    today = time.strftime("%Y-%m-%d", time.gmtime())
+    assert everything[-1]["day"] < today
+    assert rows(settled, "archive", "--dry-run", "--older-than", today) == everything
+    third = everything[2]["day"]
+    assert [day["day"] for day in rows(settled, "archive", "--dry-run", "--older-than", third)] == [
+        day["day"] for day in everything[:2]
+    ]
+
+
+def test_what_sampling_would_keep_is_shown_by_type_and_rule(settled: Path) -> None:
+    policy = '[{"name": "tools", "event_types": ["tool.*"], "keep": true}, {"name": "others", "rate": 0}]'
+    found = rows(settled, "sample", "--dry-run", "--all", THERMOCLINE_SAMPLING__RULES=policy)
+    assert sum(row["events"] for row in found) == EVENTS
+    for row in found:
+        is_tool = row["event_type"].startswith("tool.")
+        assert row["rule"] == ("tools" if is_tool else "others")
+        assert row["events_kept"] == (row["events"] if is_tool else 0)
+        assert row["bytes_kept"] == (row["bytes"] if is_tool else 0)
+    table = succeeded(settled, "sample", "--dry-run", "--all", THERMOCLINE_SAMPLING__RULES=policy)
+    assert table.splitlines()[-1].startswith("all")
+    due = rows(settled, "sample", "--dry-run")
+    assert sum(row["events"] for row in due) == sum(day["events"] for day in rows(settled, "archive", "--dry-run"))
+    assert tiers(settled)["warm"]["events"] == EVENTS
+
+
+def test_batches_and_their_files_are_listed(settled: Path) -> None:
+    assert rows(settled, "archives", "list") == []
+    succeeded(settled, "archive")
+    succeeded(settled, "archive", "--older-than", "4")
+    first, second = rows(settled, "archives", "list")
+    assert [one["kind"] for one in (first, second)] == ["archive", "archive"]
+    assert first["events_in"] > first["kept"] > 0
+    assert 0 < first["rate_min"] < 1
+    files = rows(settled, "archives", "show", first["batch"])
+    assert len(files) == first["files"]
+    assert sum(file["bytes"] for file in files) == first["bytes"]
+    assert sum(file["rows"] for file in files if file["kind"] == "events") == first["kept"]
+    assert all(Path(file["url"].removeprefix("file://")).stat().st_size == file["bytes"] for file in files)
+    shown = succeeded(settled, "archives", "list").splitlines()[-1].split()[0]
+    assert second["batch"].startswith(shown)
+    table = list(csv.DictReader(io.StringIO(succeeded(settled, "archives", "show", shown, "-o", "csv"))))
+    assert len(table) == second["files"]
+
+
+def test_a_batch_that_is_not_there_is_one_line(settled: Path) -> None:
+    assert "there is no such batch" in failed(settled, "archives", "show", "nope", code=1)
+
+
+def test_while_a_worker_runs_archive_names_it_and_a_dry_run_works(settled: Path) -> None:
+    with Lock(settled / "thermocline-data" / "default"):
+        assert "another worker has this namespace" in failed(settled, "archive", code=1)
+        assert rows(settled, "archive", "--dry-run")
+        assert rows(settled, "sample", "--dry-run")
+
+
+def test_events_that_have_not_settled_are_spoken_of(settled: Path) -> None:
+    succeeded(settled, "append", "events.ndjson")
+    said = thermocline(settled, "archive", "--dry-run").stderr
+    assert said.startswith("1,516 events are still in Redis and not looked at")
+
+
+def test_archive_works_as_a_process_of_its_own(settled: Path) -> None:
+    done = process(settled, "archive", "--older-than", "0")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("archived ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["archive", "--older-than", "soon"], 2, "'soon' is neither a number of days nor a day like 2026-11-13"),
+        (["archive", "--older-than", "2999-01-01"], 1, "2999-01-01 is not here yet"),
+        (["sample"], 2, "repeat with --dry-run"),
+        (["sample", "--dry-run", "--all", "--older-than", "3"], 2, "either --all or --older-than"),
+        (["archives", "show"], 2, "Missing argument 'BATCH'"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments: list[str], code: int, said: str, tmp_path: Path) -> None:
+    assert said in failed(tmp_path, *arguments, code=code)
+    assert not (tmp_path / "thermocline-data").exists()
+
+
+def test_a_cold_tier_that_cannot_be_used_is_one_line_and_leaves_the_events_warm(settled: Path) -> None:
+    (settled / "file").write_text("no folder")
+    url = {"THERMOCLINE_COLD_URL": f"file://{settled}/file/below"}
+    assert "file" in failed(settled, "archive", code=1, **url)
+    assert tiers(settled)["warm"]["events"] == EVENTS
+    done = thermocline(settled, "worker", "--once", **url)
+    assert done.returncode == 3
+    assert "nothing more was archived: " in done.stderr
+    assert tiers(settled)["warm"]["events"] == EVENTS
