@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import msgspec
@@ -70,6 +71,16 @@ class Batches:
         self._reach("intend done")
         return batch_id
 
+    @contextmanager
+    def begun(self, kind: str, inputs: Sequence[str]) -> Iterator[str]:
+        """The id of a new batch that is written inside; given up when that raises an Exception."""
+        batch_id = self.begin(kind, inputs)
+        try:
+            yield batch_id
+        except Exception:
+            self.give_up(batch_id)
+            raise
+
     def staging(self, batch_id: str) -> Path:
         """An empty folder for its files."""
         folder = self._folder / batch_id
@@ -101,6 +112,7 @@ class Batches:
         for intent in self._tiers.ledger.intents():
             key = key_of(intent.batch_id)
             if self._tiers.cold.size(key) is None:
+                self._require_unpublished(intent.batch_id)
                 self.give_up(intent.batch_id)
                 continue
             batch = decoded(self._tiers.cold.get(key), key=key)
@@ -109,6 +121,14 @@ class Batches:
         if self._folder.is_dir():
             shutil.rmtree(self._folder, ignore_errors=True)
         return finished
+
+    def _require_unpublished(self, batch_id: str) -> None:
+        """TierCorrupt when other engines see a batch whose description is gone, TierUnavailable when that cannot be told: a disk
+        that is not mounted has no descriptions either."""
+        self._tiers.iceberg.ensure()
+        if any(batch_id in self._tiers.iceberg.batches(kind) for kind in KINDS):
+            url = self._tiers.cold.url_of(key_of(batch_id))
+            raise TierCorrupt(f"{url} is gone, but the batch is published: restore it from a copy")
 
     def _finish(self, batch: Batch) -> None:
         self._reach("publish")

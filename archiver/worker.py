@@ -1,4 +1,4 @@
-"""The worker: settle, trim, merge, archive, purge, checkpoint and verify, one step at a time, until it is told to stop.
+"""The worker: settle, trim, merge, archive, tidy, purge, checkpoint and verify, one step at a time, until it is told to stop.
 
 All jobs run in one thread, so no two moves ever run at once; a long row of merges lets settle in between. Every step can be cut
 short by a crash and is repeated, so a stop waits for the step in hand only for a while.
@@ -30,8 +30,10 @@ from .lease import Lease
 from .merge import Merger
 from .purge import Purger
 from .settle import Settler
+from .tidy import Tidier
 from .trim import Trimmer
 from .verify import verify
+from .work_report import Progress, WorkReport
 
 log = logging.getLogger("thermocline.worker")
 ONCE_WAIT_S = 5
@@ -39,38 +41,6 @@ ONCE_WAIT_S = 5
 ONCE_POLL_S = 0.05
 TICK_S = 0.5
 CLOCK_JUMP_S = 1.5
-
-
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
-    """How far `once` is: `total` is 0 where it is not known before."""
-
-    step: str
-    """settle, merge, archive or purge."""
-    done: int
-    total: int
-
-
-class WorkReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What `once` did."""
-
-    settled_events: int = 0
-    """Rejected ones included."""
-    rejected_events: int = 0
-    segments: int = 0
-    """Written by settle."""
-    merges: int = 0
-    merged_events: int = 0
-    trimmed_blocks: int = 0
-    archived_events: int = 0
-    """Moved to the cold tier, those that were sampled out included."""
-    archived_kept: int = 0
-    """Of them, those that are in its files."""
-    archived_files: int = 0
-    purged_files: int = 0
-    left_events: int = 0
-    """Of those that were there at the start: not settled, because Redis did not have them on disk in time or warm is full."""
-    problem: str | None = None
-    """Why something was left."""
 
 
 class Worker:
@@ -104,19 +74,20 @@ class Worker:
     def once(self, progress: Callable[[Progress], None] | None = None) -> WorkReport:
         """Do everything that is due, also below the thresholds, for the events that are there now; then return.
 
-        Notes what each shard holds, waits at most 5 s until all of it may be settled, settles it, trims, merges, purges.
+        Notes what each shard holds, waits at most 5 s until all of it may be settled, settles it, trims, merges, archives, tidies
+        the archive, purges.
         Called again with nothing appended in between, it changes nothing. Errors are raised as they come: what was done
         until then stays done.
         """
         tell = progress or (lambda _: None)
         with self._leased():
-            report = self._settle_all(tell)
-            report = msgspec.structs.replace(report, trimmed_blocks=self._trim_now())
+            report = self._settle_all(tell).plus(trimmed_blocks=self._trim_now())
             report = self._merge_all(report, tell)
             report = self._archive_all(report, tell)
+            report = self._tidy_all(report, tell)
             purged = self._purger.step()
             tell(Progress(step="purge", done=purged.files + purged.removed, total=0))
-            return msgspec.structs.replace(report, purged_files=purged.files + purged.removed)
+            return report.plus(purged_files=purged.files + purged.removed)
 
     def run(self) -> None:
         """Work until SIGTERM or SIGINT, then finish the step in hand. Main thread only. LeaseHeld when another worker took over.
@@ -156,6 +127,7 @@ class Worker:
             (self._settle_job, settings.settle_every_s, True),
             (self._merge_job, settings.merge_every_s, True),
             (self._archive_job, settings.archive_every_s, True),
+            (self._tidy_job, settings.archive_every_s, True),
             (self._purge_job, settings.purge_every_s, True),
             (self._checkpoint_job, settings.checkpoint_every_s, False),
             (self._verify_job, settings.verify_every_s, False),
@@ -204,6 +176,7 @@ class Worker:
         self._trimmer = Trimmer(self._tiers, monotonic=self._monotonic)
         self._merger = Merger(self._tiers, epoch)
         self._archiver = Archiver(self._tiers, epoch)
+        self._tidier = Tidier(self._tiers, epoch)
         self._purger = Purger(self._tiers, epoch)
 
     @contextmanager
@@ -231,11 +204,8 @@ class Worker:
             if left == 0:
                 return report
             step = self._confirming(lambda: self._settler.step(force=True))
-            report = msgspec.structs.replace(
-                report,
-                settled_events=report.settled_events + step.events,
-                rejected_events=report.rejected_events + step.rejected,
-                segments=report.segments + (step.segment is not None),
+            report = report.plus(
+                settled_events=step.events, rejected_events=step.rejected, segments=int(step.segment is not None)
             )
             if step.events:
                 last_s = self._monotonic()
@@ -259,16 +229,25 @@ class Worker:
         """Archive what is due. A cold tier that cannot be used leaves it warm and is the report's problem."""
         try:
             while batch := self._archiver.step():
-                report = msgspec.structs.replace(
-                    report,
-                    archived_events=report.archived_events + batch.events_in,
-                    archived_kept=report.archived_kept + batch.events_kept,
-                    archived_files=report.archived_files + len(batch.files),
+                report = report.plus(
+                    archived_events=batch.events_in, archived_kept=batch.events_kept, archived_files=len(batch.files)
                 )
                 tell(Progress(step="archive", done=report.archived_events, total=0))
         except (TierUnavailable, ConfigError) as exc:
-            problems = [*filter(None, [report.problem]), f"nothing more was archived: {exc}"]
-            report = msgspec.structs.replace(report, problem="; ".join(problems))
+            report = report.with_problem(f"nothing more was archived: {exc}")
+        return report
+
+    def _tidy_all(self, report: WorkReport, tell: Callable[[Progress], None]) -> WorkReport:
+        """Compact, expire and clean the archive. A cold tier that cannot be used is the report's problem."""
+        try:
+            while batch := self._tidier.rewrite():
+                report = report.plus(
+                    compacted_files=len(batch.removed) if batch.files else 0, expired_events=batch.events_in - batch.events_kept
+                )
+                tell(Progress(step="tidy", done=report.compacted_files, total=0))
+            report = report.plus(removed_objects=self._tidier.clean().removed)
+        except (TierUnavailable, ConfigError) as exc:
+            report = report.with_problem(f"the archive was not tidied: {exc}")
         return report
 
     def _trim_now(self) -> int:
@@ -280,7 +259,7 @@ class Worker:
 
     def _merge_all(self, report: WorkReport, tell: Callable[[Progress], None]) -> WorkReport:
         while merged := self._merger.step(force=True):
-            report = msgspec.structs.replace(report, merges=report.merges + 1, merged_events=report.merged_events + merged.rows)
+            report = report.plus(merges=1, merged_events=merged.rows)
             tell(Progress(step="merge", done=report.merges, total=0))
         return report
 
@@ -338,6 +317,28 @@ class Worker:
             log.info("archived %d events, %d of them kept, into %s", batch.events_in, batch.events_kept, where)
         return batch is not None
 
+    def _tidy_job(self) -> None:
+        while self._settle_sound and self._do("tidy", self._tidy):
+            self._settle_job()
+        if self._settle_sound:
+            self._do("clean", self._clean)
+
+    def _tidy(self) -> bool:
+        batch = self._tidier.rewrite()
+        if batch is not None:
+            became = f"became {len(batch.files)}" if batch.files else f"expired with {batch.events_in} events"
+            log.info("%d files of the archive %s", len(batch.removed), became)
+        return batch is not None
+
+    def _clean(self) -> None:
+        cleaned = self._tidier.clean()
+        if cleaned.unclaimed:
+            self._health.stuck("clean", f"another ledger archived {cleaned.unclaimed} objects: run `thermocline recover`")
+        else:
+            self._health.freed("clean")
+        if cleaned.removed or cleaned.snapshots:
+            log.info("removed %d objects, %d bytes; %d snapshots expired", cleaned.removed, cleaned.bytes, cleaned.snapshots)
+
     def _purge_job(self) -> None:
         if self._settle_sound:  # while it is in doubt whether this ledger is the right one nothing is removed
             self._do("purge", self._purge)
@@ -394,3 +395,6 @@ class Worker:
             finally:
                 self._health.write()
             return None
+
+
+__all__ = ["Progress", "WorkReport", "Worker"]

@@ -91,6 +91,6 @@ SORT: Final[dict[str, tuple[str, ...]]] = {
     "rollup_conversation": ("conversation_id",),
     "rollup_task": ("conversation_id", "task_id"),
     "rollup_quantile": ("hour", "event_type", "measure", "bucket"),
-    "rollup_decision": ("conversation_id", "rule"),
+    "rollup_decision": ("conversation_id", "rule", "policy_hash"),
 }
-"""Kind → the columns its files are sorted by; together unique within a batch."""
+"""Kind → the columns its files are sorted by; together unique within a file."""
