@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
-from thermocline.tiers.checksum import file_checksum
-from thermocline.tiers.duck import connect, duckdb_errors, quoted
+from thermocline.tiers.batch_files import sha256_of
+from thermocline.tiers.checksum import file_checksum, same_kind
+from thermocline.tiers.duck import Connection, connect, duckdb_errors, quoted
 from thermocline.tiers.ledger import ColdFile, View
 from thermocline.tiers.opening import Tiers
-from thermocline.tiers.parquet_file import page_problem
+from thermocline.tiers.parquet_file import facts_of, page_problem
 
 
 def cold_problems(tiers: Tiers, view: View, *, deep: bool) -> list[str]:
@@ -68,17 +69,23 @@ def _content_problems(tiers: Tiers, view: View) -> Iterator[str]:
             try:
                 if not tiers.cold.is_local:
                     tiers.cold.fetch(key, path)
-                problem = page_problem(path)
-                if problem:
-                    yield f"{file.url}: a page is damaged ({problem}); restore the object from a copy"
-                    continue
-                source = f"read_parquet({quoted(str(path))}, hive_partitioning = false)"
-                with duckdb_errors(file.url, reading=True):
-                    query = f"SELECT count(*), {file_checksum(file.kind)} FROM {source}"
-                    [(rows, checksum)] = con.execute(query).fetchall()
+                yield from _file_problems(con, file, path)
             except TierCorrupt as exc:
                 yield str(exc)
-                continue
-            if (rows, checksum) != (file.rows, file.checksum):
-                yield f"{file.url}: its {rows} rows have the checksum {checksum}, {file.rows} with {file.checksum} were written"
     con.close()
+
+
+def _file_problems(con: Connection, file: ColdFile, path: Path) -> Iterator[str]:
+    """What is wrong with the bytes, pages or rows of a file."""
+    problem = page_problem(path)
+    found = sha256_of(path)
+    if problem or found != file.checksum:
+        what = f"a page is damaged ({problem})" if problem else f"its SHA-256 is {found}, {file.checksum} was written"
+        yield f"{file.url}: {what}; restore the object from a copy"
+        return
+    stated = facts_of(path).get("thermocline.checksum", "")
+    with duckdb_errors(file.url, reading=True):
+        query = f"SELECT count(*), {file_checksum(file.kind)} FROM read_parquet({quoted(str(path))}, hive_partitioning = false)"
+        [(rows, checksum)] = con.execute(query).fetchall()
+    if rows != file.rows or (checksum != stated and same_kind(checksum, stated)):
+        yield f"{file.url}: its {rows} rows have the checksum {checksum}, {file.rows} with {stated} were written"

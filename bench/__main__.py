@@ -12,6 +12,7 @@ from pathlib import Path
 from thermocline.config import load
 
 from .appending import append_figures
+from .archiving import archive_figures
 from .querying import query_figures
 from .settling import settle_figures
 from .timing import Figure, table
@@ -20,7 +21,7 @@ from .timing import Figure, table
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench")
     parser.add_argument("--events", type=int, default=1_000_000)
-    parser.add_argument("--only", choices=["append", "settle", "query"])
+    parser.add_argument("--only", choices=["append", "settle", "query", "archive"])
     options = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="thermocline-bench-"))
     settings = load({"data_dir": folder / "data"}, environ={})
@@ -35,6 +36,8 @@ def main() -> None:
             figures += settled if options.only != "query" else []
         if options.only in (None, "query"):
             figures += query_figures(settings)
+        if options.only in (None, "archive"):
+            figures += archive_figures(options.events, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     print(f"{options.events:,} events, {datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, {platform.machine()}\n")

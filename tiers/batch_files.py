@@ -1,15 +1,20 @@
 """The Parquet files of one batch, written from SQL into a local folder and read back before anything leaves it.
 
-What goes in is summed while it streams by; what Polars reads back from the finished file must sum to the same.
+What goes in is summed while it streams by; what Polars reads back from the finished file must sum to the same. DuckDB makes the
+next rows while the last ones are written.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+import hashlib
 import itertools
+import queue
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 import numpy as np
@@ -19,14 +24,14 @@ import pyarrow.compute as pc
 from thermocline.errors import TierCorrupt
 from thermocline.event import FORMAT
 
-from .checksum import row_hash, row_sum
+from .checksum import HASH_KIND, row_hash
 from .cold_schema import SCHEMAS, SORT, SQL_TYPES
-from .duck import Connection, quoted, registered
+from .duck import Connection, quoted
 from .ledger import ColdFile
-from .parquet_file import GROUP_ROWS, ParquetFile, read_back
+from .parquet_file import GROUP_ROWS, ParquetFile, row_hashes, sums_read_back
 from .segment_file import EVENT_TYPES_MAX
 
-_LOW: Final = np.uint64(0xFFFFFFFF)
+T = TypeVar("T")
 _BOUNDS: Final = {
     "events": ("timestamp", "timestamp", True),
     "rollup_hourly": ("timestamp_min", "timestamp_max", True),
@@ -58,7 +63,9 @@ class BatchFiles:
         bytes_max  of one file, about: it ends with the row group that passes this
         """
         con.execute("SET arrow_lossless_conversion = true")  # UUIDs leave DuckDB as what they are
+        [(self._hash_kind,)] = con.execute(f"SELECT {HASH_KIND}").fetchall()
         self._con = con
+        self._beside = con.cursor()  # for what is asked while `con` streams
         self._folder = folder
         self._batch_id = batch_id
         self._cold_url = cold_url
@@ -83,7 +90,7 @@ class BatchFiles:
     def _write(self, kind: str, selects: Sequence[str], day_of: Callable[[int], str]) -> None:
         file: _Open | None = None
         try:
-            for day, rows in itertools.chain.from_iterable(self._pieces(kind, select) for select in selects):
+            for day, rows in prefetched(itertools.chain.from_iterable(self._pieces(kind, select) for select in selects)):
                 if file is not None and (day != file.day or file.parquet.file_bytes >= self._bytes_max):
                     self._finish(kind, file, day_of(file.day))
                     file = None
@@ -104,7 +111,7 @@ class BatchFiles:
         columns = ", ".join(f"{name}::{sql_type} AS {name}" for name, sql_type in types.items())
         by_day = "_day" in select
         plain = f"SELECT {columns}{', _day' if by_day else ''} FROM ({select})"
-        summed = f"SELECT *, {row_sum(kind)} AS _sum, {row_hash(kind)} AS _hash FROM ({plain})"
+        summed = f"SELECT *, {row_hash(kind)} AS _hash FROM ({plain})"
         for batch in self._con.sql(summed).to_arrow_reader(GROUP_ROWS):
             table = pa.Table.from_batches([batch])
             days = table["_day"].to_numpy() if by_day else np.zeros(table.num_rows, np.int64)
@@ -119,11 +126,11 @@ class BatchFiles:
             "thermocline.format": FORMAT,
             "thermocline.kind": kind,
             "thermocline.ranges": self._ranges,
-            "thermocline.checksum": str(file.row_sum),
+            "thermocline.checksum": f"{self._hash_kind}:{file.row_hash}",
         }
         written = file.parquet.close(facts)
-        rows, hashes = self._sums_read_back(kind, written.path)
-        if (rows, hashes) != (written.rows, file.row_hash):
+        rows, hashes = sums_read_back(written.path)
+        if (rows, hashes) != (written.rows, file.polars_hash):
             raise TierCorrupt(
                 f"{written.path}: read back {rows} rows that are not the {written.rows} written; nothing was archived, "
                 "the events stay where they were; check memory and disk, then run again"
@@ -142,16 +149,12 @@ class BatchFiles:
                     url=f"{self._cold_url}/{key}",
                     rows=written.rows,
                     file_bytes=written.file_bytes,
-                    checksum=str(file.row_sum),
+                    checksum=sha256_of(written.path),
                     created_us=self._created_us,
                     **described,
                 ),
             )
         )
-
-    def _sums_read_back(self, kind: str, path: Path) -> tuple[int, int]:
-        """(rows, sum of their hashes) of a file as Polars reads it."""
-        return sums_of(self._con, kind, read_back(path))
 
     def _described(self, kind: str, path: Path, day: str) -> dict[str, Any]:
         """Bounds of a file's rows, for pruning."""
@@ -159,10 +162,10 @@ class BatchFiles:
         source = f"read_parquet({quoted(str(path))}, hive_partitioning = false)"
         times = f"epoch_us(min({low})), epoch_us(max({high}))" if low else "NULL, NULL"
         names = "min(conversation_id), max(conversation_id)" if with_conversations else "'', ''"
-        [(first, last, lowest, highest)] = self._con.execute(f"SELECT {times}, {names} FROM {source}").fetchall()
+        [(first, last, lowest, highest)] = self._beside.execute(f"SELECT {times}, {names} FROM {source}").fetchall()
         types: tuple[str, ...] | None = None
         if "event_type" in SQL_TYPES[kind]:
-            found = self._con.execute(f"SELECT DISTINCT event_type FROM {source} LIMIT {EVENT_TYPES_MAX + 1}").fetchall()
+            found = self._beside.execute(f"SELECT DISTINCT event_type FROM {source} LIMIT {EVENT_TYPES_MAX + 1}").fetchall()
             types = tuple(sorted(name for (name,) in found)) if len(found) <= EVENT_TYPES_MAX else None
         start_us = int(dt.datetime.fromisoformat(day).replace(tzinfo=dt.UTC).timestamp() * 1e6)
         return {
@@ -180,37 +183,68 @@ class _Open:
     def __init__(self, day: int, parquet: ParquetFile) -> None:
         self.day = day
         self.parquet = parquet
-        self.row_sum = 0
         self.row_hash = 0
+        self.polars_hash = 0
 
     def add(self, rows: pa.Table, kind: str) -> None:
-        self.row_sum += _sum(rows["_sum"])
-        self.row_hash += _sum(rows["_hash"])
+        self.row_hash += int(pc.sum(pc.cast(rows["_hash"], pa.decimal128(38, 0))).as_py())
         schema = SCHEMAS[kind]
-        self.parquet.add(pa.Table.from_arrays([rows[name].cast(schema.field(name).type) for name in schema.names], schema=schema))
+        table = pa.Table.from_arrays([rows[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
+        self.polars_hash += row_hashes(_plain(table))
+        self.parquet.add(table)
 
 
-def sums_of(con: Connection, kind: str, tables: Iterator[pa.Table]) -> tuple[int, int]:
-    """(rows, sum of their hashes) of rows of a kind as Polars gives them: UUIDs as bytes."""
-    types = SQL_TYPES[kind]
-    columns = ", ".join(
-        f"lower(hex({name}))::UUID AS {name}" if sql_type == "UUID" else f"{name}::{sql_type} AS {name}"
-        for name, sql_type in types.items()
-    )
-    rows = total = 0
-    for table in tables:
-        with registered(con, table) as source:
-            [(count, hashes)] = con.execute(
-                f"SELECT count(*), coalesce(sum({row_hash(kind)}::HUGEINT), 0) FROM (SELECT {columns} FROM {source})"
-            ).fetchall()
-        rows, total = rows + count, total + int(hashes)
-    return rows, total
+def _plain(table: pa.Table) -> pa.Table:
+    """The rows with UUIDs as bytes, as Polars reads them from a file."""
+    columns = [
+        pa.chunked_array([chunk.storage for chunk in column.chunks], pa.binary(16)).cast(pa.binary())
+        if isinstance(column.type, pa.UuidType)
+        else column
+        for column in table.columns
+    ]
+    return pa.Table.from_arrays(columns, names=table.column_names)
 
 
-def _sum(column: pa.ChunkedArray) -> int:
-    """The exact sum of a column of unsigned 64-bit integers."""
-    values = pc.cast(column, pa.uint64()).to_numpy()
-    return (int((values >> np.uint64(32)).sum()) << 32) + int((values & _LOW).sum())
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def prefetched(items: Iterator[T], *, depth: int = 2) -> Iterator[T]:
+    """The same items, made by a thread of its own that is at most `depth` ahead. Its errors are raised here."""
+    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
+    stopped = threading.Event()
+
+    def put(item: T | None, error: BaseException | None) -> None:
+        while not stopped.is_set():
+            with suppress(queue.Full):
+                ready.put((item, error), timeout=0.05)
+                return
+
+    def make() -> None:
+        try:
+            for item in items:
+                put(item, None)
+                if stopped.is_set():
+                    return
+            put(None, None)
+        except BaseException as exc:
+            put(None, exc)
+
+    maker = threading.Thread(target=make, name="thermocline-rows", daemon=True)
+    maker.start()
+    try:
+        while True:
+            item, error = ready.get()
+            if error is not None:
+                raise error
+            if item is None:
+                return
+            yield item
+    finally:
+        stopped.set()
+        maker.join()
 
 
 def _day_text(day: int) -> str:

@@ -9,12 +9,12 @@ from typing import Final
 
 from thermocline.event import COLUMN_NAMES
 
-from .cold_schema import SCHEMAS, SQL_TYPES
+from .cold_schema import SQL_TYPES
 
 COLUMN_LIST: Final = ", ".join(COLUMN_NAMES)
 
 ROW_HASH: Final = f"coalesce(sum(hash({COLUMN_LIST})::HUGEINT), 0)"
-"""Aggregate: a sum good within one version of DuckDB, an order of magnitude faster than the canonical one."""
+"""Aggregate: the sum of the hashes of rows of events."""
 
 HASH_KIND: Final = (
     "to_hex(hash('thermocline', 1::BIGINT, 1.5::DOUBLE, NULL::VARCHAR, make_timestamptz(1),"
@@ -26,39 +26,14 @@ SEGMENT_CHECKSUM: Final = f"concat({HASH_KIND}, ':', {ROW_HASH})"
 """Aggregate: the checksum of a segment."""
 
 
-def _canonical(name: str, sql_type: str, *, nullable: bool) -> str:
-    """The pieces of `concat` that are one column of a row's canonical text (docs/formats.md, "Checksum")."""
-    match sql_type:
-        case "UUID":
-            return f"'36:', {name}"
-        case "TIMESTAMPTZ":
-            value = f"epoch_us({name})::VARCHAR"
-        case "DOUBLE":
-            value = f"printf('%.17g', {name})"
-        case _:
-            value = f"{name}::VARCHAR"
-    if name == "sample_rate":
-        return f"CASE WHEN {name} = 1 THEN '1:1' ELSE concat(strlen({value}), ':', {value}) END"
-    if nullable:
-        return f"coalesce(strlen({value}) || ':', '-;'), {value}"
-    return f"strlen({value}), ':', {value}"
-
-
-def row_sum(kind: str) -> str:
-    """Expression over a row of a cold file: its share of the file's checksum, a UBIGINT. (The upper half of DuckDB's
-    `md5_number` is its `md5_number_lower`, which takes twice as long.)"""
-    pieces = [_canonical(name, SQL_TYPES[kind][name], nullable=SCHEMAS[kind].field(name).nullable) for name in SQL_TYPES[kind]]
-    return f"(md5_number(concat({', '.join(pieces)})) >> 64)::UBIGINT"
+def row_hash(kind: str) -> str:
+    """Expression over a row of a cold file: its hash, a UBIGINT."""
+    return f"hash({', '.join(SQL_TYPES[kind])})"
 
 
 def file_checksum(kind: str) -> str:
-    """Aggregate: the checksum of a cold file, the same in every version and easily computed by others."""
-    return f"coalesce(sum({row_sum(kind)}::HUGEINT), 0)::VARCHAR"
-
-
-def row_hash(kind: str) -> str:
-    """Expression over a row of a cold file: its hash, a UBIGINT, good within one process."""
-    return f"hash({', '.join(SQL_TYPES[kind])})"
+    """Aggregate: what a cold file says in its metadata of its rows."""
+    return f"concat({HASH_KIND}, ':', coalesce(sum({row_hash(kind)}::HUGEINT), 0))"
 
 
 def same_kind(one: str, other: str) -> bool:
