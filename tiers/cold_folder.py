@@ -145,22 +145,25 @@ class FolderCold:
                     yield folder, found
                 continue
             with self._errors(folder):
-                names = _names(self._folder / folder)
+                names = self._names(folder)
             below = [folder + name for name in names]
             folders += [key for key in reversed(below) if key.startswith(prefix) or prefix.startswith(key)]
 
+    def _names(self, folder: str) -> list[str]:
+        """What is in the folder, in the order of keys: folders with a slash at the end. Unprintable names are not ours."""
+        try:
+            with os.scandir(self._folder / folder) as entries:
+                names = [entry.name + "/" if entry.is_dir() else entry.name for entry in entries]
+        except FileNotFoundError:
+            return []
+        except NotADirectoryError:
+            if not self._folder.is_dir():
+                raise
+            return []
+        return sorted(name for name in names if name.isprintable())
+
     def _errors(self, key: str) -> AbstractContextManager[None]:
         return file_errors(str(self._folder / key), setting=self._setting)
-
-
-def _names(folder: Path) -> list[str]:
-    """What is in the folder, in the order of keys: folders with a slash at the end. Names that are no UTF-8 are not ours."""
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name + "/" if entry.is_dir() else entry.name for entry in entries]
-    except FileNotFoundError:
-        return []
-    return sorted(name for name in names if name.isprintable())
 
 
 def _stat(path: Path) -> os.stat_result | None:

@@ -22,7 +22,7 @@ def checked_key(key: str) -> str:
         sizes = [len(part.encode()) for part in parts]
     except UnicodeEncodeError:
         sizes = [0]
-    if not all(0 < size <= PART_BYTES_MAX for size in sizes) or sum(sizes) > KEY_BYTES_MAX:
+    if not all(0 < size <= PART_BYTES_MAX for size in sizes) or sum(sizes) + len(parts) - 1 > KEY_BYTES_MAX:
         problem = f"its parts must have 1 to {PART_BYTES_MAX} bytes of UTF-8 each, {KEY_BYTES_MAX} in all"
     elif "." in parts or ".." in parts or not key.isprintable():
         problem = "it leads elsewhere or cannot be printed"

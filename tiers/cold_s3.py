@@ -74,9 +74,12 @@ class S3Cold:
         def attempt(until: Deadline) -> None:
             if not replace and self._holds(key, size_bytes, digest, until):
                 return
-            condition = {} if replace else {"IfNoneMatch": "*"}
-            params = {"Body": _Body(content, until), "ContentLength": size_bytes, "Metadata": {"sha256": digest}, **condition}
-            self._send("put_object", until, key, **params)
+            params = {"Body": _Body(content, until), "ContentLength": size_bytes, "Metadata": {"sha256": digest}}
+            try:
+                self._send("put_object", until, key, **params, **({} if replace else {"IfNoneMatch": "*"}))
+            except S3Failure as exc:
+                exc.again = exc.taken  # the next look tells by what
+                raise
 
         with self._explained(self.url_of(key), "storing", size_bytes=size_bytes):
             self._requests.repeated(attempt)
@@ -131,6 +134,8 @@ class S3Cold:
 
         def read(reply: Any, until: Deadline) -> bytes:
             content = _whole(reply, until)
+            if not params:
+                _check(reply, hashlib.sha256(content).hexdigest(), url)
             if params and "ContentRange" not in reply:  # a server that knows no ranges
                 content = content[offset:] if length is None else content[offset : offset + length]
             return content
@@ -308,5 +313,9 @@ def _copy(reply: Any, file: BinaryIO, until: Deadline, url: str) -> None:
     for piece in _pieces(reply, until):
         digest.update(piece)
         file.write(piece)
-    if reply.get("Metadata", {}).get("sha256", digest.hexdigest()) != digest.hexdigest():
+    _check(reply, digest.hexdigest(), url)
+
+
+def _check(reply: Any, digest: str, url: str) -> None:
+    if reply.get("Metadata", {}).get("sha256", digest) != digest:
         raise TierCorrupt(f"{url} does not hold the bytes it was written with (sha256): restore it from a copy")

@@ -26,6 +26,8 @@ class S3Failure(Exception):
         self.code = code
         """S3's error code, where the answer had one."""
         self.server_time = server_time
+        self.again = False
+        """Whoever sent the request knows that it may succeed in a moment."""
         self.text = " ".join(text.split())[:300]
         super().__init__(self.seen)
 
@@ -37,6 +39,8 @@ class S3Failure(Exception):
     @property
     def passing(self) -> bool:
         """Whether the same request may succeed in a moment."""
+        if self.again:
+            return True
         if self.kind == "answer":
             busy = self.status >= 500 and self.status not in (501, 505, 507) and self.code not in _FULL
             return busy or self.status == 429 or self.code in _BUSY
@@ -111,7 +115,7 @@ def _without_answer(failure: S3Failure, subject: str, place: Place) -> Thermocli
         case "keys":
             return ConfigError(f"{subject}: no usable keys ({seen}): {KEYS_HELP}")
         case "tls":
-            return ConfigError(f"{subject}: certificate not trusted ({seen}): correct cold.endpoint_url or set AWS_CA_BUNDLE")
+            return ConfigError(f"{subject}: TLS fails ({seen}): correct cold.endpoint_url (http or https?) or set AWS_CA_BUNDLE")
         case "request":
             return ConfigError(f"{subject}: no such request can be made ({seen}): correct cold_url or cold.endpoint_url")
         case "no s3":

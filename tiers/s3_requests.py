@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import boto3
-import stamina
 from botocore import exceptions as boto
 from botocore.config import Config
 from botocore.parsers import ResponseParserError
@@ -56,16 +55,17 @@ class Deadline:
     def over(self) -> bool:
         return time.monotonic() >= self._end
 
-    def wait_s(self, exc: Exception) -> float | bool:
-        """How long to wait before trying again; False when the failure does not pass, or there is no time for another request.
+    def wait_s(self, failure: S3Failure) -> float | None:
+        """How long to wait before trying again; None when the failure does not pass, or there is no time for another request.
         A server that cannot be reached at all gets cold.connect_timeout_s to come back."""
-        if not isinstance(exc, S3Failure) or not (exc.passing or exc.taken):
-            return False
-        now, wait_s = time.monotonic(), self._wait_s * random.uniform(0.5, 1)
+        if not failure.passing:
+            return None
+        wait_s = self._wait_s * random.uniform(0.5, 1)
         self._wait_s = min(2 * self._wait_s, WAIT_MAX_S)
-        if exc.kind == "unreachable":
-            return wait_s if now + wait_s < self._started + self._connect_s else False
-        return wait_s if now + wait_s + self._request_s < self._end else False
+        sent_s = time.monotonic() + wait_s
+        if failure.kind == "unreachable":
+            return wait_s if sent_s < self._started + self._connect_s else None
+        return wait_s if sent_s + self._request_s < self._end else None
 
 
 class S3Requests:
@@ -88,10 +88,14 @@ class S3Requests:
     def repeated(self, attempt: Callable[[Deadline], T]) -> T:
         """What `attempt` gives, tried again while its failure may pass. S3Failure when it did not."""
         until = Deadline(self._settings)
-        for again in stamina.retry_context(on=until.wait_s, attempts=None, timeout=None):
-            with again:
+        while True:
+            try:
                 return attempt(until)
-        raise AssertionError("a retry ends by success or by an exception")
+            except S3Failure as exc:
+                wait_s = until.wait_s(exc)
+                if wait_s is None:
+                    raise
+            time.sleep(wait_s)
 
     def send(self, method: str, until: Deadline, read: Callable[[Any], T], params: Mapping[str, Any]) -> T:
         """What `read` makes of the reply to one request, sent once. S3Failure otherwise."""
