@@ -1,4 +1,4 @@
-"""One pass of the archive, asked for: batch after batch until nothing is due; and what it would do, without doing it."""
+"""Passes over the archive that a person asks for: archive or compact, batch after batch until nothing is due; and forecasts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from thermocline.tiers.opening import Tiers
 from .archive import Archiver
 from .archive_plan import DAY_US, cutoff_us, due_segments
 from .archive_source import ArchiveSource
+from .compact import Compactor
 from .lease import Lease
 
 _ALL = 1 << 62
@@ -38,6 +39,9 @@ class PassReport(msgspec.Struct, frozen=True, kw_only=True):
     events: int = 0
     kept: int = 0
     files: int = 0
+    """Written."""
+    files_removed: int = 0
+    """Replaced by them."""
 
 
 class DayForecast(msgspec.Struct, frozen=True, kw_only=True):
@@ -108,6 +112,29 @@ def archive(
     return report
 
 
+def compact(
+    tiers: Tiers,
+    *,
+    progress: Callable[[PassProgress], None] = lambda _: None,
+    done: Callable[[PassReport], None] = lambda _: None,
+) -> PassReport:
+    """Take the worker's lease and make few files of many small ones, until nothing is due. Otherwise like `archive`."""
+    report = PassReport()
+
+    def tell(step: str) -> None:
+        progress(PassProgress(step=step.removesuffix(" done"), batches=report.batches, rows=0, rows_total=0))
+
+    lease = Lease(tiers.settings.namespace_dir, tiers.ledger)
+    try:
+        compactor = Compactor(tiers, lease.epoch, reach=tell)
+        while batch := compactor.step():
+            report = _with(report, batch)
+            done(report)
+    finally:
+        lease.release()
+    return report
+
+
 def due(tiers: Tiers, before_us: int) -> list[Segment]:
     """All segments a pass would archive events of, oldest first."""
     rest_rows_max = tiers.settings.cold.remainder_rows_max
@@ -153,4 +180,5 @@ def _with(report: PassReport, batch: Batch) -> PassReport:
         events=report.events + batch.events_in,
         kept=report.kept + batch.events_kept,
         files=report.files + len(batch.files),
+        files_removed=report.files_removed + len(batch.removed),
     )

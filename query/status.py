@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import time
 from collections.abc import Sequence
@@ -12,12 +13,16 @@ import msgspec
 
 from thermocline.config import MIB
 from thermocline.errors import TierUnavailable
+from thermocline.tiers.cold_copies import PINS
 from thermocline.tiers.hot import Hot, ServerFacts, ShardCut
 from thermocline.tiers.ledger import Loss, View
 from thermocline.tiers.opening import Tiers
 
 WORKER_FILE: Final = "worker.json"
 """In the namespace folder: what the worker last said of itself."""
+DAY_US: Final = 86_400_000_000
+ARCHIVE_TAKES_S: Final = 600
+"""How long a pass of the archive may take before it is worth a word."""
 
 
 class TierStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +53,24 @@ class RedisStatus(msgspec.Struct, frozen=True, kw_only=True):
     write_ok: bool
 
 
+class KeptStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Local copies of archived events, made by `thermocline rehydrate`. They are counted in cold."""
+
+    files: int
+    bytes: int
+    until_us: int
+    """When the last of them may go."""
+
+
+class OverdueStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """Days older than the warm window that are still warm."""
+
+    oldest_day: str
+    segments: int
+    waits_s: float
+    """How long the first of them has been due."""
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str
     data_dir: str
@@ -66,6 +89,10 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     losses: tuple[Loss, ...]
     oldest_unsettled_s: float | None
     """How long the oldest event that has not settled waits."""
+    kept: KeptStatus | None
+    """None when there are no such copies."""
+    overdue: OverdueStatus | None
+    """None when everything older than the warm window is archived."""
     worker: dict[str, Any] | None
     """What the worker last said (worker.json); None when none ever ran."""
 
@@ -88,7 +115,8 @@ def status(tiers: Tiers) -> Status:
     cached, oldest_us = _in_log(tiers.hot, view, cut)
     waiting = _waiting(view, cut)
     oldest_s = None if oldest_us is None else max(0.0, (facts.now_us - oldest_us) / 1e6)
-    reasons = _reasons(tiers, facts, view, waiting, oldest_s, worker)
+    overdue = _overdue(view, window_days=tiers.settings.warm.window_days, now_us=time.time_ns() // 1000)
+    reasons = _reasons(tiers, facts, view, waiting, oldest_s, overdue, worker)
     levels: dict[int, int] = {}
     for segment in view.segments:
         levels[segment.level] = levels.get(segment.level, 0) + 1
@@ -113,6 +141,8 @@ def status(tiers: Tiers) -> Status:
         lost=sum(loss.events for loss in view.losses),
         losses=tuple(loss for loss in view.losses if loss.events),
         oldest_unsettled_s=oldest_s,
+        kept=_kept(tiers, view),
+        overdue=overdue,
         worker=worker,
     )
 
@@ -166,6 +196,7 @@ def _reasons(
     view: View,
     waiting: TierStatus,
     oldest_s: float | None,
+    overdue: OverdueStatus | None,
     worker: dict[str, Any] | None,
 ) -> list[tuple[bool, str]]:
     """(whether it is red, what is wrong and what to do), worst first."""
@@ -182,12 +213,45 @@ def _reasons(
         found.append((True, "Redis cannot write to its disk: check its free space and log"))
     if oldest_s is not None and oldest_s > 2 * warm.settle_latest_s:
         found.append((False, f"events wait {oldest_s:.0f} s to settle: start `thermocline worker`"))
+    if overdue is not None and overdue.waits_s > 2 * tiers.settings.worker.archive_every_s + ARCHIVE_TAKES_S:
+        found.append((False, _overdue_reason(overdue, worker)))
     if not facts.append_only:
         found.append((False, "Redis keeps nothing on disk (hot.allow_volatile): a crash loses what has not settled"))
     lost = sum(loss.events for loss in view.losses)
     if lost:
         found.append((False, f"{lost:,} acknowledged events were lost by Redis: `thermocline verify` says where"))
     return found
+
+
+def _overdue(view: View, *, window_days: int, now_us: int) -> OverdueStatus | None:
+    """Segments with events older than the window. One is due since its oldest day left it, or since it was written."""
+    before_us = (now_us // DAY_US - window_days) * DAY_US
+    due = [segment for segment in view.segments if segment.timestamp_min_us < before_us]
+    if not due:
+        return None
+    oldest_us = min(segment.timestamp_min_us for segment in due)
+    since_us = min(max(segment.created_us, (segment.timestamp_min_us // DAY_US + 1 + window_days) * DAY_US) for segment in due)
+    day = f"{dt.datetime.fromtimestamp(oldest_us / 1e6, dt.UTC):%Y-%m-%d}"
+    return OverdueStatus(oldest_day=day, segments=len(due), waits_s=max(0.0, (now_us - since_us) / 1e6))
+
+
+def _overdue_reason(overdue: OverdueStatus, worker: dict[str, Any] | None) -> str:
+    told = f"events of {overdue.oldest_day} on have waited {overdue.waits_s / 3600:.0f} h to be archived"
+    if worker is None or not worker.get("running"):
+        return f"{told}: start `thermocline worker`"
+    return f"{told}: `thermocline doctor` looks at the cold tier, `thermocline archive --dry-run` at the days"
+
+
+def _kept(tiers: Tiers, view: View) -> KeptStatus | None:
+    """The copies that are kept on purpose. The cold tier is not opened when there are none."""
+    if not (tiers.settings.namespace_dir / "cold" / PINS).exists():
+        return None
+    now_us = time.time_ns() // 1000
+    live = {file.key: file.file_bytes for file in view.files}
+    kept = {key: until for key, until in tiers.copies.kept().items() if until > now_us and key in live}
+    if not kept:
+        return None
+    return KeptStatus(files=len(kept), bytes=sum(live[key] for key in kept), until_us=max(kept.values()))
 
 
 def _durability(facts: ServerFacts) -> str:

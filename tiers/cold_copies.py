@@ -19,7 +19,8 @@ from .cold import Cold
 
 SCHEME: Final = "cold"
 """Of the paths that DuckDB hands to `cold_reading.ColdFiles`."""
-_PINS: Final = "kept-until.json"
+PINS: Final = "kept-until.json"
+"""In the folder: until when copies are kept."""
 
 
 class ColdCopies:
@@ -72,7 +73,7 @@ class ColdCopies:
     def kept(self) -> dict[str, int]:
         """key → until when its copy is kept, µs."""
         try:
-            found = json.loads((self._folder / _PINS).read_text())
+            found = json.loads((self._folder / PINS).read_text())
         except (OSError, ValueError):
             return {}
         return {str(key): int(until) for key, until in found.items()}
@@ -125,6 +126,6 @@ class ColdCopies:
 
     def _write_pins(self, kept: dict[str, int]) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._folder / f"{_PINS}.{time.monotonic_ns()}.tmp"
+        temporary = self._folder / f"{PINS}.{time.monotonic_ns()}.tmp"
         temporary.write_text(json.dumps(kept, indent=1, sort_keys=True))
-        temporary.replace(self._folder / _PINS)
+        temporary.replace(self._folder / PINS)

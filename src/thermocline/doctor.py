@@ -1,4 +1,7 @@
-"""Look at what Thermocline stands on: Python, Redis, the data directory, the ledger, the clocks. Changes nothing."""
+"""Look at what Thermocline stands on: Python, Redis, the data directory, the ledger, the cold tier, the clocks.
+
+Changes nothing, but for one object that is written to the cold tier to try it, and removed again.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +17,7 @@ from typing import Final, NamedTuple
 from thermocline.config import Settings, mask_url
 from thermocline.errors import ThermoclineError
 from thermocline.tiers import embedded
+from thermocline.tiers.cold_opening import open_cold
 from thermocline.tiers.confirm import check_server
 from thermocline.tiers.hot import ServerFacts
 from thermocline.tiers.hot_redis import RedisHot
@@ -36,6 +40,8 @@ CLOCK_MAX_S: Final = 300.0
 REMOTE: Final = ("nfs", "cifs", "smb", "9p", "afs", "ceph", "glusterfs", "lustre", "fuse.")
 VOLATILE: Final = ("tmpfs", "ramfs")
 MOUNTS: Final = Path("/proc/self/mountinfo")
+COLD_DESIRABLE: Final = ("list after write", "delete")
+"""What the archive is right without: without it, objects that nothing needs stay."""
 
 
 class Finding(NamedTuple):
@@ -55,6 +61,7 @@ def examine(settings: Settings) -> list[Finding]:
     findings += _data_dir(settings.data_dir)
     findings += _redis(settings)
     findings.append(_guarded("ledger", lambda: _ledger(settings)))
+    findings += _cold(settings)
     return findings
 
 
@@ -192,12 +199,11 @@ def _ledger(settings: Settings) -> Finding:
     folder = settings.namespace_dir
     if settings.ledger_url is None and not (folder / "ledger.db").exists():
         return Finding(OK, "ledger", f"namespace {settings.namespace} is not there yet: the first append makes it")
-    url = settings.ledger_url or f"sqlite:///{(folder / 'ledger.db').resolve()}"
-    ledger = SqlLedger(url, folder=folder)
+    ledger = _opened_ledger(settings)
     try:
         identity = ledger.identity()
         if identity is None:
-            return Finding(OK, "ledger", f"{mask_url(url)} is empty: the first append fills it")
+            return Finding(OK, "ledger", f"{mask_url(_ledger_url(settings))} is empty: the first append fills it")
         view = ledger.view()
     finally:
         ledger.close()
@@ -206,3 +212,40 @@ def _ledger(settings: Settings) -> Finding:
     if lost:
         return Finding(WARN, "ledger", f"{found}; {lost:,} acknowledged events are declared lost: see `thermocline status`")
     return Finding(OK, "ledger", found)
+
+
+def _ledger_url(settings: Settings) -> str:
+    return settings.ledger_url or f"sqlite:///{(settings.namespace_dir / 'ledger.db').resolve()}"
+
+
+def _opened_ledger(settings: Settings) -> SqlLedger:
+    return SqlLedger(_ledger_url(settings), folder=settings.namespace_dir)
+
+
+def _cold(settings: Settings) -> Iterator[Finding]:
+    """The abilities of the cold tier, when there is one: cold_url is set, or something is archived."""
+    try:
+        if settings.cold_url is None and not _is_archived(settings):
+            return
+        cold = open_cold(settings)
+        try:
+            found = cold.probe()
+        finally:
+            cold.close()
+    except (ThermoclineError, OSError) as exc:
+        yield Finding(FAIL, "cold tier", str(exc))
+        return
+    yield Finding(OK, "cold tier", cold.url)
+    for one in found:
+        bad = WARN if one.name in COLD_DESIRABLE else FAIL
+        yield Finding(OK if one.ok else bad, f"cold {one.name}", one.detail)
+
+
+def _is_archived(settings: Settings) -> bool:
+    if settings.ledger_url is None and not (settings.namespace_dir / "ledger.db").exists():
+        return False
+    ledger = _opened_ledger(settings)
+    try:
+        return ledger.identity() is not None and bool(ledger.batches())
+    finally:
+        ledger.close()

@@ -163,3 +163,58 @@ def test_a_cold_tier_that_cannot_be_used_is_one_line_and_leaves_the_events_warm(
     assert done.returncode == 3
     assert "nothing more was archived: " in done.stderr
     assert tiers(settled)["warm"]["events"] == EVENTS
+
+
+def test_rehydrate_says_that_a_folder_is_local_already(settled: Path) -> None:
+    succeeded(settled, "archive")
+    name = rows(settled, "query", "SELECT conversation_id AS name FROM events WHERE sample_rate < 1 LIMIT 1")[0]["name"]
+    for what in (name, rows(settled, "archives", "list")[0]["day"]):
+        done = thermocline(settled, "rehydrate", what, "--for", "2")
+        assert (done.returncode, done.stdout) == (0, "")
+        assert "local already, the cold tier is a folder" in done.stderr
+    assert thermocline(settled, "rehydrate", "nobody").stderr == "nothing is archived of nobody\n"
+    assert rows(settled, "rehydrate", "--list") == []
+    for wrong in (["rehydrate"], ["rehydrate", name, "--list"]):
+        assert "give either a day, a conversation or --list" in failed(settled, *wrong, code=2)
+
+
+def test_doctor_tries_the_cold_tier_once_there_is_one(settled: Path) -> None:
+    def cold(**variables: str) -> dict[str, str]:
+        done = thermocline(settled, "doctor", "-o", "json", **variables)
+        return {one["subject"]: one["verdict"] for one in json.loads(done.stdout) if one["subject"].startswith("cold")}
+
+    assert cold() == {}
+    abilities = ("tier", "write", "read", "ranged read", "list after write", "conditional write", "delete")
+    healthy = {f"cold {name}": "ok" for name in abilities}
+    assert cold(THERMOCLINE_COLD_URL=f"file://{settled}/elsewhere") == healthy
+    succeeded(settled, "archive")
+    assert cold() == healthy
+    assert not list((settled / "thermocline-data" / "default" / "cold").rglob("probe/*"))
+    (settled / "file").write_text("no folder")
+    found = cold(THERMOCLINE_COLD_URL=f"file://{settled}/file/below")
+    assert found["cold write"] == "fail"
+
+
+def test_status_says_which_days_wait_to_be_archived(settled: Path) -> None:
+    oldest = rows(settled, "archive", "--dry-run")[0]["day"]
+    assert f"Events of {oldest} on are older than the warm window and wait to be archived." in succeeded(settled, "status")
+    succeeded(settled, "archive")
+    assert "wait to be archived" not in succeeded(settled, "status")
+
+
+def test_small_files_become_few(settled: Path) -> None:
+    assert thermocline(settled, "compact").stderr == "nothing is due\n"
+    for before in ("5", "0"):
+        succeeded(settled, "archive", "--older-than", before)
+    lower = {"THERMOCLINE_COLD__COMPACT_FILES_MIN": "2"}
+    before = rows(settled, "query", "SELECT count(*) AS n, sum(1 / sample_rate) AS estimate FROM events")
+    with Lock(settled / "thermocline-data" / "default"):
+        assert "another worker has this namespace" in failed(settled, "compact", code=1, **lower)
+    said = thermocline(settled, "compact", **lower).stderr
+    assert "files of the archive became" in said
+    batch = rows(settled, "archives", "list")[-1]
+    assert batch["kind"] == "compact"
+    assert said.startswith(f"{2 * batch['files']} files of the archive became {batch['files']}\n")
+    assert rows(settled, "query", "SELECT count(*) AS n, sum(1 / sample_rate) AS estimate FROM events")[0]["n"] == before[0]["n"]
+    assert thermocline(settled, "compact", **lower).stderr == "nothing is due\n"
+    assert "Every sum closes" in succeeded(settled, "verify", "--deep")

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import datetime as dt
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .options import Form, FormOption, settings_of
 from .output import bytes_text, note, write_report, write_rows
-from .reports import pass_line, share_text
+from .reports import compacted_line, files_text, pass_line, share_text
 
 if TYPE_CHECKING:
     from thermocline.archiver.archive_pass import DayForecast, PassReport, RuleForecast
@@ -21,6 +21,7 @@ app = typer.Typer(help="See what is archived.", no_args_is_help=True)
 
 BATCH_COLUMNS = ("batch", "kind", "day", "events_in", "kept", "rate_min", "files", "bytes", "committed_at")
 FILE_COLUMNS = ("kind", "day", "rows", "bytes", "url")
+DAYS_MAX = 36_500
 ID_CHARACTERS_MIN = 8
 """Of a batch's id, those a table shows at least: as many as tell it from all others."""
 
@@ -61,7 +62,7 @@ def archive(
     from thermocline.archiver.archive_pass import before_of, forecast_days
     from thermocline.tiers.opening import open_tiers
 
-    from .progress import archive_progress
+    from .progress import pass_progress
 
     settings = settings_of(context)
     before_us = before_of(older_than, now_us=time.time_ns() // 1000, window_days=settings.warm.window_days)
@@ -70,21 +71,35 @@ def archive(
             _write_days(forecast_days(tiers, before_us), output)
             _note_left(tiers, before_us)
             return
-        done: PassReport | None = None
-
-        def keep(report: PassReport) -> None:
-            nonlocal done
-            done = report
-
-        try:
-            with archive_progress() as show:
-                archive_due(tiers, before_us, progress=show, done=keep)
-        finally:
-            if done is not None:
-                note(pass_line(done))
-        if done is None:
-            note("nothing is due")
+        with pass_progress("archiving") as show:
+            _run(lambda done: archive_due(tiers, before_us, progress=show, done=done), pass_line)
         _note_left(tiers, before_us)
+
+
+def compact(context: typer.Context) -> None:
+    """Make few files of the archive's many small ones.
+
+    As far as it is due: cold.compact_files_min of them. The worker does the same by itself and must not run meanwhile.
+    """
+    from thermocline.archiver.archive_pass import compact as compact_due
+    from thermocline.tiers.opening import open_tiers
+
+    from .progress import pass_progress
+
+    with open_tiers(settings_of(context)) as tiers, pass_progress("compacting") as show:
+        _run(lambda done: compact_due(tiers, progress=show, done=done), compacted_line)
+
+
+def _run(act: Callable[[Callable[[PassReport], None]], object], line: Callable[[PassReport], str]) -> None:
+    """Make a pass, and say what it did, also when an error ended it half-way."""
+    reports: list[PassReport] = []
+    try:
+        act(reports.append)
+    finally:
+        if reports:
+            note(line(reports[-1]))
+    if not reports:
+        note("nothing is due")
 
 
 def sample(
@@ -94,7 +109,7 @@ def sample(
     every: Annotated[bool, typer.Option("--all", help="All that is warm, as if it were due today.")] = False,
     output: FormOption = Form.table,
 ) -> None:
-    """Show what the sampling policy would keep, by event type and rule.
+    """Show what sampling would keep, by event type and rule.
 
     Of the events that are due. Nothing is changed.
     """
@@ -169,6 +184,52 @@ def show(
         _write_values(rows, FILE_COLUMNS, output)
     if not rows:
         note("all its files were replaced by later batches")
+
+
+def rehydrate(
+    context: typer.Context,
+    what: Annotated[
+        str | None,
+        typer.Argument(metavar="DAY|CONVERSATION", help="A UTC day like 2026-11-13, or a conversation_id.", show_default=False),
+    ] = None,
+    days: Annotated[float, typer.Option("--for", metavar="DAYS", min=0, help="How long the copies are kept.")] = 7,
+    listed: Annotated[bool, typer.Option("--list", help="Show the copies that are kept.")] = False,
+    output: FormOption = Form.table,
+) -> None:
+    """Make local copies of archived events.
+
+    Those of a day or of a conversation, kept for a while, so that queries do not wait for S3.
+    """
+    from thermocline.archiver.rehydrate import rehydrate as copy_events
+    from thermocline.tiers.opening import open_tiers
+
+    if listed == (what is not None):
+        raise typer.BadParameter("give either a day, a conversation or --list", param_hint="DAY|CONVERSATION")
+    now_us = time.time_ns() // 1000
+    with open_tiers(settings_of(context)) as tiers:
+        if what is None:
+            _write_copies(tiers, now_us, output)
+            return
+        until_us = now_us + int(min(days, DAYS_MAX) * 86_400_000_000)
+        found = copy_events(tiers, what, until_us=until_us)
+    if not found.files:
+        note(f"nothing is archived of {what}")
+    elif found.is_local:
+        note(f"{files_text(found.files)} with {bytes_text(found.bytes)}: local already, the cold tier is a folder")
+    else:
+        until = f"{_at(until_us):%Y-%m-%d %H:%M}"
+        note(f"{files_text(found.files)} with {bytes_text(found.bytes)}: copied, and kept until {until} UTC")
+
+
+def _write_copies(tiers: Tiers, now_us: int, form: Form) -> None:
+    from thermocline.archiver.rehydrate import kept_copies
+
+    rows = [(one.day, one.rows, one.bytes, _at(one.until_us), one.key) for one in kept_copies(tiers, now_us=now_us)]
+    columns = ("day", "rows", "bytes", "kept_until", "key")
+    if form is Form.table:
+        write_report([(*row[:2], bytes_text(row[2]), f"{row[3]:%Y-%m-%d %H:%M}", row[4]) for row in rows], columns)
+    else:
+        _write_values(rows, columns, form)
 
 
 def _write_days(found: list[DayForecast], form: Form) -> None:

@@ -67,15 +67,15 @@ def work_progress() -> Iterator[Callable[[WorkProgress], None]]:
 
 
 @contextmanager
-def archive_progress() -> Iterator[Callable[[PassProgress], None]]:
+def pass_progress(what: str) -> Iterator[Callable[[PassProgress], None]]:
     """A function that shows how far a pass of the archive is: a bar, or a line now and then when nobody watches."""
     if not sys.stderr.isatty():
-        yield _archive_lines()
+        yield _pass_lines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-    columns = [SpinnerColumn(), TextColumn("archiving"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()]
+    columns = [SpinnerColumn(), TextColumn(what), BarColumn(), TaskProgressColumn(), TimeElapsedColumn()]
     with Progress(*columns, TextColumn("{task.description}"), console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=None)
 
@@ -86,13 +86,14 @@ def archive_progress() -> Iterator[Callable[[PassProgress], None]]:
         yield show
 
 
-def _archive_lines() -> Callable[[PassProgress], None]:
+def _pass_lines() -> Callable[[PassProgress], None]:
     said = time.monotonic()
 
     def show(one: PassProgress) -> None:
         nonlocal said
         if time.monotonic() - said >= LINE_EVERY_S:
-            note(f"batch {one.batches + 1}: {one.step}; {one.rows:,} of {one.rows_total:,} events looked at")
+            looked = f"; {one.rows:,} of {one.rows_total:,} events looked at" if one.rows_total else ""
+            note(f"batch {one.batches + 1}: {one.step}{looked}")
             said = time.monotonic()
 
     return show

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
@@ -38,6 +39,11 @@ def status_lines(found: Status) -> Iterator[str]:
     yield f"Redis {redis.version} at {redis.url}: {bytes_text(redis.used_bytes)}{bound} used; durability: {redis.durability}."
     if found.oldest_unsettled_s is not None:
         yield f"The oldest event that has not settled waits {found.oldest_unsettled_s:,.0f} s."
+    if found.kept is not None:
+        copies = f"{files_text(found.kept.files)} ({bytes_text(found.kept.bytes)})"
+        yield f"Of the cold tier, {copies} are kept here until {_day(found.kept.until_us)}: `thermocline rehydrate --list`."
+    if found.overdue is not None:
+        yield f"Events of {found.overdue.oldest_day} on are older than the warm window and wait to be archived."
     if found.rejected or found.lost:
         yield f"{found.rejected:,} events rejected, {found.lost:,} declared lost."
     yield f"Health of {found.namespace}: {found.health}."
@@ -57,6 +63,12 @@ def work_line(report: WorkReport) -> str:
     if report.archived_events:
         kept = f"{report.archived_kept:,} of them kept in {_count(report.archived_files, 'file')}"
         parts.append(f"archived {_count(report.archived_events, 'event')} ({kept})")
+    if report.compacted_files:
+        parts.append(f"compacted {_count(report.compacted_files, 'file')} of the archive")
+    if report.expired_events:
+        parts.append(f"expired {_count(report.expired_events, 'event')}")
+    if report.removed_objects:
+        parts.append(f"removed {_count(report.removed_objects, 'object')} of the archive")
     if report.trimmed_blocks:
         parts.append(f"trimmed {_count(report.trimmed_blocks, 'block')}")
     if report.purged_files:
@@ -69,6 +81,15 @@ def pass_line(report: PassReport) -> str:
     kept = f"{report.kept:,} of them kept in {_count(report.files, 'file')}"
     batches = "" if report.batches == 1 else f", {report.batches:,} batches"
     return f"archived {_count(report.events, 'event')} ({kept}{batches})"
+
+
+def compacted_line(report: PassReport) -> str:
+    """What a pass of compacting did."""
+    return f"{files_text(report.files_removed)} of the archive became {report.files:,}"
+
+
+def files_text(count: int) -> str:
+    return _count(count, "file")
 
 
 def share_text(part: int, whole: int) -> str:
@@ -98,6 +119,10 @@ def recovery_lines(found: Recovery) -> Iterator[str]:
         yield f"{_count(len(found.dropped), 'segment')} whose events others hold went to trash/."
     yield from (f"Not readable, left where it is: {problem}" for problem in found.unreadable)
     yield "`thermocline verify --deep` proves it."
+
+
+def _day(us: int) -> str:
+    return f"{dt.datetime.fromtimestamp(us / 1e6, dt.UTC):%Y-%m-%d}"
 
 
 def _count(number: int, unit: str) -> str:
