@@ -155,7 +155,7 @@ class ArchiveSource:
     def _archived(self, kind: str) -> list[str]:
         """The relation of all archived files of a kind, in a list; an empty one when there are none."""
         files = [file for file in self._files if file.kind == kind]
-        keys = [self._tiers.cold.key_of(file.url) for file in files]
+        keys = [file.key for file in files]
         self._tiers.copies.ensure(keys)
         places = ", ".join(quoted(self._tiers.copies.place(key)) for key in keys)
         return [f"read_parquet([{places}], hive_partitioning = false)"] if keys else []

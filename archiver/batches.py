@@ -146,7 +146,7 @@ class Batches:
         for file in batch.files:
             path = folder / f"{file.file_id}.parquet"
             if file.kind != "events" and path.exists():
-                self._tiers.copies.take(self._tiers.cold.key_of(file.url), path)
+                self._tiers.copies.take(file.key, path)
         shutil.rmtree(folder, ignore_errors=True)
 
 
@@ -163,8 +163,8 @@ def publish(cold: Cold, iceberg: IcebergTables, batch: Batch, files: Mapping[str
     snapshot_id = None
     iceberg.ensure()
     for kind in PUBLISHED:
-        added = [cold.key_of(file.url) for file in batch.files if file.kind == kind]
-        gone = [cold.key_of(file.url) for file in removed if file.kind == kind]
+        added = [file.key for file in batch.files if file.kind == kind]
+        gone = [file.key for file in removed if file.kind == kind]
         if added or gone:
             found = iceberg.commit(kind, batch.batch_id, added, gone)
             snapshot_id = found if kind == "events" else snapshot_id

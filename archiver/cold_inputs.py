@@ -32,7 +32,7 @@ def fetched(tiers: Tiers, con: Connection, file: ColdFile, folder: Path) -> Path
     """A local copy of the file in `folder`. DamagedFile unless it is what the ledger says; TierUnavailable when it is away."""
     path = folder / f"{file.file_id}.parquet"
     try:
-        tiers.cold.fetch(tiers.cold.key_of(file.url), path)
+        tiers.cold.fetch(file.key, path)
     except TierCorrupt as exc:
         raise DamagedFile(file, str(exc)) from exc
     problem = page_problem(path)

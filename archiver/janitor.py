@@ -82,6 +82,7 @@ class Janitor:
         ledger = self._tiers.ledger
         if not ledger.batches() and not self._trash():
             return Cleaned()
+        ledger.purged(self._epoch, ())  # LeaseHeld when another worker took over: objects have no epoch
         grace_us = now_us - int(self._settings.purge_grace_s * 1e6)
         listed = [one for folder in _FOLDERS for one in self._tiers.cold.objects(f"{folder}/")]  # before the ledger is read
         batches = {row.batch_id for row in ledger.batches()}
@@ -165,14 +166,14 @@ class Janitor:
     def _trash(self) -> dict[str, tuple[str, int]]:
         """key → (URL, when it left the ledger) of cold objects in the trash."""
         rows = [row for row in self._tiers.ledger.trash() if "://" in row.path]
-        return {self._tiers.cold.key_of(row.path): (row.path, row.left_us) for row in rows}
+        return {row.path.removeprefix("cold://"): (row.path, row.left_us) for row in rows}
 
     def _removable(self, keys: Iterable[str]) -> set[str]:
         wanted = list(keys)
         return self._tiers.iceberg.removable(wanted) if wanted else set()
 
     def _live(self, view: View) -> set[str]:
-        return {self._tiers.cold.key_of(file.url) for file in view.files}
+        return {file.key for file in view.files}
 
 
 def _batch_of(key: str) -> str:

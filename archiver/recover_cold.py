@@ -40,8 +40,8 @@ def _shown(cold: Cold, iceberg: IcebergTables, described: Sequence[Batch], files
     removed_later: set[str] = set()
     for batch in reversed(described):
         added = {file.file_id for file in batch.files}
-        live = {file_id for file_id in added if cold.key_of(files[file_id].url) in keys}
-        gone = [file_id for file_id in batch.removed if file_id in files and cold.key_of(files[file_id].url) not in keys]
+        live = {file_id for file_id in added if files[file_id].key in keys}
+        gone = [file_id for file_id in batch.removed if file_id in files and files[file_id].key not in keys]
         if batch.batch_id in ids or live or added & removed_later or (not added and gone):
             found.append(batch)
             removed_later.update(batch.removed)

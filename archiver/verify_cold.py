@@ -52,7 +52,7 @@ def _size_problems(tiers: Tiers, view: View) -> Iterator[str]:
     for kind in sorted({file.kind for file in view.files}):
         sizes.update({stored.key: stored.size_bytes for stored in tiers.cold.objects(f"{kind}/")})
     for file in view.files:
-        size = sizes.get(tiers.cold.key_of(file.url))
+        size = sizes.get(file.key)
         if size is None:
             yield f"{file.url}: the object is missing; restore it from a copy"
         elif size != file.file_bytes:
@@ -64,7 +64,7 @@ def _content_problems(tiers: Tiers, view: View) -> Iterator[str]:
     con = connect(memory_bytes=tiers.settings.warm.memory_bytes_max, threads=tiers.settings.warm.threads)
     with tempfile.TemporaryDirectory(dir=tiers.settings.namespace_dir, prefix="spill-verify-") as folder:
         for file in view.files:
-            key = tiers.cold.key_of(file.url)
+            key = file.key
             path = tiers.cold.path(key) if tiers.cold.is_local else Path(folder) / "object.parquet"
             try:
                 if not tiers.cold.is_local:

@@ -7,14 +7,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Final
 
 import msgspec
 
+from thermocline.errors import TierCorrupt
 from thermocline.tiers.duck import Connection, duckdb_errors, quoted
 from thermocline.tiers.ledger import ColdFile
 from thermocline.tiers.opening import Tiers
 
+from .attached import SegmentGone
 from .bounds import Bounds
 from .relations import Sources
 
@@ -35,14 +38,14 @@ class Archived:
 
     def place(self, file: ColdFile) -> str:
         """What DuckDB reads a file by: a path, or an address that `prepare` made readable."""
-        return self._tiers.copies.place(self._tiers.cold.key_of(file.url))
+        return self._tiers.copies.place(file.key)
 
     def prepare(self, sources: Iterable[Sources]) -> None:
         """Make the files readable: rollups as local copies, events where they are. Errors are those of `Cold`."""
         files = [file for source in sources for file in source.files]
         if not files or self._tiers.cold.is_local:
             return
-        self._tiers.copies.ensure(self._tiers.cold.key_of(file.url) for file in files if file.kind != "events")
+        self._tiers.copies.ensure(file.key for file in files if file.kind != "events")
         with self._lock:
             if not self._remote_ready:
                 from thermocline.tiers.cold_reading import ColdFiles  # with fsspec, which a store without S3 never needs
@@ -50,7 +53,19 @@ class Archived:
                 self._remote = ColdFiles(self._tiers.cold)
                 self._con.register_filesystem(self._remote)
                 self._remote_ready = True
-            self._remote.know({self._tiers.cold.key_of(file.url): file.file_bytes for file in files if file.kind == "events"})
+            self._remote.know({file.key: file.file_bytes for file in files if file.kind == "events"})
+
+    def failure(self, sources: Iterable[Sources]) -> Exception | None:
+        """Why a query over these could not read its files, if that is why it failed. SegmentGone: take another cut."""
+        files = [file for source in sources for file in source.files]
+        remote = self._remote.take_failure() if self._remote_ready else None
+        if files and isinstance(remote, TierCorrupt | None):
+            listed = {file.file_id for file in self._tiers.ledger.view().files}
+            for file in files:
+                lost = self._tiers.cold.is_local and not Path(self.place(file)).exists()
+                if file.file_id not in listed or lost:
+                    return SegmentGone(file.url)
+        return remote
 
     def narrowed(self, sources: Mapping[str, Sources], bounds: Mapping[str, Bounds]) -> dict[str, Sources]:
         """The sources without event files that hold none of the conversations asked for, by the conversation rollups."""

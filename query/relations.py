@@ -6,7 +6,7 @@ rollups segments carry, and from the events of what has none: small level-0 segm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import Final
 
 import msgspec
@@ -45,10 +45,10 @@ class Sources(msgspec.Struct, frozen=True):
         kinds = _FILE_KINDS[relation]
         return cls(tuple(segments), tuple(file for file in files if file.kind in kinds))
 
-    @property
-    def sampled_rows(self) -> int:
-        """Rows that stand for others too: archived events. Rollups are made before sampling."""
-        return sum(file.rows for file in self.files if file.kind == "events")
+    def sampled_rows(self, whole_batches: Container[str]) -> int:
+        """Rows that may stand for others too: archived events, but for those of batches that kept all. Rollups are made before
+        sampling."""
+        return sum(file.rows for file in self.files if file.kind == "events" and file.batch_id not in whole_batches)
 
 
 def tail_sql(chunks: Iterable[Chunk]) -> str:

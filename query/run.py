@@ -66,8 +66,7 @@ class Runner:
                         raise IncompleteAnswer(f"{coverage.reason}; ask without require, or for days that are still warm")
                     self._reader.attach(segment for source in sources.values() for segment in source.segments)
                     self._archived.prepare(sources.values())
-                    place.define(cut.tail, sources)
-                    return Result(place.run(query, parameters, self._settings), coverage)
+                    return Result(self._answer(place, cut, sources, query, parameters), coverage)
                 except SegmentGone as exc:
                     gone = exc
                 finally:
@@ -76,6 +75,18 @@ class Runner:
                         place.forget()
                         self._opaque = self._opaque or place.opaque()
             raise TierCorrupt(f"{gone} is missing, but the ledger lists it: run `thermocline verify`") from gone
+
+    def _answer(self, place: _Place, cut: Cut, sources: Mapping[str, Sources], query: str, parameters: Parameters) -> pa.Table:
+        """The rows; SegmentGone, or what is wrong with the tier, when a cold file cannot be read."""
+        try:
+            place.define(cut.tail, sources)
+            return place.run(query, parameters, self._settings)
+        except (QueryRefused, TierUnavailable) as exc:
+            failure = self._archived.failure(sources.values())
+            if failure is None:
+                raise
+            place.forget()
+            raise failure from exc
 
     def close(self) -> None:
         with self._lock:
@@ -206,7 +217,7 @@ def sources_of(cut: Cut, bounds: Mapping[str, Bounds]) -> dict[str, Sources]:
 def _coverage(cut: Cut, sources: Mapping[str, Sources], *, retries: int, not_pruned: str) -> Coverage:
     segments = {segment.segment_id: segment.rows for source in sources.values() for segment in source.segments}
     files = {file.file_id: file for source in sources.values() for file in source.files}
-    sampled = {relation: source.sampled_rows for relation, source in sources.items()}
+    sampled = {relation: source.sampled_rows(cut.view.whole_batches) for relation, source in sources.items()}
     labels: dict[str, Literal["exact", "sample"]] = {relation: SAMPLE if rows else EXACT for relation, rows in sampled.items()}
     tail = cut.tail if sources else None
     return Coverage(

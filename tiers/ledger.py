@@ -88,6 +88,7 @@ class ColdFile(msgspec.Struct, frozen=True, kw_only=True):
     """events, rollup_hourly, rollup_conversation, rollup_task, rollup_quantile or rollup_decision."""
     day: str
     url: str
+    """Where it was written; what Iceberg knows it by."""
     rows: int
     file_bytes: int
     timestamp_min_us: int
@@ -96,7 +97,13 @@ class ColdFile(msgspec.Struct, frozen=True, kw_only=True):
     conversation_max: str
     event_types: tuple[str, ...] | None
     checksum: str
+    """SHA-256 of its bytes."""
     created_us: int
+
+    @property
+    def key(self) -> str:
+        """The object's key: where it is in the cold folder, wherever that has been moved to since."""
+        return f"{self.kind}/day={self.day}/{self.file_id}.parquet"
 
 
 class ShardTotals(msgspec.Struct, frozen=True, kw_only=True):
@@ -193,11 +200,13 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[ColdFile, ...]
     totals: tuple[ShardTotals, ...]
     losses: tuple[Loss, ...]
+    whole_batches: frozenset[str] = frozenset()
+    """Batches of which nothing was sampled out: their files hold every event."""
 
 
 class Trash(msgspec.Struct, frozen=True, kw_only=True):
     path: str
-    """Relative to the namespace folder; of a cold file its URL."""
+    """Relative to the namespace folder; of a cold file `cold://<key>`."""
     left_us: int
     move_id: str
 

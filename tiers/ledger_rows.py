@@ -139,6 +139,10 @@ def read_batches(con: sa.Connection) -> list[BatchRow]:
     return [BatchRow(**row) for row in con.execute(_BATCHES).mappings().all()]
 
 
+def read_whole_batches(con: sa.Connection) -> frozenset[str]:
+    return frozenset(con.execute(_WHOLE_BATCHES).scalars())
+
+
 def intent_row(intent: Intent) -> dict[str, Any]:
     return {**msgspec.structs.asdict(intent), "inputs": _text(intent.inputs)}
 
@@ -181,5 +185,6 @@ _SEGMENT_IDS = sa.select(schema.segments.c.segment_id).order_by(schema.segments.
 _FILE_IDS = sa.select(schema.cold_files.c.file_id).order_by(schema.cold_files.c.file_id)
 _TOTALS = sa.select(schema.totals).order_by(schema.totals.c.shard)
 _BATCHES = sa.select(schema.batches).order_by(schema.batches.c.batch_id)
+_WHOLE_BATCHES = sa.select(schema.batches.c.batch_id).where(schema.batches.c.rate_min >= 1)
 _INTENTS = sa.select(schema.intents).order_by(schema.intents.c.batch_id)
 _LOSSES = sa.select(schema.losses).order_by(schema.losses.c.era, schema.losses.c.shard)

@@ -67,6 +67,7 @@ class SqlLedger:
             segments = rows.read_segments(con, self._segments)
             files = rows.read_files(con, self._files)
             totals, losses = rows.read_totals(con), rows.read_losses(con)
+            whole = rows.read_whole_batches(con) if files else frozenset()
         self._segments, self._files = segments, files
         return View(
             format=identity["format"],
@@ -77,6 +78,7 @@ class SqlLedger:
             files=tuple(files.values()),
             totals=totals,
             losses=losses,
+            whole_batches=whole,
         )
 
     def take_epoch(self, owner: str, now_us: int) -> int:
@@ -149,7 +151,8 @@ class SqlLedger:
             self._drop_segments(con, batch.inputs, left)
             if batch.removed:
                 con.execute(sa.delete(schema.cold_files).where(schema.cold_files.c.file_id.in_(batch.removed)))
-                con.execute(sa.insert(schema.trash), [{"path": files[file_id].url, **left} for file_id in batch.removed])
+                paths = [f"cold://{files[file_id].key}" for file_id in batch.removed]
+                con.execute(sa.insert(schema.trash), [{"path": path, **left} for path in paths])
             self._list(con, batch.rest)
             self._list_batch(con, batch, batch.files, snapshot_id=snapshot_id, now_us=now_us)
             con.execute(sa.delete(schema.intents).where(schema.intents.c.batch_id == batch.batch_id))

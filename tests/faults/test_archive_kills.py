@@ -99,7 +99,7 @@ def check(store: Store, before: list[Any], objects: dict[str, bytes]) -> None:
     assert {key: now.get(key) for key in objects} == objects
     live = store.tiers.ledger.view().files
     for kind in KINDS:
-        keys = {store.tiers.cold.key_of(file.url) for file in live if file.kind == kind}
+        keys = {file.key for file in live if file.kind == kind}
         assert store.tiers.iceberg.keys(kind) == keys, kind
     assert store.tiers.ledger.intents() == []
     assert not (store.settings.namespace_dir / "staging").exists()
