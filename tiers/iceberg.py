@@ -81,7 +81,13 @@ class IcebergTables:
             except Exception as error:
                 table = self._after(error, kind, batch_id)
             snapshot_id = table.batches()[batch_id]
-        self._point(kind, table)
+        try:
+            self._point(kind, table)
+        except TierUnavailable as error:
+            raise TierUnavailable(
+                f"{kind}: batch {batch_id} is committed (snapshot {snapshot_id}), but readers without the catalog do not see it "
+                f"yet ({error}): the same call again shows it to them"
+            ) from error
         return snapshot_id
 
     def batches(self, kind: str) -> set[str]:
@@ -180,15 +186,20 @@ class IcebergTables:
         """
         if self._cold.size(_latest(kind)) is None:
             return None
-        content = self._cold.get(_latest(kind))
+        content, where = self._cold.get(_latest(kind)), self._cold.url_of(_latest(kind))
         try:
-            log = msgspec.json.decode(content, type=_Metadata).log
-            version = int(log[-1].file.rpartition("/")[2].partition("-")[0]) + 1 if log else 0
+            found = msgspec.json.decode(content, type=_Metadata)
+            version = int(found.log[-1].file.rpartition("/")[2].partition("-")[0]) + 1 if found.log else 0
         except ValueError as error:  # msgspec's errors are ValueErrors
             raise TierCorrupt(
-                f"{self._cold.url_of(_latest(kind))} is no Iceberg metadata ({error}): put back the newest of the "
-                f"{METADATA_END} files beside it, by its number, and try again"
+                f"{where} is no Iceberg metadata ({error}): put back the newest of the {METADATA_END} files beside it, "
+                "by its number, and try again"
             ) from error
+        if found.location != f"{self._cold.url}/{_folder(kind)}".rstrip("/"):
+            raise TierCorrupt(
+                f"{where} is of a table at {found.location}: Iceberg files name each other by full URL, so they cannot be moved; "
+                "put them back where they were made"
+            )
         key = f"{_folder(kind)}metadata/{version:05d}-{uuid4()}{METADATA_END}"
         self._cold.put(key, content)
         return catalog.register(kind, self._cold.url_of(key))
@@ -199,9 +210,9 @@ class _LogEntry(msgspec.Struct):
 
 
 class _Metadata(msgspec.Struct):
-    """The part of Iceberg's table metadata that tells the number of the version."""
+    """The part of Iceberg's table metadata that tells the place and the number of the version."""
 
-    table_uuid: str = msgspec.field(name="table-uuid")
+    location: str
     log: list[_LogEntry] = msgspec.field(name="metadata-log", default_factory=list)
 
 

@@ -24,7 +24,7 @@ from thermocline.errors import ConfigError, TierCorrupt
 from .cold import Cold
 from .cold_schema import SCHEMAS
 from .iceberg_errors import translated
-from .iceberg_io import Handed
+from .iceberg_io import ColdFileIO, Handed
 from .iceberg_table import LoadedTable
 
 CATALOG_NAME: Final = "thermocline"
@@ -111,6 +111,8 @@ class TableCatalog:
 
     def _loaded(self, kind: str, table: Table) -> LoadedTable:
         """ConfigError or TierCorrupt unless this is our table: the place, and our columns under our ids."""
+        if not isinstance(table.io, ColdFileIO):
+            raise ConfigError(f"cold.catalog_url: {self._what(kind)} sets py-io-impl: remove that property, we read by cold_url")
         wanted = f"{self._base}/iceberg/{kind}"
         if table.location().rstrip("/") != wanted:
             raise ConfigError(

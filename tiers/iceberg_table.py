@@ -11,8 +11,10 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.io.pyarrow import parquet_files_to_data_files
 from pyiceberg.manifest import DataFile, ManifestContent, ManifestFile
-from pyiceberg.table import Table
+from pyiceberg.table import Table, Transaction
+from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Snapshot
+from pyiceberg.table.update.snapshot import ExpireSnapshots
 
 from thermocline.errors import TierCorrupt
 
@@ -74,7 +76,7 @@ class LoadedTable:
                 f"{self._what}: batch {batch_id} is not possible: {twice or 'nothing'} is in the table already, "
                 f"{gone or 'nothing'} that it replaces is not there"
             )
-        with translated(self._what), self._table.transaction() as transaction:
+        with translated(self._what), _LightTransaction(self._table) as transaction:
             update = transaction.update_snapshot(snapshot_properties={BATCH: batch_id})
             producer = update.overwrite() if removed else update.merge_append()
             if removed:  # without a predicate it looks into no manifest of a table without partitions
@@ -103,7 +105,7 @@ class LoadedTable:
         ]
         if due:
             with translated(self._what):
-                self._table.maintenance.expire_snapshots().by_ids(due).commit()
+                ExpireSnapshots(_LightTransaction(self._table, autocommit=True)).by_ids(due).commit()
         return len(due)
 
     def _manifests(self, snapshot: Snapshot) -> list[ManifestFile]:
@@ -121,6 +123,17 @@ class LoadedTable:
         if len(entries) != _live(manifest):
             raise TierCorrupt(f"{self._what}: {manifest.manifest_path} has {len(entries)} files, not {_live(manifest)}")
         return (entry.data_file for entry in entries)
+
+
+class _LightTransaction(Transaction):
+    """A transaction that copies the metadata only once it has changed it.
+
+    pyiceberg copies it whole at every look, a dozen times in a commit: 15 ms each with 200 snapshots.
+    """
+
+    @property
+    def table_metadata(self) -> TableMetadata:
+        return super().table_metadata if self._updates else self._table.metadata
 
 
 def _live(manifest: ManifestFile) -> int:

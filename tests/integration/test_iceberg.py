@@ -1,0 +1,730 @@
+"""The Iceberg tables of the cold tier on a local folder: what other engines read, and that every batch is there exactly once."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import duckdb
+import msgspec
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from pyiceberg.catalog.sql import SqlCatalog
+from pyiceberg.table import StaticTable
+from pyiceberg.transforms import DayTransform
+from pyiceberg.types import DecimalType, TimestamptzType, UUIDType
+
+from tests.rest_catalog import RestCatalogServer
+from thermocline import config
+from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
+from thermocline.tiers.cold import StoredObject
+from thermocline.tiers.cold_folder import FolderCold
+from thermocline.tiers.cold_schema import KINDS, SCHEMAS
+from thermocline.tiers.iceberg import IcebergTables
+
+FIRST_DAY = datetime(2026, 11, 1, tzinfo=UTC)
+ROWS = 5
+METADATA = "iceberg/events/metadata"
+
+
+class FaultyCold(FolderCold):
+    """A folder that fails at one of the changes made through it, before or after it is done."""
+
+    fails_at: int | None = None
+    after = False
+    changes = 0
+
+    def put(self, key: str, content: bytes, *, replace: bool = False) -> None:
+        now = self.fails_at == self.changes
+        self.changes += 1
+        if now and not self.after:
+            raise TierUnavailable("the store is away")
+        super().put(key, content, replace=replace)
+        if now:
+            raise TierUnavailable("the reply was lost")
+
+
+class Site:
+    """A namespace with its store; `tables()` opens it as a new process would."""
+
+    def __init__(self, folder: Path, **cold: Any) -> None:
+        self.settings = config.load({"data_dir": folder, "namespace": "agents", "cold": cold}, environ={})
+        self.cold = FaultyCold(folder / "cold")
+        self.catalog = folder / "agents" / "catalog.db"
+        self._opened: list[IcebergTables] = []
+
+    def tables(self) -> IcebergTables:
+        self._opened.append(IcebergTables(self.cold, self.settings))
+        return self._opened[-1]
+
+    def put(self, key: str, *, day: int = 0, rows: int = ROWS) -> str:
+        """Store a Parquet file of the kind its key begins with, of one day."""
+        table = rows_of(key.partition("/")[0], day, rows)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
+        self.cold.put(key, sink.getvalue().to_pybytes())
+        return key
+
+    def paths(self, keys: set[str]) -> list[str]:
+        return [str(self.cold.path(key)) for key in sorted(keys)]
+
+    def names(self, prefix: str = f"{METADATA}/") -> list[str]:
+        return [one.key.removeprefix(prefix) for one in self.cold.objects(prefix)]
+
+    def latest(self, kind: str = "events") -> str:
+        return self.cold.url_of(f"iceberg/{kind}/metadata/latest.metadata.json")
+
+    def close(self) -> None:
+        for tables in self._opened:
+            tables.close()
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Site]:
+    site = Site(tmp_path)
+    yield site
+    site.close()
+
+
+@pytest.fixture
+def tables(site: Site) -> IcebergTables:
+    tables = site.tables()
+    tables.ensure()
+    return tables
+
+
+def rows_of(kind: str, day: int, rows: int) -> pa.Table:
+    columns = [pa.array([_value(field, day, row) for row in range(rows)], type=field.type) for field in SCHEMAS[kind]]
+    return pa.table(columns, schema=SCHEMAS[kind])
+
+
+def _value(field: pa.Field, day: int, row: int) -> Any:
+    if isinstance(field.type, pa.UuidType):
+        return UUID(int=(day << 64) + row).bytes
+    if pa.types.is_timestamp(field.type):
+        return FIRST_DAY + timedelta(days=day, seconds=row)
+    if pa.types.is_decimal(field.type):
+        return Decimal(10**37 + row)
+    if pa.types.is_string(field.type):
+        return None if field.nullable and row == 0 else f"{field.name} {row}"
+    return row if pa.types.is_integer(field.type) else row / 4
+
+
+def rows_in(url: str) -> int:
+    return StaticTable.from_metadata(url).scan().to_arrow().num_rows
+
+
+def now_us() -> int:
+    return time.time_ns() // 1000
+
+
+def test_opening_the_tables_does_not_import_pyiceberg() -> None:
+    code = "import sys, thermocline.store, thermocline.tiers.iceberg; sys.exit('pyiceberg' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_table_has_the_columns_of_its_files_under_their_ids(site: Site, tables: IcebergTables, kind: str) -> None:
+    table = StaticTable.from_metadata(tables.metadata_url(kind))
+    ids = {field.name: int(field.metadata[b"PARQUET:field_id"]) for field in SCHEMAS[kind]}
+    required = {field.name for field in SCHEMAS[kind] if not field.nullable}
+    assert {field.name: field.field_id for field in table.schema().fields} == ids
+    assert {field.name for field in table.schema().fields if field.required} == required
+    assert table.location() == f"{site.cold.url}/iceberg/{kind}"
+    assert table.format_version == 2
+
+
+def test_the_types_are_icebergs_own(tables: IcebergTables) -> None:
+    events = StaticTable.from_metadata(tables.metadata_url("events")).schema()
+    hourly = StaticTable.from_metadata(tables.metadata_url("rollup_hourly")).schema()
+    assert events.find_type("event_id") == UUIDType()
+    assert events.find_type("timestamp") == TimestamptzType()
+    assert hourly.find_type("input_tokens") == DecimalType(38, 0)
+
+
+def test_events_are_split_by_day_and_rollups_are_not(tables: IcebergTables) -> None:
+    specs = {kind: StaticTable.from_metadata(tables.metadata_url(kind)).spec() for kind in KINDS}
+    [by] = specs["events"].fields
+    assert (by.name, by.source_id, by.transform) == ("timestamp_day", 5, DayTransform())
+    assert all(specs[kind].is_unpartitioned() for kind in KINDS if kind != "events")
+
+
+def test_making_the_tables_again_changes_nothing(site: Site, tables: IcebergTables) -> None:
+    before = {kind: tables.metadata_url(kind) for kind in KINDS}
+    names = site.names("")
+    tables.ensure()
+    site.tables().ensure()
+    assert {kind: tables.metadata_url(kind) for kind in KINDS} == before
+    assert site.names("") == names
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_batch_is_in_the_table_with_its_files(site: Site, tables: IcebergTables, kind: str) -> None:
+    keys = [site.put(f"{kind}/b1-{part}.parquet", day=part) for part in (1, 2)]
+    snapshot_id = tables.commit(kind, "b1", keys)
+    assert tables.keys(kind) == set(keys)
+    assert tables.batches(kind) == {"b1"}
+    table = StaticTable.from_metadata(tables.metadata_url(kind))
+    current = table.current_snapshot()
+    assert current is not None and str(current.snapshot_id) == snapshot_id
+    found = table.scan().to_arrow()
+    assert found.num_rows == 2 * ROWS
+    expected = pa.concat_tables([rows_of(kind, day, ROWS) for day in (1, 2)]).cast(found.schema)
+    assert sorted(map(str, found.to_pylist())) == sorted(map(str, expected.to_pylist()))
+
+
+def test_a_scan_of_one_day_reads_the_files_of_that_day(site: Site, tables: IcebergTables) -> None:
+    tables.commit("events", "b1", [site.put(f"events/b1-{day}.parquet", day=day) for day in range(4)])
+    instant = (FIRST_DAY + timedelta(days=2)).isoformat()
+    until = (FIRST_DAY + timedelta(days=3)).isoformat()
+    scan = StaticTable.from_metadata(site.latest()).scan(f"timestamp >= '{instant}' and timestamp < '{until}'")
+    assert [task.file.file_path for task in scan.plan_files()] == [site.cold.url_of("events/b1-2.parquet")]
+    assert scan.to_arrow().num_rows == ROWS
+
+
+def test_manifests_hold_no_text_of_conversations(site: Site, tables: IcebergTables) -> None:
+    tables.commit("events", "b1", [site.put("events/b1-1.parquet")])
+    table = StaticTable.from_metadata(site.latest())
+    [task] = table.scan().plan_files()
+    hidden = {table.schema().find_field(name).field_id for name in ("content", "metadata")}
+    assert task.file.lower_bounds.keys() & hidden == set()
+    assert task.file.lower_bounds.keys() >= {1, 2, 5}
+
+
+def test_a_second_commit_of_a_batch_changes_nothing(site: Site, tables: IcebergTables) -> None:
+    keys = [site.put("events/b1-1.parquet")]
+    first = tables.commit("events", "b1", keys)
+    version = tables.metadata_url("events")
+    assert tables.commit("events", "b1", keys) == first
+    assert site.tables().commit("events", "b1", keys) == first
+    assert tables.metadata_url("events") == version
+    assert rows_in(site.latest()) == ROWS
+
+
+def test_a_file_is_not_added_by_two_batches(site: Site, tables: IcebergTables) -> None:
+    key = site.put("events/b1-1.parquet")
+    tables.commit("events", "b1", [key])
+    with pytest.raises(TierCorrupt, match=r"nothing of batch b2 was committed.*b1-1\.parquet'\] is in the table already"):
+        tables.commit("events", "b2", [key])
+    assert tables.batches("events") == {"b1"}
+
+
+@pytest.mark.parametrize("kind", ["events", "rollup_hourly"])
+def test_compaction_is_one_snapshot_that_leaves_the_right_rows(site: Site, tables: IcebergTables, kind: str) -> None:
+    small = [site.put(f"{kind}/b1-{part}.parquet", rows=1) for part in range(3)]
+    other = site.put(f"{kind}/b1-9.parquet", day=5)
+    tables.commit(kind, "b1", [*small, other])
+    large = site.put(f"{kind}/c1-1.parquet", rows=3)
+    tables.commit(kind, "c1", [large], small)
+    assert tables.keys(kind) == {large, other}
+    table = StaticTable.from_metadata(site.latest(kind))
+    assert table.scan().to_arrow().num_rows == 3 + ROWS
+    current = table.current_snapshot()
+    assert current is not None and current.summary is not None
+    assert [current.summary[name] for name in ("added-data-files", "deleted-data-files", "total-records")] == ["1", "3", "8"]
+    assert len(table.snapshots()) == 2
+
+
+def test_files_can_leave_without_new_ones(site: Site, tables: IcebergTables) -> None:
+    keys = [site.put(f"rollup_task/b1-{part}.parquet") for part in range(2)]
+    tables.commit("rollup_task", "b1", keys)
+    tables.commit("rollup_task", "c1", [], keys)
+    assert tables.keys("rollup_task") == set()
+    assert rows_in(site.latest("rollup_task")) == 0
+
+
+def test_what_is_not_there_cannot_be_replaced(site: Site, tables: IcebergTables) -> None:
+    with pytest.raises(TierCorrupt, match=r"nothing of batch c1 was committed.*that it replaces is not there"):
+        tables.commit("events", "c1", [site.put("events/c1-1.parquet")], ["events/b1-1.parquet"])
+    assert tables.keys("events") == set()
+
+
+def test_a_file_that_is_missing_or_of_two_days_or_of_other_columns_is_refused(site: Site, tables: IcebergTables) -> None:
+    other = site.put("rollup_task/b1-1.parquet")
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.concat_tables([rows_of("events", day, 1) for day in (1, 2)]), sink)
+    site.cold.put("events/two-days.parquet", sink.getvalue().to_pybytes())
+    site.cold.put("events/text.parquet", b"no Parquet at all")
+    for number, key in enumerate([other, "events/two-days.parquet", "events/text.parquet", "events/missing.parquet"]):
+        with pytest.raises(TierCorrupt, match=f"nothing of batch b{number} was committed"):
+            tables.commit("events", f"b{number}", [key])
+    assert tables.batches("events") == set()
+
+
+def test_a_commit_whose_reply_is_lost_is_found(site: Site, tables: IcebergTables, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = SqlCatalog.commit_table
+
+    def lose(self: SqlCatalog, *args: Any) -> Any:
+        original(self, *args)
+        monkeypatch.setattr(SqlCatalog, "commit_table", original)
+        raise ConnectionResetError("the reply was lost")
+
+    monkeypatch.setattr(SqlCatalog, "commit_table", lose)
+    keys = [site.put("events/b1-1.parquet")]
+    snapshot_id = tables.commit("events", "b1", keys)
+    assert tables.commit("events", "b1", keys) == snapshot_id
+    assert rows_in(site.latest()) == rows_in(tables.metadata_url("events")) == ROWS
+
+
+def test_a_commit_that_did_not_arrive_says_so_and_can_be_repeated(
+    site: Site, tables: IcebergTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: SqlCatalog, *args: Any) -> Any:
+        raise ConnectionRefusedError("no catalog")
+
+    keys = [site.put("events/b1-1.parquet")]
+    with monkeypatch.context() as patch:
+        patch.setattr(SqlCatalog, "commit_table", refuse)
+        with pytest.raises(TierUnavailable, match=r"nothing of batch b1 was committed.*no catalog"):
+            tables.commit("events", "b1", keys)
+    assert tables.batches("events") == set()
+    tables.commit("events", "b1", keys)
+    assert rows_in(site.latest()) == ROWS
+
+
+def test_a_commit_of_which_nothing_is_known_says_so_and_is_found_later(
+    site: Site, tables: IcebergTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = SqlCatalog.commit_table
+
+    def lose(self: SqlCatalog, *args: Any) -> Any:
+        original(self, *args)
+        patch.setattr(SqlCatalog, "load_table", lambda *_: refuse())
+        raise TimeoutError("no reply")
+
+    def refuse() -> None:
+        raise ConnectionRefusedError("no catalog")
+
+    keys = [site.put("events/b1-1.parquet")]
+    with monkeypatch.context() as patch:
+        patch.setattr(SqlCatalog, "commit_table", lose)
+        with pytest.raises(TierUnavailable, match=r"b1 may or may not be committed.*no reply.*cannot be asked.*no catalog"):
+            tables.commit("events", "b1", keys)
+    tables.commit("events", "b1", keys)
+    assert rows_in(site.latest()) == ROWS
+    assert len(StaticTable.from_metadata(site.latest()).snapshots()) == 1
+
+
+def test_a_commit_that_another_overtakes_changes_nothing_and_can_be_repeated(
+    site: Site, tables: IcebergTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = SqlCatalog.commit_table
+    other = site.tables()
+    theirs = site.put("events/b2-1.parquet", day=2)
+
+    def overtake(self: SqlCatalog, *args: Any) -> Any:
+        monkeypatch.setattr(SqlCatalog, "commit_table", original)
+        other.commit("events", "b2", [theirs])
+        return original(self, *args)
+
+    monkeypatch.setattr(SqlCatalog, "commit_table", overtake)
+    ours = [site.put("events/b1-1.parquet")]
+    with pytest.raises(TierUnavailable, match="nothing of batch b1 was committed"):
+        tables.commit("events", "b1", ours)
+    tables.commit("events", "b1", ours)
+    assert tables.keys("events") == {*ours, theirs}
+    assert rows_in(site.latest()) == 2 * ROWS
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("removes", [False, True], ids=["append", "compaction"])
+def test_a_store_that_fails_at_any_write_leaves_the_batch_once(tmp_path: Path, after: bool, removes: bool) -> None:
+    step = 0
+    while True:
+        site = Site(tmp_path / str(step))
+        tables = site.tables()
+        tables.ensure()
+        old = [site.put("events/b1-1.parquet"), site.put("events/b1-2.parquet", day=2)]
+        tables.commit("events", "b1", old)
+        new, gone = site.put("events/b2-1.parquet", day=3), old[:1] if removes else []
+        site.cold.changes, site.cold.fails_at, site.cold.after = 0, step, after
+        failed = False
+        try:
+            tables.commit("events", "b2", [new], gone)
+        except TierUnavailable:
+            failed = True
+        site.cold.fails_at = None
+        tables.commit("events", "b2", [new], gone)
+        wanted = {*old, new} - set(gone)
+        assert tables.keys("events") == wanted
+        assert rows_in(site.latest()) == rows_in(tables.metadata_url("events")) == ROWS * len(wanted)
+        assert len(StaticTable.from_metadata(site.latest()).snapshots()) == 2
+        site.close()
+        if site.cold.changes <= step or not (failed or after):
+            break
+        step += 1
+    assert step >= 5, "manifest, manifest list, metadata and both pointers"
+
+
+def test_a_pointer_that_was_not_written_is_written_by_the_next_call(site: Site, tables: IcebergTables) -> None:
+    keys = [site.put("events/b1-1.parquet")]
+    site.cold.changes, site.cold.fails_at = 0, 3
+    with pytest.raises(TierUnavailable, match=r"b1 is committed .*, but .* do not see it yet.*the store is away"):
+        tables.commit("events", "b1", keys)
+    assert tables.keys("events") == set(keys)
+    assert rows_in(site.latest()) == 0
+    site.tables().ensure()
+    assert rows_in(site.latest()) == ROWS
+
+
+def test_the_pointer_and_the_hint_give_the_current_version(site: Site, tables: IcebergTables) -> None:
+    for number in range(3):
+        tables.commit("events", f"b{number}", [site.put(f"events/b{number}-1.parquet", day=number)])
+        current = site.cold.get(site.cold.key_of(tables.metadata_url("events")))
+        assert site.cold.get(f"{METADATA}/latest.metadata.json") == current
+    by_hint = StaticTable.from_metadata(f"{site.cold.url}/iceberg/events")
+    assert by_hint.metadata_location == tables.metadata_url("events")
+    assert by_hint.scan().to_arrow().num_rows == 3 * ROWS
+
+
+def test_other_engines_read_the_same_rows(site: Site, tables: IcebergTables, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLARS_ICEBERG_PLANNER", "pyiceberg")  # its own planner is another package
+    tables.commit("events", "b1", [site.put(f"events/b1-{day}.parquet", day=day) for day in range(3)])
+    wanted = sorted((UUID(int=(day << 64) + row).bytes, f"content {row}") for day in range(3) for row in range(ROWS))
+
+    static = StaticTable.from_metadata(site.latest())
+    arrow = static.scan(selected_fields=("event_id", "content")).to_arrow()
+    assert sorted(zip(arrow["event_id"].cast(pa.binary(16)).to_pylist(), arrow["content"].to_pylist(), strict=True)) == wanted
+
+    frame = static.scan().to_pandas()
+    assert sorted(frame["content"]) == sorted(content for _, content in wanted)
+    assert str(frame["timestamp"].dtype).endswith("UTC]")
+
+    for source in (static, site.latest()):
+        lazy = pl.scan_iceberg(source).filter(pl.col("seq") < 2).select("event_id", "content")
+        assert sorted(lazy.collect().rows()) == [row for row in wanted if row[1] in ("content 0", "content 1")]
+
+    with duckdb.connect() as con:
+        rows = con.read_parquet(site.paths(tables.keys("events"))).select("event_id::VARCHAR, content").fetchall()
+    assert sorted((UUID(text).bytes, content) for text, content in rows) == wanted
+
+
+def test_a_plain_catalog_of_another_engine_reads_the_table(site: Site, tables: IcebergTables) -> None:
+    tables.commit("events", "b1", [site.put("events/b1-1.parquet")])
+    with SqlCatalog("thermocline", uri=f"sqlite:///{site.catalog}") as catalog:
+        table = catalog.load_table(("agents", "events"))
+        assert "py-io-impl" not in table.properties
+        assert table.scan().to_arrow().num_rows == ROWS
+
+
+def test_versions_of_the_metadata_stay_bounded(tmp_path: Path) -> None:
+    site = Site(tmp_path, metadata_versions_max=5)
+    tables = site.tables()
+    tables.ensure()
+    for number in range(30):
+        tables.commit("events", f"b{number}", [site.put(f"events/b{number}-1.parquet", day=number % 3)])
+    versions = [name for name in site.names() if name.endswith(".metadata.json") and not name.startswith("latest")]
+    assert len(versions) == 1 + 5
+    assert rows_in(site.latest()) == 30 * ROWS
+    manifests = StaticTable.from_metadata(site.latest()).inspect.manifests().num_rows
+    assert manifests <= 16, "they are merged"
+    site.close()
+
+
+def test_another_bound_of_the_versions_reaches_the_tables_that_are_there(tmp_path: Path) -> None:
+    for versions_max in (7, 3):
+        site = Site(tmp_path, metadata_versions_max=versions_max)
+        site.tables().ensure()
+        properties = StaticTable.from_metadata(site.latest()).properties
+        assert properties["write.metadata.previous-versions-max"] == str(versions_max)
+        site.close()
+
+
+def test_snapshots_expire_when_old_and_in_the_ledger_and_not_current(site: Site, tables: IcebergTables) -> None:
+    names = [f"b{number}" for number in range(5)]
+    keys = {name: site.put(f"events/{name}-1.parquet", day=number) for number, name in enumerate(names)}
+    for name in names[:3]:
+        tables.commit("events", name, [keys[name]])
+    time.sleep(0.002)  # Iceberg's snapshots are dated in ms
+    between_us = now_us()
+    time.sleep(0.002)
+    for name in names[3:]:
+        tables.commit("events", name, [keys[name]])
+    assert tables.expire("events", before_us=between_us, batches={"b0", "b2", "b3"}) == 2
+    assert tables.batches("events") == {"b1", "b3", "b4"}
+    assert tables.expire("events", before_us=now_us() + 10**6, batches=set(names)) == 2
+    assert tables.batches("events") == {"b4"}
+    assert tables.expire("events", before_us=now_us() + 10**6, batches=set(names)) == 0
+    assert tables.keys("events") == set(keys.values())
+    assert rows_in(site.latest()) == 5 * ROWS
+
+
+def test_a_snapshot_that_a_tag_holds_stays(site: Site, tables: IcebergTables) -> None:
+    first = tables.commit("events", "b1", [site.put("events/b1-1.parquet")])
+    tables.commit("events", "b2", [site.put("events/b2-1.parquet", day=2)])
+    with SqlCatalog("thermocline", uri=f"sqlite:///{site.catalog}") as catalog:
+        catalog.load_table(("agents", "events")).manage_snapshots().create_tag(int(first), "audit").commit()
+    assert tables.expire("events", before_us=now_us() + 10**6, batches={"b1", "b2"}) == 0
+
+
+def test_what_expired_snapshots_leave_is_unreferenced_and_can_be_deleted(site: Site, tables: IcebergTables) -> None:
+    small = [site.put(f"events/b{number}-1.parquet") for number in range(3)]
+    for number, key in enumerate(small):
+        tables.commit("events", f"b{number}", [key])
+    large = site.put("events/c-1.parquet", rows=3 * ROWS)
+    tables.commit("events", "c", [large], small)
+    assert tables.unreferenced("events") == []
+    assert tables.removable([*small, large]) == set()
+
+    tables.expire("events", before_us=now_us() + 10**6, batches={"b0", "b1", "b2", "c"})
+    assert tables.removable([*small, large]) == set(small)
+    litter = tables.unreferenced("events")
+    assert {one.key.partition("snap-")[1] for one in litter} == {"snap-", ""}, "manifest lists and manifests"
+    assert all(one.key.endswith(".avro") and one.modified_us <= now_us() for one in litter)
+    site.cold.delete([*(one.key for one in litter), *small])
+    assert tables.unreferenced("events") == []
+    assert rows_in(site.latest()) == rows_in(tables.metadata_url("events")) == 3 * ROWS
+    tables.commit("events", "d", [site.put("events/d-1.parquet", day=4)])
+    assert rows_in(site.latest()) == 4 * ROWS
+
+
+def test_what_a_failed_commit_leaves_is_unreferenced(site: Site, tables: IcebergTables) -> None:
+    keys = [site.put("events/b1-1.parquet")]
+    site.cold.changes, site.cold.fails_at = 0, 2
+    with pytest.raises(TierUnavailable):
+        tables.commit("events", "b1", keys)
+    litter = tables.unreferenced("events")
+    assert len(litter) == 2
+    tables.commit("events", "b1", keys)
+    assert tables.unreferenced("events") == litter
+
+
+def test_a_commit_while_unreferenced_looks_is_no_litter(
+    site: Site, tables: IcebergTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = FolderCold.objects
+    key = site.put("events/b1-1.parquet")
+
+    def commit_meanwhile(self: FolderCold, prefix: str = "") -> Iterator[StoredObject]:
+        yield from listed(self, prefix)
+        tables.commit("events", "b1", [key])
+
+    monkeypatch.setattr(FaultyCold, "objects", commit_meanwhile, raising=False)
+    assert tables.unreferenced("events") == []
+
+
+def test_files_that_another_engine_wrote_into_the_table_are_not_litter(site: Site, tables: IcebergTables) -> None:
+    foreign = "iceberg/events/data/timestamp_day=2026-11-01/part-0.parquet"
+    site.cold.put(foreign, site.cold.get(site.put("events/x-1.parquet")))
+    assert [one.key for one in tables.unreferenced("events")] == [foreign]
+    with SqlCatalog("thermocline", uri=f"sqlite:///{site.catalog}") as catalog:
+        catalog.load_table(("agents", "events")).add_files([site.cold.url_of(foreign)])
+    assert tables.unreferenced("events") == []
+    assert tables.batches("events") == set()
+    tables.commit("events", "b1", [site.put("events/b1-1.parquet", day=2)])
+    assert rows_in(site.latest()) == 2 * ROWS
+
+
+def test_a_lost_catalog_is_made_again_from_the_pointers(site: Site, tables: IcebergTables) -> None:
+    keys = {site.put(f"events/b{number}-1.parquet", day=number) for number in range(3)}
+    for number, key in enumerate(sorted(keys)):
+        tables.commit("events", f"b{number}", [key])
+    site.catalog.unlink()
+    fresh = site.tables()
+    with pytest.raises(TierUnavailable, match="does not know the table"):
+        fresh.keys("events")
+    fresh.ensure()
+    assert fresh.keys("events") == keys
+    assert fresh.batches("events") == {"b0", "b1", "b2"}
+    assert fresh.metadata_url("events").rpartition("/")[2].startswith("00003-")
+    fresh.commit("events", "b1", sorted(keys)[1:2])
+    more = site.put("events/b3-1.parquet", day=3)
+    fresh.commit("events", "b3", [more])
+    assert rows_in(site.latest()) == 4 * ROWS
+
+
+def test_the_process_that_was_there_when_the_catalog_was_lost_follows(site: Site, tables: IcebergTables) -> None:
+    tables.commit("events", "b1", [site.put("events/b1-1.parquet")])
+    site.catalog.unlink()
+    tables.ensure()
+    tables.commit("events", "b2", [site.put("events/b2-1.parquet", day=2)])
+    assert site.tables().batches("events") == {"b1", "b2"}
+
+
+def test_a_pointer_that_cannot_be_read_stops_instead_of_starting_anew(site: Site, tables: IcebergTables) -> None:
+    tables.commit("events", "b1", [site.put("events/b1-1.parquet")])
+    site.catalog.unlink()
+    for content in (b"{", b"{}", b'{"location": "x", "metadata-log": [{"metadata-file": "other"}]}'):
+        site.cold.put(f"{METADATA}/latest.metadata.json", content, replace=True)
+        with pytest.raises(TierCorrupt, match=r"latest\.metadata\.json is no Iceberg metadata"):
+            site.tables().ensure()
+
+
+def test_a_table_of_another_place_is_not_taken_for_ours(site: Site, tables: IcebergTables, tmp_path: Path) -> None:
+    moved = IcebergTables(FolderCold(tmp_path / "elsewhere"), site.settings)
+    with pytest.raises(TierCorrupt, match=r"/cold/iceberg/events/.* does not lie in .*/elsewhere: was cold_url .* changed"):
+        moved.ensure()
+    moved.close()
+
+
+def test_files_that_were_moved_are_not_registered(site: Site, tables: IcebergTables, tmp_path: Path) -> None:
+    tables.commit("events", "b1", [site.put("events/b1-1.parquet")])
+    shutil.copytree(tmp_path / "cold", tmp_path / "elsewhere")
+    site.catalog.unlink()
+    moved = IcebergTables(FolderCold(tmp_path / "elsewhere"), site.settings)
+    for _ in range(2):
+        with pytest.raises(TierCorrupt, match=r"is of a table at file://.*/cold/iceberg/events: .* cannot be moved"):
+            moved.ensure()
+    moved.close()
+
+
+def test_metadata_that_is_cut_short_is_corrupt_and_never_litter(site: Site, tables: IcebergTables) -> None:
+    for number in range(2):
+        tables.commit("events", f"b{number}", [site.put(f"events/b{number}-{part}.parquet", day=part) for part in range(8)])
+    reads: list[Callable[[], object]] = [
+        lambda: site.tables().keys("events"),
+        lambda: site.tables().unreferenced("events"),
+        lambda: site.tables().removable(["events/b0-1.parquet"]),
+    ]
+    parts = [name for name in site.names() if name.endswith(".avro")]
+    assert len(parts) == 4
+    current = StaticTable.from_metadata(site.latest()).current_snapshot()
+    assert current is not None
+    for name in parts:
+        path = site.cold.path(f"{METADATA}/{name}")
+        whole = path.read_bytes()
+        for size in (0, 10, len(whole) // 2, len(whole) - 1):
+            path.write_bytes(whole[:size])
+            for read in reads[1:]:
+                with pytest.raises(TierCorrupt):
+                    read()
+        path.write_bytes(whole)
+    version = site.cold.path(site.cold.key_of(tables.metadata_url("events")))
+    version.write_bytes(version.read_bytes()[:200])
+    for read in reads:
+        with pytest.raises(TierCorrupt, match="cannot be read"):
+            read()
+
+
+def test_a_catalog_that_is_no_database_is_corrupt(site: Site, tables: IcebergTables) -> None:
+    tables.close()
+    site.catalog.write_bytes(b"not a database at all" * 1000)
+    with pytest.raises(TierCorrupt, match=r"the catalog is damaged .*move it aside"):
+        site.tables().ensure()
+
+
+@pytest.mark.parametrize("url", ["nonsense", "nosuchdb://host/db", "oracle://host/db"])
+def test_a_catalog_url_that_cannot_be_right_is_a_config_error(tmp_path: Path, url: str) -> None:
+    site = Site(tmp_path, catalog_url=url)
+    with pytest.raises(ConfigError, match=r"cold\.catalog_url"):
+        site.tables().ensure()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/", "sqlite:////nowhere/at/all/catalog.db"])
+def test_a_catalog_that_is_away_is_unavailable(tmp_path: Path, url: str) -> None:
+    site = Site(tmp_path, catalog_url=url)
+    with pytest.raises(TierUnavailable):
+        site.tables().ensure()
+    with pytest.raises(TierUnavailable):
+        site.tables().keys("events")
+
+
+def test_any_sql_database_can_be_the_catalog(tmp_path: Path) -> None:
+    site = Site(tmp_path, catalog_url=f"sqlite:///{tmp_path}/shared.db", catalog_properties={"echo": "false"})
+    tables = site.tables()
+    tables.ensure()
+    tables.commit("events", "b1", [site.put("events/b1-1.parquet")])
+    assert not site.catalog.exists()
+    assert site.tables().batches("events") == {"b1"}
+    site.close()
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RestCatalogServer]:
+    with RestCatalogServer(tmp_path) as server:
+        yield server
+
+
+def test_a_rest_server_can_be_the_catalog(tmp_path: Path, server: RestCatalogServer) -> None:
+    server.token = "let-me-in"
+    site = Site(tmp_path, catalog_url=server.url, catalog_properties={"token": "let-me-in"})
+    tables = site.tables()
+    tables.ensure()
+    tables.ensure()
+    key = site.put("events/b1-1.parquet")
+    tables.commit("events", "b1", [key])
+    tables.commit("events", "c1", [site.put("events/c1-1.parquet")], [key])
+    assert site.tables().batches("events") == {"b1", "c1"}
+    assert rows_in(site.latest()) == ROWS
+    assert tables.expire("events", before_us=now_us() + 10**6, batches={"b1"}) == 1
+    server.catalog.drop_table(("agents", "events"))
+    tables.ensure()
+    assert tables.batches("events") == {"c1"}
+    site.close()
+
+
+def test_a_commit_whose_reply_the_server_loses_is_found(tmp_path: Path, server: RestCatalogServer) -> None:
+    site = Site(tmp_path, catalog_url=server.url)
+    tables = site.tables()
+    tables.ensure()
+    server.loses_replies = True
+    tables.commit("events", "b1", [site.put("events/b1-1.parquet")])
+    assert rows_in(site.latest()) == ROWS
+    assert len(StaticTable.from_metadata(site.latest()).snapshots()) == 1
+    site.close()
+
+
+def test_a_server_that_does_not_answer_is_unavailable_in_time(tmp_path: Path, server: RestCatalogServer) -> None:
+    site = Site(tmp_path, catalog_url=server.url, timeout_s=0.2)
+    tables = site.tables()
+    tables.ensure()
+    server.hangs.set()
+    with pytest.raises(TierUnavailable, match="timed out"):
+        tables.batches("events")
+    with pytest.raises(TierUnavailable, match="timed out"):
+        site.tables().batches("events")
+    site.close()
+
+
+def test_a_server_that_refuses_us_is_a_config_error(tmp_path: Path, server: RestCatalogServer) -> None:
+    server.token = "let-me-in"
+    site = Site(tmp_path, catalog_url=server.url, catalog_properties={"token": "guess"})
+    with pytest.raises(ConfigError, match=r"cold\.catalog_properties: .*who are you"):
+        site.tables().ensure()
+
+
+def test_a_server_that_puts_the_table_elsewhere_is_not_followed(tmp_path: Path, server: RestCatalogServer) -> None:
+    server.catalog.create_namespace("agents")
+    server.catalog.create_table(("agents", "events"), SCHEMAS["events"], f"file://{tmp_path}/elsewhere")
+    site = Site(tmp_path, catalog_url=server.url)
+    with pytest.raises(ConfigError, match=r"cold\.catalog_url: .* lies at .*/elsewhere, not at .*/cold/iceberg/events"):
+        site.tables().ensure()
+    site.close()
+
+
+def test_a_table_of_other_columns_is_not_taken_for_ours(tmp_path: Path, server: RestCatalogServer) -> None:
+    site = Site(tmp_path, catalog_url=server.url)
+    place = f"{site.cold.url}/iceberg/events"
+    server.catalog.create_namespace("agents")
+    server.catalog.create_table(("agents", "events"), SCHEMAS["rollup_task"], place)
+    with pytest.raises(TierCorrupt, match=r"columns event_id, .* do not have the ids and types of our files"):
+        site.tables().ensure()
+    site.close()
+
+
+def test_a_table_that_wants_to_be_read_by_other_code_is_refused(site: Site, tables: IcebergTables) -> None:
+    with (
+        SqlCatalog("thermocline", uri=f"sqlite:///{site.catalog}") as catalog,
+        catalog.load_table("agents.events").transaction() as change,
+    ):
+        change.set_properties({"py-io-impl": "pyiceberg.io.pyarrow.PyArrowFileIO"})
+    with pytest.raises(ConfigError, match="sets py-io-impl: remove that property"):
+        tables.keys("events")
+
+
+def test_the_pointer_names_its_version_in_plain_json(site: Site, tables: IcebergTables) -> None:
+    tables.commit("events", "b1", [site.put("events/b1-1.parquet")])
+    latest = msgspec.json.decode(site.cold.get(f"{METADATA}/latest.metadata.json"))
+    assert [snapshot["summary"]["thermocline.batch-id"] for snapshot in latest["snapshots"]] == ["b1"]
+    hint = site.cold.get(f"{METADATA}/version-hint.text").decode()
+    assert tables.metadata_url("events").endswith(f"/{hint}.metadata.json")
