@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +14,14 @@ from typing import Any
 
 import pytest
 
-from tests.acceptance.test_cli import failed, process, succeeded, thermocline
+from tests.acceptance.test_cli import environment, failed, process, succeeded, thermocline
+from tests.s3_servers import Bucket
 from thermocline.archiver.lease import Lock
 from thermocline.config import load
 from thermocline.sample_import import events_of, load_runs, ndjson
 from thermocline.tiers import embedded
 
+ROOT = Path(__file__).parents[2]
 EVENTS = 1516
 LATER = {"THERMOCLINE_WARM__WINDOW_DAYS": "60"}
 """What keeps `worker --once` from archiving what the tests want to archive."""
@@ -218,3 +222,50 @@ def test_small_files_become_few(settled: Path) -> None:
     assert rows(settled, "query", "SELECT count(*) AS n, sum(1 / sample_rate) AS estimate FROM events")[0]["n"] == before[0]["n"]
     assert thermocline(settled, "compact", **lower).stderr == "nothing is due\n"
     assert "Every sum closes" in succeeded(settled, "verify", "--deep")
+
+
+def test_with_s3_everything_works_and_copies_are_kept_for_a_while(settled: Path, moto_bucket: Bucket) -> None:
+    """The whole way with an object store, in a bucket made by the script that compose.yml uses."""
+    url = {
+        "THERMOCLINE_COLD_URL": f"s3://made-{moto_bucket.name[-12:]}/store",
+        "THERMOCLINE_COLD__ENDPOINT_URL": moto_bucket.endpoint_url,
+    }
+    for _ in range(2):
+        command = [sys.executable, ROOT / "deploy" / "make_bucket.py"]
+        made = subprocess.run(command, env=environment(**url), capture_output=True, text=True, check=True)
+        assert made.stderr.endswith(" is there\n")
+    assert all(one["verdict"] != "fail" for one in rows(settled, "doctor", **url))
+    done = thermocline(settled, "archive", **url)
+    assert done.stderr.startswith("archived "), done.stderr
+    statistics = rows(settled, "query", STATISTICS, **url)
+    assert statistics[0]["events"] == EVENTS
+    day = rows(settled, "archives", "list", **url)[0]["day"]
+    assert "copied, and kept until" in thermocline(settled, "rehydrate", day, "--for", "2", **url).stderr
+    [copy] = rows(settled, "rehydrate", "--list", **url)
+    assert copy["day"] == day
+    assert "1 file (" in succeeded(settled, "status", **url)
+    assert f"{url['THERMOCLINE_COLD_URL']}/default/events/day=" in succeeded(settled, "archives", "show", "0", **url)
+    assert "Every sum closes" in succeeded(settled, "verify", "--deep", **url)
+
+
+def test_a_store_that_does_not_answer_is_one_line(settled: Path, moto_bucket: Bucket) -> None:
+    gone = {
+        "THERMOCLINE_COLD_URL": moto_bucket.url,
+        "THERMOCLINE_COLD__ENDPOINT_URL": "http://127.0.0.1:1",
+        "THERMOCLINE_COLD__DEADLINE_S": "2",
+        "THERMOCLINE_COLD__TIMEOUT_S": "1",
+    }
+    assert "127.0.0.1:1" in failed(settled, "archive", code=1, **gone)
+    assert tiers(settled)["warm"]["events"] == EVENTS
+    findings = {one["subject"]: one for one in json.loads(thermocline(settled, "doctor", "-o", "json", **gone).stdout)}
+    assert findings["cold write"]["verdict"] == "fail"
+    assert "127.0.0.1:1" in findings["cold write"]["found"]
+
+
+def test_status_can_be_a_health_check(settled: Path) -> None:
+    succeeded(settled, "status", "--check")
+    red = {"THERMOCLINE_WARM__BYTES_MAX": "1"}
+    assert thermocline(settled, "status", **red).returncode == 0
+    done = thermocline(settled, "status", "--check", "-o", "json", **red)
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["health"] == "red"

@@ -35,7 +35,7 @@ def show(context: typer.Context, output: ReportOption = ReportForm.table) -> Non
 
 
 def doctor(context: typer.Context, output: ReportOption = ReportForm.table) -> None:
-    """Check Python, Redis, the data directory, the cold tier, clocks.
+    """Check Redis, data directory, cold tier and clocks.
 
     Exit code 1 if something cannot work; each line says how to mend it.
     """

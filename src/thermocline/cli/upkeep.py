@@ -40,7 +40,11 @@ def worker(
         raise typer.Exit(PARTLY)
 
 
-def status(context: typer.Context, output: ReportOption = ReportForm.table) -> None:
+def status(
+    context: typer.Context,
+    check: Annotated[bool, typer.Option("--check", help="Exit code 1 if health is red.")] = False,
+    output: ReportOption = ReportForm.table,
+) -> None:
     """Show what each tier holds, what waits, and the health."""
     from thermocline.store import connect
 
@@ -51,6 +55,8 @@ def status(context: typer.Context, output: ReportOption = ReportForm.table) -> N
     else:
         write_report(tier_rows(found), TIER_COLUMNS)
         write_lines(status_lines(found))
+    if check and found.health == "red":
+        raise typer.Exit(1)
 
 
 def verify(
