@@ -7,14 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.archive_killed import STEPS
 from tests.archived import append_and_work, archive, statistics
-from tests.conftest import StartServer
 from thermocline.config import Settings, load
 from thermocline.store import Store, connect
 from thermocline.tiers.cold_schema import KINDS
@@ -24,19 +22,14 @@ VISIBLE_FROM = STEPS.index("describe done")
 """From here on the next start finishes the batch instead of giving it up."""
 
 
-@pytest.fixture
-def overrides(tmp_path: Path, redis_server: StartServer) -> dict[str, Any]:
-    hot = {"shards": 4, "buckets": 64}
-    return {"data_dir": str(tmp_path / "data"), "redis_url": redis_server().url, "hot": hot}
-
-
+@pytest.mark.parametrize("cold_url", ["folder", "swift"], indirect=True)
 @pytest.mark.parametrize("step", STEPS)
-def test_a_worker_killed_while_it_archives_loses_and_doubles_nothing(overrides: dict[str, Any], step: str) -> None:
-    settings = load(overrides, environ={})
+def test_a_worker_killed_while_it_archives_loses_and_doubles_nothing(cold_overrides: dict[str, Any], step: str) -> None:
+    settings = load(cold_overrides, environ={})
     append_and_work(settings, events(240))
     with connect(settings) as store:
         before = statistics(store)
-    kill_at(settings, overrides, step)
+    kill_at(settings, cold_overrides, step)
     with connect(settings) as store:
         assert statistics(store) == before
         assert store.verify(deep=True).problems == ()
@@ -51,13 +44,14 @@ def test_a_worker_killed_while_it_archives_loses_and_doubles_nothing(overrides: 
         assert (batch_id in finished) == (VISIBLE_FROM <= STEPS.index(step) < STEPS.index("commit done"))
 
 
-def test_a_worker_killed_twice_in_a_row_starts_where_it_was(overrides: dict[str, Any]) -> None:
-    settings = load(overrides, environ={})
+@pytest.mark.parametrize("cold_url", ["folder", "moto"], indirect=True)
+def test_a_worker_killed_twice_in_a_row_starts_where_it_was(cold_overrides: dict[str, Any]) -> None:
+    settings = load(cold_overrides, environ={})
     append_and_work(settings, events(240))
     with connect(settings) as store:
         before = statistics(store)
     for step in ("write done", "upload done", "publish", "commit"):
-        kill_at(settings, overrides, step)
+        kill_at(settings, cold_overrides, step)
     archive(settings)
     with connect(settings) as store:
         check(store, before, {})
