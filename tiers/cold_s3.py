@@ -29,7 +29,8 @@ from .whole_file import file_errors, whole_file
 
 BATCH_KEYS = 1000
 """What one request can delete."""
-PIECE_BYTES = 256 << 10
+PIECE_BYTES = 32 << 10
+"""Received at once; between two of them the deadline is looked at."""
 
 T = TypeVar("T")
 
@@ -290,11 +291,14 @@ class _Body:
 
 
 def _pieces(reply: Any, until: Deadline) -> Iterator[bytes]:
-    with reply["Body"] as body:
+    body = reply["Body"]  # not entered as a context: that gives the bare stream, which takes a broken connection for the end
+    try:
         while piece := body.read(PIECE_BYTES):
             yield piece
             if until.over:
                 raise S3Failure("timeout", text="still receiving when the deadline was over")
+    finally:
+        body.close()
 
 
 def _whole(reply: Any, until: Deadline) -> bytes:

@@ -147,8 +147,8 @@ def _failure(exc: Exception) -> S3Failure:
         return S3Failure(
             "answer",
             status=meta.get("HTTPStatusCode", 0),
-            code=error.get("Code", ""),
-            text=error.get("Message", ""),
+            code=error.get("Code") or "",  # an empty element comes as None
+            text=error.get("Message") or "",
             server_time=headers.get("date", ""),
         )
     kind = next(kind for kind, types in _KINDS if isinstance(exc, types))

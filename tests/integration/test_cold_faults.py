@@ -1,0 +1,469 @@
+"""What can be wrong with a place for cold objects, or on the way to it: each call ends, with one line that says what to do."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.s3_front import CUT, DROP, HANG, TRICKLE, Action, Answer, Front
+from tests.s3_servers import SECRET_KEY, Bucket
+from thermocline.config import ColdSettings
+from thermocline.errors import ConfigError, ThermoclineError, TierCorrupt, TierUnavailable
+from thermocline.tiers.cold import Cold
+from thermocline.tiers.cold_folder import FolderCold
+from thermocline.tiers.cold_s3 import S3Cold
+from thermocline.tiers.s3_requests import CONTINUE_WAIT_S
+
+KEY = "events/day=2026-11-13/0190-1.parquet"
+ENDS_WITHIN_S = 60
+PATIENT = {"connect_timeout_s": 5, "timeout_s": 20, "deadline_s": 60}
+HASTY = {"connect_timeout_s": 0.5, "timeout_s": 0.5, "deadline_s": 0.5 + CONTINUE_WAIT_S + 3}
+"""Room for one repetition, at least, after a request that hangs."""
+Call = Callable[[Cold, Path], object]
+CALLS: dict[str, Call] = {
+    "put": lambda cold, folder: cold.put(KEY, b"x"),
+    "put_file": lambda cold, folder: cold.put_file(KEY, Path(__file__)),
+    "get": lambda cold, folder: cold.get(KEY),
+    "fetch": lambda cold, folder: cold.fetch(KEY, folder / "target"),
+    "size": lambda cold, folder: cold.size(KEY),
+    "objects": lambda cold, folder: list(cold.objects("events/")),
+    "delete": lambda cold, folder: cold.delete([KEY]),
+    "delete many": lambda cold, folder: cold.delete([KEY, "another"]),
+    "abandon_uploads": lambda cold, folder: cold.abandon_uploads(before_us=1),
+}
+every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+some_calls = pytest.mark.parametrize(
+    "call", [CALLS[name] for name in ("put", "fetch", "objects")], ids=["put", "fetch", "objects"]
+)
+
+
+def open_bucket(bucket: str, endpoint_url: str | None, **settings: float) -> S3Cold:
+    return S3Cold(bucket, "some/tests", ColdSettings(**{"endpoint_url": endpoint_url, **PATIENT, **settings}))
+
+
+def failure(call: Callable[[], object]) -> ThermoclineError:
+    """The error a call ends with, in time, in one line and without the secret."""
+    caught: list[BaseException | object] = []
+
+    def run() -> None:
+        try:
+            caught.append(call())
+        except BaseException as exc:
+            caught.append(exc)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(ENDS_WITHIN_S)
+    assert caught, f"it has not ended within {ENDS_WITHIN_S} s"
+    assert isinstance(caught[0], ThermoclineError), repr(caught[0])
+    words = str(caught[0])
+    assert "\n" not in words
+    assert SECRET_KEY not in words
+    return caught[0]
+
+
+def only(method: str, action: Action, *, times: int = 1000) -> Callable[[str, int], Action]:
+    """A plan: the first requests of that method meet the action."""
+    return lambda asked, number: action if asked == method and number <= times else None
+
+
+# --- the server and the way to it
+
+
+@every_call
+def test_a_server_that_is_gone_is_named(call: Call, aws_environ: None, tmp_path: Path) -> None:
+    error = failure(lambda: call(open_bucket("bucket", "http://user:pass@127.0.0.1:1", **HASTY), tmp_path))
+    assert isinstance(error, TierUnavailable)
+    assert "s3://bucket/some/tests" in str(error)
+    assert "at http://user:***@127.0.0.1:1): cannot be reached (Connection refused): is it running" in str(error)
+
+
+@some_calls
+def test_a_server_that_accepts_and_says_nothing_is_given_up(call: Call, moto_bucket: Bucket, tmp_path: Path) -> None:
+    with Front(moto_bucket.endpoint_url, lambda method, number: HANG) as front:
+        error = failure(lambda: call(open_bucket(moto_bucket.name, front.url, **HASTY), tmp_path))
+    assert isinstance(error, TierUnavailable)
+    assert "no answer in time" in str(error)
+    assert f"given up within {HASTY['deadline_s']:g} s" in str(error)
+    assert front.count.total() > 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@every_call
+def test_a_server_that_is_overloaded_for_a_moment_is_waited_for(call: Call, moto_bucket: Bucket, tmp_path: Path) -> None:
+    open_bucket(moto_bucket.name, moto_bucket.endpoint_url).put(KEY, Path(__file__).read_bytes() if "file" in str(call) else b"x")
+    answers = [Answer(503, "SlowDown", "Please reduce your request rate."), Answer(500, "InternalError"), Answer(429), DROP]
+    with Front(moto_bucket.endpoint_url, lambda method, number: answers.pop() if answers else None) as front:
+        cold = open_bucket(moto_bucket.name, front.url)
+        if call is CALLS["put_file"]:
+            cold.delete([KEY])
+        call(cold, tmp_path)
+    assert answers == []
+
+
+@some_calls
+def test_a_server_that_stays_broken_is_named(call: Call, aws_environ: None, tmp_path: Path) -> None:
+    with Front(None, lambda method, number: Answer(502, "", "")) as front:
+        error = failure(lambda: call(open_bucket("bucket", front.url, **HASTY), tmp_path))
+    assert isinstance(error, TierUnavailable)
+    assert "the server fails (502" in str(error)
+    assert front.count.total() > 1
+
+
+@some_calls
+def test_an_endpoint_that_is_no_s3_server_is_named(call: Call, aws_environ: None, tmp_path: Path) -> None:
+    page = Answer(418, headers={"Content-Type": "text/html"}, body=b"<html><body>I am a <b>teapot</body>")
+    with Front(None, lambda method, number: page) as front:
+        error = failure(lambda: call(open_bucket("bucket", front.url), tmp_path))
+    assert isinstance(error, TierUnavailable)
+    assert "correct cold.endpoint_url" in str(error) or "check cold_url and cold.endpoint_url" in str(error)
+
+
+def test_plain_http_where_tls_is_expected_is_named(moto_bucket: Bucket) -> None:
+    cold = open_bucket(moto_bucket.name, moto_bucket.endpoint_url.replace("http://", "https://"))
+    error = failure(lambda: cold.put(KEY, b"x"))
+    assert isinstance(error, ConfigError)
+    assert "correct cold.endpoint_url (http or https?)" in str(error)
+
+
+# --- keys, rights, bucket, clock
+
+
+@some_calls
+@pytest.mark.parametrize(
+    ("variable", "value"), [("AWS_SECRET_ACCESS_KEY", "another secret"), ("AWS_ACCESS_KEY_ID", "test:nobody")]
+)
+def test_wrong_keys_are_named_by_what_to_set(
+    call: Call, swift_bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    error = failure(lambda: call(open_bucket(swift_bucket.name, swift_bucket.endpoint_url), tmp_path))
+    assert isinstance(error, ConfigError)
+    assert "the server refuses the keys (SignatureDoesNotMatch): set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in str(error)
+    assert value not in str(error)
+
+
+@some_calls
+def test_missing_keys_are_named_by_what_to_set(
+    call: Call, swift_bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    error = failure(lambda: call(open_bucket(swift_bucket.name, swift_bucket.endpoint_url), tmp_path))
+    assert isinstance(error, ConfigError)
+    assert "no usable keys" in str(error)
+    assert "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE" in str(error)
+
+
+def test_a_profile_that_is_not_there_is_named(aws_environ: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_PROFILE", "nowhere")
+    error = failure(lambda: open_bucket("bucket", "http://127.0.0.1:1", **HASTY).size(KEY))
+    assert isinstance(error, ConfigError)
+    assert "nowhere" in str(error)
+
+
+@every_call
+def test_a_bucket_that_is_not_there_is_named(call: Call, s3_bucket: Bucket, tmp_path: Path) -> None:
+    error = failure(lambda: call(open_bucket("no-such-bucket", s3_bucket.endpoint_url), tmp_path))
+    assert isinstance(error, ConfigError)
+    assert "no bucket no-such-bucket: create it, or correct cold_url or cold.endpoint_url" in str(error)
+
+
+def test_a_name_that_no_bucket_can_have_is_refused(aws_environ: None) -> None:
+    error = failure(lambda: open_bucket("no bucket", "http://127.0.0.1:1").put(KEY, b"x"))
+    assert isinstance(error, ConfigError)
+    assert "correct cold_url" in str(error)
+
+
+@some_calls
+@pytest.mark.parametrize(
+    ("answer", "kind", "words"),
+    [
+        (Answer(403, "AccessDenied", "Access Denied."), ConfigError, "the keys need s3:ListBucket, GetObject, PutObject"),
+        (Answer(403, "InvalidAccessKeyId", "who?"), ConfigError, "the server refuses the keys (InvalidAccessKeyId): set AWS_"),
+        (Answer(403, "ExpiredToken", "expired"), ConfigError, "the session token has expired: log in again"),
+        (
+            Answer(403, "RequestTimeTooSkewed", "too large", {"Date": "Sun, 01 Nov 2026 00:00:00 GMT"}),
+            TierUnavailable,
+            "this machine's clock is off, the server's says Sun, 01 Nov 2026 00:00:00 GMT: set it (NTP)",
+        ),
+        (Answer(400, "InvalidRequest", "no"), TierUnavailable, "the server refuses it (400 InvalidRequest no)"),
+    ],
+    ids=lambda value: value.code if isinstance(value, Answer) else "",
+)
+def test_what_is_refused_is_not_asked_again(
+    call: Call,
+    answer: Answer,
+    kind: type[ThermoclineError],
+    words: str,
+    aws_environ: None,
+    tmp_path: Path,
+) -> None:
+    with Front(None, lambda method, number: answer) as front:
+        error = failure(lambda: call(open_bucket("bucket", front.url), tmp_path))
+    assert isinstance(error, kind)
+    assert words in str(error)
+    assert front.count.total() <= 3  # a look, what is wrong in words, and botocore's own question for the region
+
+
+def test_a_bucket_in_another_region_is_named(aws_environ: None) -> None:
+    answer = Answer(400, "AuthorizationHeaderMalformed", "the region 'us-east-1' is wrong; expecting 'eu-west-1'")
+    with Front(None, lambda method, number: answer) as front:
+        error = failure(lambda: open_bucket("bucket", front.url).get(KEY))
+    assert isinstance(error, ConfigError)
+    assert "expecting 'eu-west-1'" in str(error)
+    assert "set cold.region" in str(error)
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (Answer(507, "InsufficientStorage", "no room"), "the server is full (507 InsufficientStorage no room): free space"),
+        (Answer(403, "QuotaExceeded", "over"), "the server is full (403 QuotaExceeded over): free space"),
+        (Answer(413, "EntityTooLarge", "Upload exceeds quota."), "7 bytes are too many"),
+    ],
+)
+def test_a_full_server_is_named_and_not_asked_again(moto_bucket: Bucket, answer: Answer, words: str) -> None:
+    with Front(moto_bucket.endpoint_url, only("PUT", answer)) as front:
+        error = failure(lambda: open_bucket(moto_bucket.name, front.url).put(KEY, b"content"))
+    assert isinstance(error, TierUnavailable)
+    assert words in str(error)
+    assert front.count["PUT"] == 1
+
+
+# --- storing: what became of a write whose reply is lost
+
+
+@pytest.mark.parametrize("action", [DROP, HANG])
+def test_an_object_whose_reply_was_lost_is_stored_once_and_the_call_succeeds(s3_bucket: Bucket, action: Action) -> None:
+    direct = open_bucket(s3_bucket.name, s3_bucket.endpoint_url)
+    with Front(s3_bucket.endpoint_url, only("PUT", action, times=1)) as front:
+        open_bucket(s3_bucket.name, front.url, timeout_s=3).put(KEY, b"content")
+    assert front.count["PUT"] == 1
+    assert [(stored.key, stored.size_bytes) for stored in direct.objects()] == [(KEY, 7)]
+
+
+def test_a_condition_that_fails_without_an_object_is_tried_again(moto_bucket: Bucket) -> None:
+    answers = [
+        Answer(409, "ConditionalRequestConflict", "another is under way"),
+        Answer(412, "PreconditionFailed", "it is there"),
+    ]
+    with Front(moto_bucket.endpoint_url, lambda method, number: answers.pop() if method == "PUT" and answers else None) as front:
+        cold = open_bucket(moto_bucket.name, front.url)
+        cold.put(KEY, b"content")
+        assert cold.get(KEY) == b"content"
+    assert front.count["PUT"] == 3
+
+
+def test_a_writer_that_comes_between_the_look_and_the_write_is_noticed(moto_bucket: Bucket) -> None:
+    direct = open_bucket(moto_bucket.name, moto_bucket.endpoint_url)
+
+    def plan(method: str, number: int) -> Action:
+        if method == "PUT" and number == 1:
+            direct.put(KEY, b"of another writer")
+        return None
+
+    with Front(moto_bucket.endpoint_url, plan) as front:
+        error = failure(lambda: open_bucket(moto_bucket.name, front.url).put(KEY, b"content"))
+    assert isinstance(error, TierCorrupt)
+    assert direct.get(KEY) == b"of another writer"
+
+
+def test_a_server_that_ignores_conditions_still_keeps_what_is_there(moto_bucket: Bucket) -> None:
+    with Front(moto_bucket.endpoint_url, lambda method, number: None, dropped_headers=("if-none-match",)) as front:
+        cold = open_bucket(moto_bucket.name, front.url)
+        cold.put(KEY, b"content")
+        error = failure(lambda: cold.put(KEY, b"changed"))
+        assert isinstance(error, TierCorrupt)
+        assert cold.get(KEY) == b"content"
+        by_name = {finding.name: finding for finding in cold.probe()}
+    assert [name for name, finding in by_name.items() if not finding.ok] == ["conditional write"]
+    assert "overwrites although asked not to" in by_name["conditional write"].detail
+
+
+def test_a_pointer_whose_reply_was_lost_is_written_again(moto_bucket: Bucket) -> None:
+    with Front(moto_bucket.endpoint_url, only("PUT", DROP, times=1)) as front:
+        cold = open_bucket(moto_bucket.name, front.url)
+        cold.put("iceberg/pointer", b"1", replace=True)
+        assert cold.get("iceberg/pointer") == b"1"
+    assert front.count["PUT"] == 2
+
+
+# --- reading and deleting
+
+
+@pytest.mark.parametrize("size_bytes", [100, 1 << 20])
+def test_a_body_that_ends_early_is_fetched_again(moto_bucket: Bucket, tmp_path: Path, size_bytes: int) -> None:
+    content = os.urandom(size_bytes)
+    with Front(moto_bucket.endpoint_url, only("GET", CUT, times=1)) as front:
+        cold = open_bucket(moto_bucket.name, front.url)
+        cold.put(KEY, content)
+        assert cold.get(KEY) == content
+        front.count.clear()
+        cold.fetch(KEY, tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == content
+
+
+@pytest.mark.parametrize("action", [CUT, TRICKLE])
+def test_a_body_that_never_comes_whole_leaves_no_file(moto_bucket: Bucket, tmp_path: Path, action: Action) -> None:
+    open_bucket(moto_bucket.name, moto_bucket.endpoint_url).put(KEY, bytes(8 << 20))
+    with Front(moto_bucket.endpoint_url, only("GET", action)) as front:
+        error = failure(lambda: open_bucket(moto_bucket.name, front.url, **HASTY).fetch(KEY, tmp_path / "target"))
+    assert isinstance(error, TierUnavailable)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_server_without_ranges_still_gives_the_part_asked_for(moto_bucket: Bucket) -> None:
+    with Front(moto_bucket.endpoint_url, lambda method, number: None, dropped_headers=("range",)) as front:
+        cold = open_bucket(moto_bucket.name, front.url)
+        cold.put(KEY, b"0123456789")
+        assert cold.get(KEY, offset=3, length=4) == b"3456"
+        assert cold.get(KEY, offset=3) == b"3456789"
+
+
+@pytest.mark.parametrize(
+    "answer", [Answer(501, "NotImplemented"), Answer(400, "MissingContentMD5"), Answer(405, "MethodNotAllowed")]
+)
+def test_a_server_that_cannot_delete_many_at_once_deletes_one_by_one(moto_bucket: Bucket, answer: Answer) -> None:
+    with Front(moto_bucket.endpoint_url, only("POST", answer)) as front:
+        cold = open_bucket(moto_bucket.name, front.url)
+        for name in ("a", "b", "c", "d"):
+            cold.put(name, b"x")
+        cold.delete(["a", "b"])
+        cold.delete(["c", "d"])
+        assert list(cold.objects()) == []
+    assert (front.count["POST"], front.count["DELETE"]) == (1, 4)
+
+
+def test_what_a_deletion_of_many_left_is_deleted_one_by_one(moto_bucket: Bucket) -> None:
+    key = "some/tests/a"
+    body = f"<DeleteResult><Error><Key>{key}</Key><Code>InternalError</Code><Message>again</Message></Error></DeleteResult>"
+    with Front(moto_bucket.endpoint_url, only("POST", Answer(200, body=body.encode()))) as front:
+        cold = open_bucket(moto_bucket.name, front.url)
+        cold.put("a", b"x")
+        cold.delete(["a", "b"])
+        assert list(cold.objects()) == []
+    assert front.count["DELETE"] == 1
+
+
+# --- folders
+
+
+@every_call
+def test_a_place_that_is_a_file_is_named(call: Call, tmp_path: Path) -> None:
+    place, other = tmp_path / "file", tmp_path / "other"
+    place.write_bytes(b"")
+    other.mkdir()
+    error = failure(lambda: call(FolderCold(place), other))
+    assert isinstance(error, TierUnavailable)
+    assert f"{place}" in str(error)
+    assert "cold_url must be a folder" in str(error)
+
+
+def test_a_disk_that_is_not_mounted_does_not_make_objects_corrupt(tmp_path: Path) -> None:
+    error = failure(lambda: FolderCold(tmp_path / "mounted" / "later").get(KEY))
+    assert isinstance(error, TierUnavailable)
+    assert "is the disk mounted?" in str(error)
+
+
+@pytest.mark.parametrize("step", ["fsync", "link"])
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "No space left on device; free disk space"),
+        (errno.EDQUOT, "free disk space or raise the limit"),
+        (errno.EACCES, "Permission denied; let this user read and write the folder"),
+        (errno.EROFS, "Read-only file system; mount it for writing, or point cold_url at"),
+        (errno.EIO, "Input/output error; check the disk"),
+    ],
+)
+def test_a_disk_that_refuses_a_step_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, number: int, words: str
+) -> None:
+    cold = FolderCold(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    cold.put("events/before", b"x")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, step, fail)
+        error = failure(lambda: cold.put("events/after", b"x"))
+    assert isinstance(error, TierUnavailable)
+    assert words in str(error)
+    assert [path.name for path in (tmp_path / "events").iterdir()] == ["before"]
+    cold.put("events/after", b"x")
+
+
+def test_a_file_system_without_links_still_never_overwrites(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(os, "link", fail)
+    cold = FolderCold(tmp_path)
+    cold.put(KEY, b"x")
+    cold.put(KEY, b"x")
+    error = failure(lambda: cold.put(KEY, b"y"))
+    assert isinstance(error, TierCorrupt)
+    assert all(finding.ok for finding in cold.probe())
+    assert cold.get(KEY) == b"x"
+
+
+def run_python(text: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", text, *map(str, arguments)], capture_output=True, text=True)
+
+
+def test_a_limit_of_file_sizes_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    done = run_python(
+        """
+import resource, sys
+from pathlib import Path
+from thermocline.errors import TierUnavailable
+from thermocline.tiers.cold_folder import FolderCold
+source = Path(sys.argv[1], "source")
+source.write_bytes(bytes(2 << 20))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+try:
+    FolderCold(Path(sys.argv[1], "cold")).put_file("a/b", source)
+except TierUnavailable as exc:
+    print(exc)
+""",
+        tmp_path,
+    )
+    assert "File too large" in done.stdout, done
+    assert "free disk space or raise the limit" in done.stdout
+    assert list((tmp_path / "cold" / "a").iterdir()) == []
+
+
+@pytest.mark.parametrize("step", ["fsync", "link"])
+def test_a_writer_that_dies_within_a_step_leaves_an_orphan_and_no_object(tmp_path: Path, step: str) -> None:
+    cold = FolderCold(tmp_path)
+    cold.put("a/before", b"x")
+    text = """
+import os, sys
+from pathlib import Path
+from thermocline.tiers.cold_folder import FolderCold
+setattr(os, sys.argv[2], lambda *_: os._exit(9))
+FolderCold(Path(sys.argv[1])).put("a/after", b"content")
+"""
+    assert run_python(text, tmp_path, step).returncode == 9
+    assert [stored.key for stored in cold.objects()] == ["a/before"]
+    cold.put("a/after", b"content")
+    assert cold.get("a/after") == b"content"
+    assert cold.abandon_uploads(before_us=4_000_000_000_000_000) == 1
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["after", "before"]
+
+
+def test_a_probe_tells_what_fails_instead_of_raising(tmp_path: Path, aws_environ: None) -> None:
+    place = tmp_path / "file"
+    place.write_bytes(b"")
+    for cold in (FolderCold(place), open_bucket("bucket", "http://127.0.0.1:1", **HASTY)):
+        (finding,) = cold.probe()
+        assert (finding.name, finding.ok) == ("write", False)
+        assert "cold_url must be a folder" in finding.detail or "is cold.endpoint_url right?" in finding.detail
