@@ -14,6 +14,7 @@ import pytest
 import typer
 
 from thermocline import __all__ as public
+from thermocline.archiver.worker import Worker
 from thermocline.cli.app import app
 from thermocline.config import Settings, load
 from thermocline.event import COLUMN_NAMES, EVENT_BYTES_MAX, METADATA_BYTES_MAX, Event, Receipt
@@ -28,8 +29,11 @@ README = (ROOT / "README.md").read_text()
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", README, flags=re.DOTALL | re.MULTILINE)
+COLD = (ROOT / "docs" / "cold.md").read_text()
+
+
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture
@@ -48,8 +52,20 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
     embedded.stop(settings.data_dir)
 
 
-def run(place: Path, *command: str) -> str:
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A working directory whose store has archived what is due of the sample."""
+    folder = tmp_path_factory.mktemp("archive")
+    with connect(data_dir=folder / "thermocline-data") as opened, Client(opened.settings, tiers=opened.tiers) as client:
+        client.append_many(events_of(load_runs(), end_us=opened.tiers.hot.facts().now_us))
+        Worker(opened.tiers).once()
+        yield folder
+    embedded.stop(folder / "thermocline-data")
+
+
+def run(place: Path, *command: str, **variables: str) -> str:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("THERMOCLINE_")}
+    environment |= variables
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -73,6 +89,29 @@ def test_the_asyncio_block_stores_its_words_joined(place: Path) -> None:
 
 def test_there_are_no_other_blocks_of_python() -> None:
     assert len(blocks("python")) == 2
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python", COLD))))
+def test_the_archive_is_read_without_us_as_its_page_says(number: int, archive: Path) -> None:
+    program = blocks("python", COLD)[number]
+    assert "thermocline." not in program
+    said = run(archive, sys.executable, "-W", "error", "-c", program, POLARS_ICEBERG_PLANNER="pyiceberg")
+    assert len(said.splitlines()) >= 3
+
+
+def test_polars_finds_in_the_archive_exactly_what_was_archived(archive: Path) -> None:
+    program = blocks("python", COLD)[-1] + '\nprint("events:", per_day.collect()["events"].sum())\n'
+    said = run(archive, sys.executable, "-c", program, POLARS_ICEBERG_PLANNER="pyiceberg")
+    with connect(data_dir=archive / "thermocline-data") as opened:
+        [batch] = opened.tiers.ledger.batches()
+    assert said.splitlines()[-1] == f"events: {batch.events_in}"
+
+
+def test_the_settings_of_s3_are_settings() -> None:
+    (text,) = blocks("toml", COLD)
+    settings = load(tomllib.loads(text), environ={})
+    assert settings.cold_url is not None
+    assert settings.cold.endpoint_url is not None
 
 
 @pytest.mark.parametrize("sql", blocks("sql"))
@@ -99,7 +138,7 @@ def test_every_setting_named_in_a_page_exists() -> None:
     sections = {name: field.annotation for name, field in Settings.model_fields.items()}
     for page in PAGES:
         for section, key in re.findall(r"\b(hot|warm|ingest|query|worker|cold)\.([a-z_]+[a-z])\b", page.read_text()):
-            if key not in ("py", "toml", "json"):
+            if key not in ("py", "toml", "json", "md"):
                 assert key in sections[section].model_fields, f"{page.name}: {section}.{key}"  # type: ignore[union-attr]
 
 
@@ -172,6 +211,21 @@ def test_every_option_in_the_readme_is_one_of_its_command() -> None:
         options = {option for name, its in known.items() if name.split()[0] == first for option in its}
         for option in re.findall(r"(?<![\w-])--?[a-z][a-z-]*", words):
             assert option in options, f"thermocline {words}: {option}"
+
+
+def test_every_command_in_a_page_is_one_with_its_options() -> None:
+    """In code of the pages: `thermocline archives list`, and lines of blocks that begin so."""
+    known = commands()
+    for page in PAGES:
+        text = page.read_text()
+        lines = re.findall(r"^(?:docker compose exec (?:-T )?worker )?thermocline ([a-z][^\n#]*)", text, flags=re.MULTILINE)
+        for words in [*lines, *re.findall(r"(?<!`)`thermocline ([a-z][^`]*)`", text)]:
+            first, *rest = words.replace("\\|", "|").split()
+            names = [name for name in known if name.split()[0] == first]
+            assert names, f"{page.name}: thermocline {words}"
+            options = {option for name in names for option in known[name]} | {"--data-dir", "--namespace", "--config"}
+            for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", " ".join(rest)):
+                assert option in options, f"{page.name}: thermocline {words}: {option}"
 
 
 @pytest.mark.parametrize("command", ["", *commands()])
