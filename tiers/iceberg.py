@@ -12,6 +12,7 @@ Nothing here imports pyiceberg before it is used: that takes a second.
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .iceberg_table import LoadedTable
 
 METADATA_END: Final = ".metadata.json"
+_METADATA_NAME: Final = re.compile(r"iceberg/[^/]+/metadata/[^/]+(\.avro|\.metadata\.json)")
 
 
 class IcebergTables:
@@ -65,13 +67,14 @@ class IcebergTables:
         """Make one snapshot that has the files `added` and no longer the files `removed`; its id.
 
         batch_id  becomes a property of the snapshot; a batch that the table has already changes nothing
-        added     keys of Parquet files in the store, with field ids, each of one day if the table is split by day
+        added     keys, `<kind>/…`, of Parquet files in the store, with field ids, each of one day if the table is split by day
         removed   keys of files of the current snapshot
 
         TierUnavailable says whether the commit may have happened; the same call again finds out. TierCorrupt: nothing was
         committed, as a file of `added` is there already or does not fit, or one of `removed` is not there.
         """
         assert (added or removed) and len({*added, *removed}) == len(added) + len(removed), "files, each once"
+        assert all(_kind_of(key) == kind for key in (*added, *removed)), "removable seeks them by the kind in their key"
         table = self._catalog().load(kind)
         snapshot_id = table.batches().get(batch_id)
         if snapshot_id is None:
@@ -115,15 +118,21 @@ class IcebergTables:
         """
         stored = list(self._cold.objects(_folder(kind)))  # first, or a commit between the two would look like litter
         table = self._catalog().load(kind)
-        kept = {self._cold.key_of(url) for url in table.urls() if url.startswith(f"{self._cold.url}/")}
-        kept |= {_latest(kind), _hint(kind)}
-        return [one for one in stored if one.key not in kept]
+        kept = {*table.metadata_urls(), *map(self._cold.url_of, (_latest(kind), _hint(kind)))}
+        loose = {self._cold.url_of(one.key): one for one in stored if self._cold.url_of(one.key) not in kept}
+        # Ours put no data here. Another engine may, but not with these names: only then is it worth to read all manifests.
+        doubtful = [url for url, one in loose.items() if not _METADATA_NAME.fullmatch(one.key)]
+        data = table.referenced(doubtful)
+        return [one for url, one in loose.items() if url not in data]
 
     def removable(self, keys: Iterable[str]) -> set[str]:
-        """Those of these data files that no snapshot of any table refers to."""
-        catalog = self._catalog()
-        kept = {url for kind in KINDS for url in catalog.load(kind).data_urls()}
-        return {key for key in keys if self._cold.url_of(key) not in kept}
+        """Those of these data files that no snapshot refers to; a key that does not begin with a kind is sought in all tables."""
+        urls = {self._cold.url_of(key): key for key in keys}
+        catalog, kept = self._catalog(), set[str]()
+        for kind in KINDS:
+            sought = [url for url, key in urls.items() if _kind_of(key) in (kind, None)]
+            kept |= catalog.load(kind).referenced(sought)
+        return {key for url, key in urls.items() if url not in kept}
 
     def metadata_url(self, kind: str) -> str:
         """URL of the current version of the metadata; it never changes, and is there until so many versions have followed."""
@@ -219,6 +228,12 @@ class _Metadata(msgspec.Struct):
 def _folder(kind: str) -> str:
     assert kind in KINDS, kind
     return f"iceberg/{kind}/"
+
+
+def _kind_of(key: str) -> str | None:
+    """The table a data file is in, if it is in one; None when its key does not say."""
+    first = key.partition("/")[0]
+    return first if first in KINDS else None
 
 
 def _latest(kind: str) -> str:

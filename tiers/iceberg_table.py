@@ -48,20 +48,30 @@ class LoadedTable:
             return {}
         return {file.file_path: file for manifest in self._manifests(current) for file in self._entries(manifest)}
 
-    def data_urls(self) -> set[str]:
-        """Data and delete files of all snapshots that are kept."""
-        manifests = {one for snapshot in self._table.metadata.snapshots for one in self._manifests(snapshot)}
-        return {file.file_path for manifest in manifests for file in self._entries(manifest)}
+    def referenced(self, urls: Iterable[str]) -> set[str]:
+        """Those of these data files that a snapshot refers to.
 
-    def urls(self) -> set[str]:
-        """All that belongs to the table: versions of the metadata, manifest lists, manifests, statistics, data."""
+        Looks into the manifests of the oldest snapshots first, where files are that have left, until all are found.
+        """
+        sought, found, read = set(urls), set[str](), set[str]()
+        for snapshot in sorted(self._table.metadata.snapshots, key=lambda one: one.timestamp_ms):
+            if found == sought:
+                break
+            for manifest in self._manifests(snapshot):
+                if manifest.manifest_path not in read and found != sought:
+                    found |= sought & {file.file_path for file in self._entries(manifest)}
+                    read.add(manifest.manifest_path)
+        return found
+
+    def metadata_urls(self) -> set[str]:
+        """All that belongs to the table except data files: versions of the metadata, manifest lists, manifests, statistics."""
         metadata = self._table.metadata
         found = {self.metadata_url, *(entry.metadata_file for entry in metadata.metadata_log)}
         found |= {statistics.statistics_path for statistics in (*metadata.statistics, *metadata.partition_statistics)}
         for snapshot in metadata.snapshots:
             found.add(snapshot.manifest_list)
             found |= {manifest.manifest_path for manifest in self._manifests(snapshot)}
-        return found | self.data_urls()
+        return found
 
     def add(self, batch_id: str, added: Sequence[str], removed: Iterable[str]) -> None:
         """Commit one snapshot. Whatever it raises, the commit may have happened.

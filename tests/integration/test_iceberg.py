@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -25,10 +25,12 @@ from pyiceberg.transforms import DayTransform
 from pyiceberg.types import DecimalType, TimestamptzType, UUIDType
 
 from tests.rest_catalog import RestCatalogServer
+from tests.s3_servers import Bucket
 from thermocline import config
 from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
 from thermocline.tiers.cold import StoredObject
 from thermocline.tiers.cold_folder import FolderCold
+from thermocline.tiers.cold_opening import open_cold
 from thermocline.tiers.cold_schema import KINDS, SCHEMAS
 from thermocline.tiers.iceberg import IcebergTables
 
@@ -69,10 +71,7 @@ class Site:
 
     def put(self, key: str, *, day: int = 0, rows: int = ROWS) -> str:
         """Store a Parquet file of the kind its key begins with, of one day."""
-        table = rows_of(key.partition("/")[0], day, rows)
-        sink = pa.BufferOutputStream()
-        pq.write_table(table, sink, compression="zstd", write_page_checksum=True)
-        self.cold.put(key, sink.getvalue().to_pybytes())
+        self.cold.put(key, parquet_of(key.partition("/")[0], day, rows))
         return key
 
     def paths(self, keys: set[str]) -> list[str]:
@@ -101,6 +100,13 @@ def tables(site: Site) -> IcebergTables:
     tables = site.tables()
     tables.ensure()
     return tables
+
+
+def parquet_of(kind: str, day: int, rows: int) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(rows_of(kind, day, rows), sink, compression="zstd", write_page_checksum=True)
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def rows_of(kind: str, day: int, rows: int) -> pa.Table:
@@ -250,14 +256,14 @@ def test_what_is_not_there_cannot_be_replaced(site: Site, tables: IcebergTables)
 
 
 def test_a_file_that_is_missing_or_of_two_days_or_of_other_columns_is_refused(site: Site, tables: IcebergTables) -> None:
-    other = site.put("rollup_task/b1-1.parquet")
+    site.cold.put("events/tasks.parquet", site.cold.get(site.put("rollup_task/b1-1.parquet")))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.concat_tables([rows_of("events", day, 1) for day in (1, 2)]), sink)
     site.cold.put("events/two-days.parquet", sink.getvalue().to_pybytes())
     site.cold.put("events/text.parquet", b"no Parquet at all")
-    for number, key in enumerate([other, "events/two-days.parquet", "events/text.parquet", "events/missing.parquet"]):
+    for number, name in enumerate(["tasks", "two-days", "text", "missing"]):
         with pytest.raises(TierCorrupt, match=f"nothing of batch b{number} was committed"):
-            tables.commit("events", f"b{number}", [key])
+            tables.commit("events", f"b{number}", [f"events/{name}.parquet"])
     assert tables.batches("events") == set()
 
 
@@ -478,6 +484,10 @@ def test_what_expired_snapshots_leave_is_unreferenced_and_can_be_deleted(site: S
 
     tables.expire("events", before_us=now_us() + 10**6, batches={"b0", "b1", "b2", "c"})
     assert tables.removable([*small, large]) == set(small)
+    assert tables.removable(["rollup_task/b1-1.parquet", "batches/b1.json", large]) == {
+        "rollup_task/b1-1.parquet",
+        "batches/b1.json",
+    }
     litter = tables.unreferenced("events")
     assert {one.key.partition("snap-")[1] for one in litter} == {"snap-", ""}, "manifest lists and manifests"
     assert all(one.key.endswith(".avro") and one.modified_us <= now_us() for one in litter)
@@ -578,32 +588,31 @@ def test_files_that_were_moved_are_not_registered(site: Site, tables: IcebergTab
     moved.close()
 
 
-def test_metadata_that_is_cut_short_is_corrupt_and_never_litter(site: Site, tables: IcebergTables) -> None:
-    for number in range(2):
-        tables.commit("events", f"b{number}", [site.put(f"events/b{number}-{part}.parquet", day=part) for part in range(8)])
-    reads: list[Callable[[], object]] = [
-        lambda: site.tables().keys("events"),
-        lambda: site.tables().unreferenced("events"),
-        lambda: site.tables().removable(["events/b0-1.parquet"]),
-    ]
-    parts = [name for name in site.names() if name.endswith(".avro")]
-    assert len(parts) == 4
-    current = StaticTable.from_metadata(site.latest()).current_snapshot()
-    assert current is not None
-    for name in parts:
+def test_metadata_that_is_cut_short_is_corrupt_and_what_it_names_is_never_litter(site: Site, tables: IcebergTables) -> None:
+    keys = [[site.put(f"events/b{number}-{part}.parquet", day=part) for part in range(8)] for number in range(2)]
+    for number, files in enumerate(keys):
+        tables.commit("events", f"b{number}", files)
+    names = [name for name in site.names() if name.endswith(".avro")]
+    assert [name.startswith("snap-") for name in names].count(True) == len(names) / 2 == 2
+    for name in names:
         path = site.cold.path(f"{METADATA}/{name}")
         whole = path.read_bytes()
         for size in (0, 10, len(whole) // 2, len(whole) - 1):
             path.write_bytes(whole[:size])
-            for read in reads[1:]:
+            with pytest.raises(TierCorrupt):
+                tables.removable(["events/b3-1.parquet", *keys[0], *keys[1]])
+            if name.startswith("snap-"):
                 with pytest.raises(TierCorrupt):
-                    read()
+                    tables.unreferenced("events")
+            else:
+                assert tables.unreferenced("events") == []
         path.write_bytes(whole)
     version = site.cold.path(site.cold.key_of(tables.metadata_url("events")))
     version.write_bytes(version.read_bytes()[:200])
+    reads = (tables.keys, tables.batches, tables.unreferenced, lambda _: tables.removable(keys[0]))
     for read in reads:
         with pytest.raises(TierCorrupt, match="cannot be read"):
-            read()
+            read("events")
 
 
 def test_a_catalog_that_is_no_database_is_corrupt(site: Site, tables: IcebergTables) -> None:
@@ -637,6 +646,31 @@ def test_any_sql_database_can_be_the_catalog(tmp_path: Path) -> None:
     assert not site.catalog.exists()
     assert site.tables().batches("events") == {"b1"}
     site.close()
+
+
+def test_tables_on_s3_are_what_other_engines_read(tmp_path: Path, s3_bucket: Bucket) -> None:
+    settings = config.load({"data_dir": tmp_path, "cold_url": f"{s3_bucket.url}/deep/er", "namespace": "agents"}, environ={})
+    cold = open_cold(settings)
+    tables = IcebergTables(cold, settings)
+    tables.ensure()
+    keys = [f"events/b{number}-1.parquet" for number in range(3)]
+    for day, key in enumerate(keys):
+        cold.put(key, parquet_of("events", day, ROWS))
+    tables.commit("events", "b0", keys[:1])
+    tables.commit("events", "b1", keys[1:], keys[:1])
+    assert tables.expire("events", before_us=now_us() + 10**6, batches={"b0", "b1"}) == 1
+    assert tables.removable(keys) == {keys[0]}
+    cold.delete([keys[0], *(one.key for one in tables.unreferenced("events"))])
+    (tmp_path / "agents" / "catalog.db").unlink()
+    tables.ensure()
+    assert tables.keys("events") == set(keys[1:])
+
+    access = {"s3.endpoint": s3_bucket.endpoint_url, "s3.region": "us-east-1"}
+    for location in (f"{cold.url}/iceberg/events", f"{cold.url}/iceberg/events/metadata/latest.metadata.json"):
+        static = StaticTable.from_metadata(location, access)
+        assert static.scan().to_arrow().num_rows == 2 * ROWS
+    tables.close()
+    cold.close()
 
 
 @pytest.fixture
