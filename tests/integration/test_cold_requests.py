@@ -1,0 +1,53 @@
+"""How many requests one conversation's history costs when the archive is on S3."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from tests.archived import append_and_work, archive
+from thermocline.config import Settings
+from thermocline.store import connect
+
+DAY_US = 86_400_000_000
+
+
+def one_a_day(days: int) -> list[dict[str, Any]]:
+    """Events of so many days that ended a month ago, each day its own file; conversation `rare` is in two of them."""
+    newest_us = time.time_ns() // 1000 - 30 * DAY_US
+    events = [
+        {"conversation_id": f"c{day % 50}", "event_type": "error", "content": str(day), "timestamp": newest_us - day * DAY_US}
+        for day in range(days)
+    ]
+    rare = [{**events[day], "conversation_id": "rare"} for day in (days // 3, days // 2)]
+    return events + rare
+
+
+def requests_for_one_conversation(settings: Settings, days: int) -> tuple[int, int]:
+    """(event files in the archive, requests that reading one conversation took once its index was there)."""
+    append_and_work(settings, one_a_day(days))
+    archive(settings)
+    with connect(settings) as store:
+        store.sql("SELECT count(*) FROM conversation_summary").fetchall()  # the rollups are the index: copied once
+        found = store.sql("SELECT * FROM events WHERE conversation_id = 'rare' ORDER BY seq")
+        assert len(found.fetchall()) == 2
+        assert found.coverage.files_read == 2
+        remote = store._runner._archived._remote
+        return sum(file.kind == "events" for file in store.tiers.ledger.view().files), remote.reads.requests
+
+
+@pytest.mark.parametrize("cold_url", ["moto", "swift"], indirect=True)
+def test_one_conversation_among_many_files_takes_few_requests(cold_settings: Settings) -> None:
+    files, requests = requests_for_one_conversation(cold_settings, 60)
+    assert files == 60
+    assert requests <= 10
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("cold_url", ["swift"], indirect=True)
+def test_one_conversation_among_a_thousand_files_takes_ten_requests_at_most(cold_settings: Settings) -> None:
+    files, requests = requests_for_one_conversation(cold_settings, 1000)
+    assert files == 1000
+    assert requests <= 10
