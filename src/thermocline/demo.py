@@ -64,7 +64,7 @@ QUESTIONS: Final = (
         "FROM hourly_stats GROUP BY day ORDER BY day",
     ),
     Question(
-        "And what of all that time? (what is archived is a sample, and says so)",
+        "And over all of it? (what is archived is a sample, and says so)",
         "SELECT event_type, count(*) AS found,\n"
         "       count(*) FILTER (sample_rate < 1) AS of_a_sample,\n"
         "       round(sum(1 / sample_rate)) AS appended_about\n"

@@ -109,6 +109,7 @@ def worked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A working directory whose store holds the sample, worked once. Its server is kept up; tests only read it."""
     folder = tmp_path_factory.mktemp("worked")
     (folder / "events.ndjson").write_bytes(b"".join(ndjson(events_of(load_runs(), end_us=END_US))))
+    (folder / "thermocline.toml").write_text("[warm]\nwindow_days = 100_000  # nothing is archived\n")
     with embedded.ensure(folder / "thermocline-data", load(environ={}).hot):
         succeeded(folder, "append", "events.ndjson")
         succeeded(folder, "worker", "--once")

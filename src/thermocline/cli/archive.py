@@ -50,7 +50,7 @@ def archive(
     context: typer.Context,
     older_than: OlderThan = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be archived and kept, by day.")] = False,
-    once: Annotated[bool, typer.Option("--once", help="One pass until nothing is due; there is no other way yet.")] = False,
+    once: Annotated[bool, typer.Option("--once", help="One pass, until nothing is due: the default.")] = False,
     output: FormOption = Form.table,
 ) -> None:
     """Archive the days that are due.
@@ -159,8 +159,11 @@ def list_(context: typer.Context, output: FormOption = Form.table) -> None:
     ]
     if output is Form.table:
         size = _told_apart([one.batch_id for one in found])
-        shown = [(row[0][:size], *row[1:7], bytes_text(row[7]), f"{row[8]:%Y-%m-%d %H:%M}") for row in rows]
-        write_report(shown, [name.removesuffix("_at").removesuffix("_in") for name in BATCH_COLUMNS])
+        shown = [
+            (one.batch_id[:size], *row[1:5], f"{one.rate_min:.2f}", one.files, bytes_text(one.bytes), f"{row[8]:%Y-%m-%d}")
+            for one, row in zip(found, rows, strict=True)
+        ]
+        write_report(shown, ("batch", "kind", "day", "events", "kept", "rate", "files", "bytes", "committed"))
     else:
         _write_values(rows, BATCH_COLUMNS, output)
 
