@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
-from typing import Final
 
 from thermocline.errors import TierCorrupt
+from thermocline.tiers.batch_files import sha256_of
 from thermocline.tiers.duck import Connection, duckdb_errors, quoted
 from thermocline.tiers.ledger import ColdFile
 from thermocline.tiers.opening import Tiers
 from thermocline.tiers.parquet_file import page_problem
-
-SHA256_CHARS: Final = 64
 
 
 class DamagedFile(TierCorrupt):
@@ -45,11 +42,6 @@ def fetched(tiers: Tiers, con: Connection, file: ColdFile, folder: Path) -> Path
         raise DamagedFile(file, str(exc)) from exc
     if rows != file.rows:
         raise DamagedFile(file, f"it has {rows} rows, {file.rows} were written")
-    if len(file.checksum) == SHA256_CHARS and _sha256(path) != file.checksum:
+    if sha256_of(path) != file.checksum:
         raise DamagedFile(file, "its bytes are not those that were written")
     return path
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

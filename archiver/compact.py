@@ -1,9 +1,9 @@
 """Compact: small files of the archive become few. batches.py has the steps and what a crash leaves; compact_plan.py says which
 files, and how often a byte is rewritten.
 
-A batch is as many groups as are due, up to 8 x cold.file_bytes_max. Every input is fetched and checked in full before it is
-rewritten. Event files of one day become one file with the same rows, to the bit; rollups of a kind become one file whose rows are
-added up by their keys. What went in is compared with what came out: events by a sum over the hashes of their rows.
+A batch is as many groups as are due, up to 8 x cold.file_bytes_max and cold.archive_rows_max. Every input is fetched and checked
+in full before it is rewritten. Event files of a day become one file with the same rows, to the bit; rollups of a kind become one
+file whose rows are added up by their keys. What went in is compared with what came out: events by a sum over their rows' hashes.
 """
 
 from __future__ import annotations
@@ -74,6 +74,7 @@ class Compactor:
             files_min=self._cold.compact_files_min,
             small_bytes_max=self._cold.small_file_bytes_max,
             file_bytes_max=self._cold.file_bytes_max,
+            rows_max=self._cold.archive_rows_max,
             batch_bytes_max=BATCH_FILES * self._cold.file_bytes_max,
             taken=self._set_aside,
         )

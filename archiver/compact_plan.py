@@ -35,6 +35,10 @@ class Group(msgspec.Struct, frozen=True, kw_only=True):
     def file_bytes(self) -> int:
         return sum(file.file_bytes for file in self.files)
 
+    @property
+    def rows(self) -> int:
+        return sum(file.rows for file in self.files)
+
 
 def due_groups(
     files: Sequence[ColdFile],
@@ -42,6 +46,7 @@ def due_groups(
     files_min: int,
     small_bytes_max: int,
     file_bytes_max: int,
+    rows_max: int,
     batch_bytes_max: int,
     taken: Collection[str] = (),
 ) -> list[Group]:
@@ -51,33 +56,36 @@ def due_groups(
     files_min        small files of one day, or of one kind of rollup, that make it due
     small_bytes_max  a file of this size or more is left alone; so is one of half of file_bytes_max
     file_bytes_max   of what a group becomes, about
+    rows_max         of all groups, about: settling waits for a batch. A file with half of them is left alone
     batch_bytes_max  of all groups, about: at least one group, whatever its size
     taken            ids of files that must not be used
     """
     small_bytes = min(small_bytes_max, file_bytes_max // 2)
     found: dict[tuple[int, str], list[ColdFile]] = {}
     for file in files:
-        if file.file_bytes < small_bytes and file.file_id not in taken:
+        if file.file_bytes < small_bytes and file.rows < max(2, rows_max // 2) and file.file_id not in taken:
             place = KINDS.index(file.kind) or len(KINDS)  # events come last
             found.setdefault((place, file.day if file.kind == "events" else ""), []).append(file)
     groups: list[Group] = []
-    bytes_left, files_left = batch_bytes_max, FILES_MAX
+    bytes_left, rows_left, files_left = batch_bytes_max, rows_max, FILES_MAX
     for _, small in sorted(found.items(), key=lambda item: item[0]):
-        chosen = _worth_it(small, files_min=files_min, bytes_max=file_bytes_max)
+        chosen = _worth_it(small, files_min=files_min, bytes_max=file_bytes_max, rows_max=rows_max)
         if not chosen:
             continue
         group = Group(kind=chosen[0].kind, day=min(file.day for file in chosen), files=tuple(chosen))
-        bytes_left, files_left = bytes_left - group.file_bytes, files_left - len(chosen)
-        if groups and min(bytes_left, files_left) < 0:
+        bytes_left, rows_left = bytes_left - group.file_bytes, rows_left - group.rows
+        files_left -= len(chosen)
+        if groups and min(bytes_left, rows_left, files_left) < 0:
             break
         groups.append(group)
     return groups
 
 
-def _worth_it(small: Sequence[ColdFile], *, files_min: int, bytes_max: int) -> list[ColdFile]:
+def _worth_it(small: Sequence[ColdFile], *, files_min: int, bytes_max: int, rows_max: int) -> list[ColdFile]:
     """The most of these files that may become one, by id; [] when it is not yet worth it.
 
-    They are the smallest ones, and at least `files_min`, unless fewer fill a file.
+    They are the smallest ones, and at least `files_min`, unless fewer fill a file: as none has half of what fills one, what
+    they become is then no longer small.
     """
     by_size = sorted(small, key=lambda file: (file.file_bytes, file.file_id))
     growth = max(1.5, files_min / 2)
@@ -87,12 +95,12 @@ def _worth_it(small: Sequence[ColdFile], *, files_min: int, bytes_max: int) -> l
     if len(by_size) < files_min:
         return []
     chosen: list[ColdFile] = []
-    size = 0
+    size = rows = 0
     for file in by_size[:FILES_MAX]:
-        if len(chosen) >= 2 and size + file.file_bytes > bytes_max:
+        size, rows = size + file.file_bytes, rows + file.rows
+        if len(chosen) >= 2 and (size > bytes_max or rows > rows_max):
             break
         chosen.append(file)
-        size += file.file_bytes
     return sorted(chosen, key=lambda file: file.file_id)
 
 

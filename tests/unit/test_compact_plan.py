@@ -16,14 +16,14 @@ from thermocline.tiers.ledger import ColdFile
 KIB, MIB = 1 << 10, 1 << 20
 
 
-def file(number: int, size: int, *, kind: str = "events", day: str = "2026-11-01") -> ColdFile:
+def file(number: int, size: int, *, kind: str = "events", day: str = "2026-11-01", rows: int = 1) -> ColdFile:
     return ColdFile(
         file_id=f"{number:032x}-00001",
         batch_id=f"{number:032x}",
         kind=kind,
         day=day,
         url=f"file:///cold/{kind}/day={day}/{number:032x}-00001.parquet",
-        rows=1,
+        rows=rows,
         file_bytes=size,
         timestamp_min_us=0,
         timestamp_max_us=0,
@@ -36,8 +36,9 @@ def file(number: int, size: int, *, kind: str = "events", day: str = "2026-11-01
 
 
 def due(files: Sequence[ColdFile], **changed: int | Iterable[str]) -> list[Group]:
-    limits = {"files_min": 8, "small_bytes_max": 32 * MIB, "file_bytes_max": 256 * MIB, "batch_bytes_max": 2048 * MIB}
-    return due_groups(files, **{**limits, **changed})  # type: ignore[arg-type]
+    limits = {"files_min": 8, "small_bytes_max": 32 * MIB, "file_bytes_max": 256 * MIB}
+    bounds = {"rows_max": 2_000_000, "batch_bytes_max": 2048 * MIB}
+    return due_groups(files, **{**limits, **bounds, **changed})  # type: ignore[arg-type]
 
 
 def sizes(group: Group) -> list[int]:
@@ -90,6 +91,15 @@ def test_a_group_fits_in_one_file_and_a_batch_is_bounded() -> None:
     assert len(group.files) == FILES_MAX
 
 
+def test_a_batch_has_so_many_rows_that_settling_can_wait_for_it() -> None:
+    days = [f"2026-11-{1 + n // 8:02d}" for n in range(80)]
+    groups = due([file(n, KIB, day=day, rows=100_000) for n, day in enumerate(days)])
+    assert [group.rows for group in groups] == [800_000, 800_000]
+    [group] = due([file(n, MIB, rows=300_000) for n in range(20)])
+    assert group.rows == 1_800_000
+    assert due([file(n, KIB, rows=1_000_000) for n in range(20)]) == []
+
+
 def test_at_least_one_group_is_due_whatever_its_size() -> None:
     [group] = due([file(n, 31 * MIB) for n in range(8)], batch_bytes_max=1)
     assert len(group.files) == 8
@@ -122,13 +132,14 @@ def test_arrivals_of_any_size_leave_few_files_and_rewrite_a_byte_seldom(files_mi
     for number in range(1500):
         size = int(3 * KIB * math.exp(draw.expovariate(0.7)))
         arrived += size
-        live.append(file(2 * number, min(size, 300 * MIB), kind="rollup_task"))
+        live.append(file(2 * number, min(size, 300 * MIB), kind="rollup_task", rows=size // 100))
         while groups := due(live, files_min=files_min):
             [group] = groups
             rewritten += group.file_bytes
             gone = set(group.files)
             live = [one for one in live if one not in gone]
-            live.append(file(10_000 + 2 * number + len(live), max(KIB, int(group.file_bytes * shrink)), kind="rollup_task"))
+            made = max(KIB, int(group.file_bytes * shrink))
+            live.append(file(10_000 + 2 * number + len(live), made, kind="rollup_task", rows=made // 100))
     growth = max(1.5, files_min / 2)
     levels = math.log(32 * MIB / TINY_BYTES, growth)
     assert sum(one.file_bytes < 32 * MIB for one in live) < files_min * (levels + 2)
