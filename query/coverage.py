@@ -35,6 +35,8 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
     segments_pruned: int
     files_read: int
     files_pruned: int
+    rollup_files_read: int = 0
+    """Of `files_read`: statistics made from all archived events before they were sampled."""
     rejected: int
     """Unsettled events that cannot be read and are in no answer; settle will set them aside."""
     lost: int
@@ -65,10 +67,14 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
     def __str__(self) -> str:
         if self.cached_rows:
             return f"{self.cached_rows:,} events as of {_clock(self.taken_at)} UTC, all from Redis. Exact."
-        parts = [f"{self.hot_rows + self.warm_rows + self.cold_rows:,} events as of {_clock(self.taken_at)} UTC"]
+        events = f"{self.hot_rows + self.warm_rows + self.cold_rows:,} events"
+        events += " and the rollups of archived ones" if self.rollup_files_read else ""
+        parts = [f"{events} as of {_clock(self.taken_at)} UTC"]
         parts.append(f"{self.hot_rows:,} hot" + (f" (newest {_clock(self.hot_newest_at)})" if self.hot_newest_at else ""))
         parts.append(f"{self.warm_rows:,} warm in {_of(self.segments_read, self.segments_pruned, 'segment')}")
-        if self.files_read or self.files_pruned:
+        if self.rollup_files_read == self.files_read > 0:
+            parts.append(f"all archived ones in {_of(self.files_read, self.files_pruned, 'file')}")
+        elif self.files_read or self.files_pruned:
             parts.append(f"{self.cold_rows:,} cold in {_of(self.files_read, self.files_pruned, 'file')}")
         text = f"{parts[0]}: {', '.join(parts[1:])}. " + ("Exact." if self.exact else f"An estimate: {self.reason}.")
         if self.not_pruned:

@@ -232,6 +232,7 @@ def _coverage(cut: Cut, sources: Mapping[str, Sources], *, retries: int, not_pru
         segments_pruned=len(cut.view.segments) - len(segments),
         files_read=len(files),
         files_pruned=len(cut.view.files) - len(files),
+        rollup_files_read=sum(file.kind != "events" for file in files.values()),
         rejected=cut.tail.rejected,
         lost=sum(loss.events for loss in cut.view.losses),
         retries=retries,
