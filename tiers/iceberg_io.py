@@ -15,8 +15,9 @@ from weakref import WeakValueDictionary
 
 from pyiceberg.io import FileIO, InputFile, OutputFile
 
-from thermocline.errors import TierUnavailable
+from thermocline.errors import TierCorrupt, TierUnavailable
 
+from .avro_frame import is_whole
 from .cold import Cold
 
 TICKET = "thermocline.cold"
@@ -63,7 +64,7 @@ class ColdFileIO(FileIO):
 
 
 class ColdInput(InputFile):
-    """TierCorrupt when there is no such object."""
+    """TierCorrupt when there is no such object, or it is a manifest that is not whole."""
 
     def __init__(self, cold: Cold, location: str) -> None:
         super().__init__(location)
@@ -79,8 +80,15 @@ class ColdInput(InputFile):
     def exists(self) -> bool:
         return self._cold.size(self._key) is not None
 
-    def open(self, seekable: bool = True) -> ColdStream:
-        return ColdStream(self._cold, self._key)
+    def open(self, seekable: bool = True) -> io.BytesIO | ColdStream:
+        if not self._key.endswith(".avro"):
+            return ColdStream(self._cold, self._key)
+        content = self._cold.get(self._key)
+        if not is_whole(content):
+            raise TierCorrupt(
+                f"{self.location} is damaged or cut short ({len(content)} bytes): restore it, or roll the table back"
+            )
+        return io.BytesIO(content)
 
 
 class ColdStream(io.RawIOBase):

@@ -1,7 +1,7 @@
 """One Iceberg table as one version of its metadata has it: its batches, its files, and the next commit on it.
 
-Manifests are read with a check: pyiceberg takes a manifest that ends early for a short one, and a file that it does not see
-would look as if nothing referred to it any more.
+Manifests are read with a check: one that ends early is a short one to pyiceberg, and a file that it does not see would look
+as if nothing referred to it any more.
 """
 
 from __future__ import annotations

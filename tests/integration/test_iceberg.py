@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from tests.rest_catalog import RestCatalogServer
 from tests.s3_servers import Bucket
 from thermocline import config
 from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
+from thermocline.tiers.avro_frame import is_whole
 from thermocline.tiers.cold import StoredObject
 from thermocline.tiers.cold_folder import FolderCold
 from thermocline.tiers.cold_opening import open_cold
@@ -128,6 +130,11 @@ def _value(field: pa.Field, day: int, row: int) -> Any:
 
 def rows_in(url: str) -> int:
     return StaticTable.from_metadata(url).scan().to_arrow().num_rows
+
+
+def header_bytes(avro: bytes) -> int:
+    """Where the marker that also ends the file is for the first time, and with it the header."""
+    return avro.index(avro[-16:]) + 16
 
 
 def now_us() -> int:
@@ -597,7 +604,10 @@ def test_metadata_that_is_cut_short_is_corrupt_and_what_it_names_is_never_litter
     for name in names:
         path = site.cold.path(f"{METADATA}/{name}")
         whole = path.read_bytes()
-        for size in (0, 10, len(whole) // 2, len(whole) - 1):
+        assert is_whole(whole)
+        ends = [found.end() for found in re.finditer(re.escape(whole[-16:]), whole)]
+        assert [size for size in range(len(whole) + 1) if is_whole(whole[:size])] == ends
+        for size in (0, 10, *ends[:-1], len(whole) // 2, len(whole) - 1):
             path.write_bytes(whole[:size])
             with pytest.raises(TierCorrupt):
                 tables.removable(["events/b3-1.parquet", *keys[0], *keys[1]])
@@ -613,6 +623,19 @@ def test_metadata_that_is_cut_short_is_corrupt_and_what_it_names_is_never_litter
     for read in reads:
         with pytest.raises(TierCorrupt, match="cannot be read"):
             read("events")
+
+
+def test_a_manifest_with_a_wrong_byte_in_its_frame_is_corrupt(site: Site, tables: IcebergTables) -> None:
+    tables.commit("events", "b1", [site.put("events/b1-1.parquet")])
+    for name in (name for name in site.names() if name.endswith(".avro")):
+        path = site.cold.path(f"{METADATA}/{name}")
+        whole = path.read_bytes()
+        for place in (0, header_bytes(whole) - 1, header_bytes(whole) + 1, len(whole) - 1):
+            path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            with pytest.raises(TierCorrupt, match="damaged or cut short"):
+                tables.keys("events")
+        path.write_bytes(whole)
+    assert len(tables.keys("events")) == 1
 
 
 def test_a_catalog_that_is_no_database_is_corrupt(site: Site, tables: IcebergTables) -> None:
