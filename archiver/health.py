@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 from contextlib import suppress
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 FILE_NAME = "worker.json"
+_NAMES = re.compile(r"[0-9a-f]{32}")
+"""Names of segments: a settle that fails the same way does so under a new one every time."""
 
 
 class Health:
@@ -45,7 +48,7 @@ class Health:
     def failed(self, job: str, problem: str) -> bool:
         """Whether this is news: it did not fail the same way just before."""
         text = f"{job}: {problem}"
-        news = self._problems.get(job) != text
+        news = _NAMES.sub("", self._problems.get(job, "")) != _NAMES.sub("", text)
         self._failures[job] = self._failures.get(job, 0) + 1
         self._problems[job] = text
         return news

@@ -168,6 +168,11 @@ class _Place:
                 limit = settings.memory_bytes_max // MIB
                 raise QueryRefused(f"the query needs more than query.memory_bytes_max ({limit} MiB): {first_line(exc)}") from exc
             raise QueryRefused(first_line(exc)) from exc
+        except RuntimeError as exc:  # how DuckDB passes Ctrl-C on; its threads go on until they are told
+            if "interrupted" not in str(exc):
+                raise
+            self.con.interrupt()
+            raise KeyboardInterrupt from exc
 
     def opaque(self) -> str:
         """Why the text of a query does not show everything it reads any more; empty if it does."""

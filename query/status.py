@@ -206,7 +206,7 @@ def _reasons(
         found.append((True, f"the worker reports: {worker.get('problem') or 'health red'}"))
     stored = sum(segment.file_bytes for segment in view.segments)
     if warm.bytes_max and stored >= warm.bytes_max:
-        found.append((True, f"segments take {stored // MIB} MiB of warm.bytes_max ({warm.bytes_max // MIB}): settle has stopped"))
+        found.append((True, f"segments take {stored:,} bytes, warm.bytes_max is {warm.bytes_max:,}: settle has stopped"))
     if waiting.bytes >= hot.unsettled_bytes_max:
         found.append((True, f"{waiting.bytes // MIB} MiB wait to settle: append sheds load; is `thermocline worker` running?"))
     if not facts.write_ok:

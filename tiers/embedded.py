@@ -286,6 +286,8 @@ def _look(address: str) -> _Seen:
             ping, info, config = link.ask(("PING",), ("INFO",), ("CONFIG", "GET", "appendfsync"))
     except TimeoutError:
         return _Seen("silent")
+    except PermissionError:
+        raise
     except OSError:
         return _Seen("absent")
     facts = parse_info(info)

@@ -71,8 +71,10 @@ class Link:
                 protocol=2,
                 driver_info=None,
                 decode_responses=False,
+                **({"redis_connect_func": _greet} if url.startswith("rediss:") else {}),
             )
-        except (ValueError, redis.RedisError) as exc:
+            self._pool.make_connection()  # not connected yet: this only reads what follows the ? of the URL
+        except (TypeError, ValueError, redis.RedisError) as exc:
             raise ConfigError(f"redis_url: {self.shown_url} cannot be used: {exc}") from exc
 
     @contextmanager
@@ -202,6 +204,19 @@ def exchange(
     if isinstance(result, CommandFailed):
         return [next((reply for reply in replies if isinstance(reply, CommandFailed)), result)]
     return [CommandFailed(str(reply)) if isinstance(reply, redis.ResponseError) else reply for reply in result]
+
+
+def _greet(connection: Connection) -> None:
+    """Exchange a PING first: TLS 1.3 sends its tickets with the first reply, and redis-py's pool takes bytes that wait unread
+    for a broken connection."""
+    connection.on_connect()
+    connection.send_command("PING", check_health=False)
+    try:
+        connection.read_response()
+    except redis.AuthenticationError:
+        raise
+    except redis.ResponseError:
+        pass
 
 
 def _read(connection: Connection, options: dict[str, float]) -> Any:

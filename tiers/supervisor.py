@@ -40,6 +40,7 @@ REPLY_WAIT_S = 5.0
 SHUTDOWN_WAIT_S = 60.0
 """Time for the last fsync of the append-only file."""
 POLL_MIN_S = 0.002
+UNWRITTEN_POLL_S = 1.0
 POLL_MAX_S = 0.02
 SIGNALS = (signal.SIGCHLD, signal.SIGTERM, signal.SIGINT)
 LAST_USER_GONE = 0
@@ -120,14 +121,27 @@ def parse_info(reply: Reply) -> dict[str, str]:
     return dict(line.split(":", 1) for line in lines if ":" in line)
 
 
+class Unwritten(OSError):
+    """The server holds acknowledged events that its disk has not taken: ending it now would lose them."""
+
+
+def checked_info(link: Connection) -> dict[str, str]:
+    """INFO. Unwritten while the last write of the append-only file failed; Redis tries again every second by itself."""
+    (reply,) = link.ask(("INFO",))
+    info = parse_info(reply)
+    if info.get("aof_last_write_status") == "err":
+        raise Unwritten("its disk has not taken the last acknowledged events: free some space, then it ends")
+    return info
+
+
 def shut_down(link: Connection) -> None:
-    """End the server in order; returns when its process has closed its end. OSError if it will not or does not in time.
+    """End the server in order; returns when its process has closed its end. OSError if it will not or does not in time,
+    Unwritten while that would lose events.
 
     The mark and SHUTDOWN arrive as one piece and run one after the other, so that nobody's write comes between them and the
     mark is the last command of the append-only file. Without the limit on memory even a full Redis takes it.
     """
-    (info,) = link.ask(("INFO", "server"))
-    mark = ("SET", CLEAN_KEY, parse_info(info).get("run_id", ""))
+    mark = ("SET", CLEAN_KEY, checked_info(link).get("run_id", ""))
     try:
         replies = link.ask(("CONFIG", "SET", "maxmemory", "0"), mark, ("SHUTDOWN",), timeout_s=SHUTDOWN_WAIT_S)
     except (ConnectionResetError, BrokenPipeError):
@@ -177,8 +191,25 @@ def _news(told: int, wait_s: float | None) -> set[int]:
 def _wait_for_last_user(tell: int) -> None:
     """Wake the supervisor once nobody holds users.lock; keep it to the end, so that nobody arrives at a closing server."""
     lock = os.open(USERS_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    while True:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not _unwritten():
+            break
+        fcntl.flock(lock, fcntl.LOCK_UN)  # who comes now finds it up
+        time.sleep(UNWRITTEN_POLL_S)
     os.write(tell, bytes([LAST_USER_GONE]))
+
+
+def _unwritten() -> bool:
+    """Whether the server, if it answers at all, holds events that are not on its disk."""
+    try:
+        with Connection(SOCKET, REPLY_WAIT_S) as link:
+            checked_info(link)
+    except Unwritten:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _fork_server(binary: str) -> int:
@@ -266,14 +297,19 @@ def _tell_starter(line: str) -> None:
 
 def _end(child: int) -> None:
     """Shut the server down and wait for its end, however long that takes: killing it would lose acknowledged events."""
-    try:
-        link = _reach(child)
-        if link is None:
-            raise ConnectionError("it does not answer")
-        with link:
-            shut_down(link)
-    except OSError:
-        os.kill(child, signal.SIGTERM)
+    while True:
+        try:
+            link = _reach(child)
+            if link is None:
+                raise ConnectionError("it does not answer")
+            with link:
+                shut_down(link)
+        except Unwritten:
+            time.sleep(UNWRITTEN_POLL_S)
+            continue
+        except OSError:
+            os.kill(child, signal.SIGTERM)
+        break
     os.waitpid(child, 0)
 
 

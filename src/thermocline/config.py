@@ -11,9 +11,9 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from thermocline.errors import ConfigError
@@ -22,13 +22,24 @@ from thermocline.policy import Policy, SamplingSettings
 
 MIB = 1 << 20
 GIB = 1 << 30
+NUMBER_MAX = 1_000_000_000
+"""Of seconds and milliseconds in settings."""
 FILE_NAME = "thermocline.toml"
+EMBEDDED_FOLDER = "redis"
 ENV_PREFIX = "THERMOCLINE_"
 CONFIG_FILE_VARIABLE = "THERMOCLINE_CONFIG"
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*")
+    @classmethod
+    def _within_reach(cls, value: object) -> object:
+        """Timers and the kernel count in 32-bit seconds or 64-bit microseconds."""
+        if isinstance(value, float) and value > NUMBER_MAX:
+            raise ValueError(f"must be at most {NUMBER_MAX:,}")
+        return value
 
 
 class HotSettings(_Section):
@@ -197,12 +208,20 @@ class Settings(BaseSettings):
             )
         if self.hot.connect_timeout_s > self.ingest.deadline_s:
             problems.append("hot.connect_timeout_s must not exceed ingest.deadline_s, or one try outlives the append")
-        if self.cold_url is not None and urlsplit(self.cold_url).scheme not in ("file", "s3"):
+        if self.cold_url is not None and not self.cold_url.startswith(("file://", "s3://")):
             problems.append("cold_url must start with file:// or s3://")
         if self.cold.timeout_s > self.cold.deadline_s:
             problems.append("cold.timeout_s must not exceed cold.deadline_s, or one request outlives its operation")
-        if self.redis_url is not None and urlsplit(self.redis_url).scheme not in ("redis", "rediss", "unix"):
+        if self.redis_url is not None and not self.redis_url.startswith(("redis://", "rediss://", "unix://")):
             problems.append("redis_url must start with redis://, rediss:// or unix://")
+        elif self.redis_url is not None and not _readable(self.redis_url):
+            problems.append(
+                "redis_url cannot be read: in user and password write / ? # [ ] @ : % as %2F %3F %23 %5B %5D %40 %3A %25"
+            )
+        if self.namespace == EMBEDDED_FOLDER:
+            problems.append(f"namespace must not be {EMBEDDED_FOLDER!r}: the embedded Redis has that folder")
+        if not _is_path(self.data_dir):
+            problems.append("data_dir must be a path in UTF-8 without a NUL")
         if problems:
             raise ConfigError(problems)
         return self
@@ -289,16 +308,32 @@ def _problem(error: Any, sources: Mapping[str, str]) -> str:
     origin = f" (from {sources[key]})" if key in sources else ""
     if error["type"] == "extra_forbidden":
         return f"{key}{origin}: no such setting; `thermocline config show` lists them all"
-    shown = "" if key.endswith("_url") else f", not {error['input']!r}"
+    shown = "" if key.endswith("_url") or not key else f", not {error['input']!r}"
     return f"{key}{origin}: {error['msg'][0].lower()}{error['msg'][1:]}{shown}"
 
 
+def _readable(url: str) -> bool:
+    """Whether the URL means what it looks like: a `/`, `?` or `#` in a password ends the host, and the rest is no port."""
+    try:
+        parts = urlsplit(url)
+        return parts.port is None or "@" not in parts.path + parts.fragment
+    except ValueError:
+        return False
+
+
+def _is_path(path: Path) -> bool:
+    try:
+        return "\0" not in str(path) and bool(str(path).encode())
+    except UnicodeEncodeError:
+        return False
+
+
 def mask_url(url: str) -> str:
-    """The URL with its password and query secrets replaced by ***."""
-    parts = urlsplit(url)
-    if "@" not in parts.netloc and "pass" not in parts.query.lower():
-        return url
-    user, at, host = parts.netloc.rpartition("@")
-    name = user.partition(":")[0]
-    shown = f"{name}:***@{host}" if ":" in user else f"***{at}{host}" if at else host
-    return urlunsplit(parts._replace(netloc=shown, query="***" if "pass" in parts.query.lower() else parts.query))
+    """The URL with its password and query secrets replaced by ***. By its text: what cannot be read as a URL has secrets too."""
+    scheme, _, rest = url.partition("://")
+    login, at, place = rest.rpartition("@")
+    place, question, query = place.partition("?")
+    if "pass" in query.lower():
+        query = "***"
+    name, colon, _ = login.partition(":")
+    return f"{scheme}://{f'{name}:***' if colon else '***' if at else ''}{at}{place}{question}{query}"

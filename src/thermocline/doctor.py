@@ -87,7 +87,7 @@ def _open_files() -> Finding:
 
 def _data_dir(data_dir: Path) -> Iterator[Finding]:
     place = data_dir.absolute()
-    there = next(path for path in (place, *place.parents) if path.exists())
+    there = next(path for path in (place, *place.parents) if os.path.exists(path))  # noqa: PTH110  (raises for no folder)
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         yield Finding(FAIL, "data directory", f"{place}: you may not write to {there}: set data_dir or its permissions")
         return

@@ -46,7 +46,7 @@ def drop(settings: Settings) -> Dropped:
     Dies half-way: call it again. The keys go first, so that what is left never claims events that are not there.
     """
     folder = settings.namespace_dir
-    if not folder.is_dir():
+    if settings.namespace not in names(settings) and not (folder / "ledger.db").exists():
         raise ConfigError(f"there is no namespace {settings.namespace!r} in {settings.data_dir}: `thermocline namespaces list`")
     if settings.ledger_url is not None:
         raise ConfigError("ledger_url is set, and drop removes only a ledger in the data directory: drop that database yourself")

@@ -319,7 +319,7 @@ def test_status_names_everything_that_needs_attention(data_dir: Path, redis_serv
         status = site.store.status()
     assert status.health == "red"
     assert [reason.split(":")[0] for reason in status.reasons] == [
-        f"segments take {status.tiers[1].bytes >> 20} MiB of warm.bytes_max (0)",
+        f"segments take {status.tiers[1].bytes:,} bytes, warm.bytes_max is 1",
         "2 MiB wait to settle",
         f"events wait {status.oldest_unsettled_s:.0f} s to settle",
         "Redis keeps nothing on disk (hot.allow_volatile)",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from thermocline.tiers.supervisor import Connection, Refusal, parse_info, shut_down
+from thermocline.tiers.supervisor import Connection, Refusal, Unwritten, parse_info, shut_down
 
 
 class Scripted:
@@ -78,6 +78,14 @@ def test_shutting_down_sends_mark_and_shutdown_in_one_piece(server: Scripted) ->
     with Connection(server.says(b"$10\r\nrun_id:abc\r\n", b""), 5) as link:
         shut_down(link)
     assert server.heard[1].endswith(b"*3\r\n$3\r\nSET\r\n$8\r\ntc:clean\r\n$3\r\nabc\r\n*1\r\n$8\r\nSHUTDOWN\r\n")
+
+
+def test_a_server_whose_disk_has_not_taken_everything_is_not_shut_down(server: Scripted) -> None:
+    info = b"run_id:abc\r\naof_last_write_status:err\r\n"
+    path = server.says(b"$%d\r\n%s\r\n" % (len(info), info))
+    with Connection(path, 5) as link, pytest.raises(Unwritten, match="free some space"):
+        shut_down(link)
+    assert all(b"SHUTDOWN" not in heard for heard in server.heard)
 
 
 def test_a_server_that_refuses_to_shut_down_is_an_error(server: Scripted) -> None:

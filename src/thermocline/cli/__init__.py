@@ -33,6 +33,9 @@ def _run(arguments: list[str]) -> int:
 
     from .app import app, hoisted
 
+    for number, argument in enumerate(arguments, 1):
+        if not argument.isprintable() and any("\ud800" <= character <= "\udfff" for character in argument):
+            return _failed(f"argument {number} is not UTF-8: {argument!r}", 2)
     try:
         return app(hoisted(arguments), prog_name="thermocline", standalone_mode=False) or 0
     except typer.TyperException as exc:
