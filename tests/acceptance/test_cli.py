@@ -467,7 +467,9 @@ def test_the_demo_takes_the_sample_through_the_tiers(folder: Path) -> None:
     assert "--namespace demo recent airline-39-0" in done.stdout
     assert counted(folder, "SELECT sum(event_count)::INT AS n FROM hourly_stats", "--namespace", "demo") == 1516
     assert counted(folder, "SELECT count(*) AS n FROM events WHERE sample_rate < 1", "--namespace", "demo") > 0
-    assert max(map(len, done.stdout.splitlines())) <= 90
+    shown, _, commands = done.stdout.partition("\nNext\n")
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "verify --deep" in commands
     assert succeeded(folder, "namespaces", "list") == "demo\n"
 
 

@@ -45,7 +45,7 @@ def assert_equal(store: Store) -> int:
 
 
 def test_the_views_equal_the_events_at_every_step(data_dir: Path) -> None:
-    warm = {"day_rows_min": 100, "fan_in": 2, "rollup_rows_min": 200, "purge_grace_s": 0}
+    warm = {"day_rows_min": 100, "fan_in": 2, "rollup_rows_min": 200, "purge_grace_s": 0, "window_days": 10_000}
     settings = load({"data_dir": data_dir, "warm": warm, "hot": {"durable_lag_s": 0, "append_fsync": "always"}}, environ={})
     now_us = time.time_ns() // 1000
     real = [Event(**event) for event in events_of(load_runs(), end_us=now_us)]
