@@ -22,7 +22,7 @@ VISIBLE_FROM = STEPS.index("describe done")
 """From here on the next start finishes the batch instead of giving it up."""
 
 
-ON_SWIFT = ("describe", "describe done", "publish done")
+ON_SWIFT = ("upload done", "describe", "describe done", "publish done")
 """Where what is there and what is not is the store's business."""
 
 
@@ -51,7 +51,7 @@ def test_a_worker_killed_while_it_archives_loses_and_doubles_nothing(cold_overri
         assert (batch_id in finished) == (VISIBLE_FROM <= STEPS.index(step) < STEPS.index("commit done"))
 
 
-@pytest.mark.parametrize("cold_url", ["folder"], indirect=True)
+@pytest.mark.parametrize("cold_url", ["folder", "moto"], indirect=True)
 def test_a_worker_killed_twice_in_a_row_starts_where_it_was(cold_overrides: dict[str, Any]) -> None:
     settings = load(cold_overrides, environ={})
     append_and_work(settings, events(240))
