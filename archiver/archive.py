@@ -23,8 +23,9 @@ from thermocline.tiers.segment_ranges import merged_ranges
 
 from .archive_plan import cutoff_us, due_segments
 from .archive_source import ArchiveSource
-from .batches import Batches, Reach
+from .batches import Batches
 from .moves import rest_move_id
+from .steps import Reach
 
 
 class Archiver:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,8 +33,7 @@ from thermocline.tiers.iceberg import IcebergTables
 from thermocline.tiers.ledger import Batch, ColdFile, Intent
 from thermocline.tiers.opening import Tiers
 
-Reach = Callable[[str], None]
-"""Told the name of every step before and after it: `upload`, `upload done`. Tests break off there."""
+from .steps import Reach, named
 
 
 def key_of(batch_id: str) -> str:
@@ -65,10 +64,9 @@ class Batches:
     def begin(self, kind: str, inputs: Sequence[str]) -> str:
         """The id of a new batch that replaces `inputs`."""
         batch_id = uuid_utils.uuid7().hex
-        self._reach("intend")
-        intent = Intent(batch_id=batch_id, kind=kind, inputs=tuple(inputs), begun_us=time.time_ns() // 1000)
-        self._tiers.ledger.intend(self._epoch, intent)
-        self._reach("intend done")
+        with named(self._reach, "intend"):
+            intent = Intent(batch_id=batch_id, kind=kind, inputs=tuple(inputs), begun_us=time.time_ns() // 1000)
+            self._tiers.ledger.intend(self._epoch, intent)
         return batch_id
 
     @contextmanager
@@ -94,16 +92,14 @@ class Batches:
         shutil.rmtree(self._folder / batch_id, ignore_errors=True)
 
     def upload(self, staged: Sequence[Staged]) -> None:
-        self._reach("upload")
-        for one in staged:
-            self._tiers.cold.put_file(one.key, one.path)
-        self._reach("upload done")
+        with named(self._reach, "upload"):
+            for one in staged:
+                self._tiers.cold.put_file(one.key, one.path)
 
     def commit(self, batch: Batch) -> None:
         """Describe, publish and commit a batch whose files are uploaded."""
-        self._reach("describe")
-        self._tiers.cold.put(key_of(batch.batch_id), msgspec.json.format(msgspec.json.encode(batch), indent=1))
-        self._reach("describe done")
+        with named(self._reach, "describe"):
+            self._tiers.cold.put(key_of(batch.batch_id), msgspec.json.format(msgspec.json.encode(batch), indent=1))
         self._finish(batch)
 
     def resume(self) -> list[Batch]:
@@ -131,13 +127,11 @@ class Batches:
             raise TierCorrupt(f"{url} is gone, but the batch is published: restore it from a copy")
 
     def _finish(self, batch: Batch) -> None:
-        self._reach("publish")
-        live = {file.file_id: file for file in self._tiers.ledger.view().files}
-        snapshot_id = publish(self._tiers.cold, self._tiers.iceberg, batch, live)
-        self._reach("publish done")
-        self._reach("commit")
-        self._tiers.ledger.committed(self._epoch, batch, snapshot_id=snapshot_id, now_us=time.time_ns() // 1000)
-        self._reach("commit done")
+        with named(self._reach, "publish"):
+            live = {file.file_id: file for file in self._tiers.ledger.view().files}
+            snapshot_id = publish(self._tiers.cold, self._tiers.iceberg, batch, live)
+        with named(self._reach, "commit"):
+            self._tiers.ledger.committed(self._epoch, batch, snapshot_id=snapshot_id, now_us=time.time_ns() // 1000)
         self._copy_rollups(batch)
 
     def _copy_rollups(self, batch: Batch) -> None:

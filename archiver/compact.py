@@ -22,10 +22,11 @@ from thermocline.tiers.ledger import Batch, ColdFile
 from thermocline.tiers.opening import Tiers
 from thermocline.tiers.parquet_file import facts_of
 
-from .batches import Batches, Reach
+from .batches import Batches
 from .cold_inputs import DamagedFile, fetched, relation
 from .compact_plan import Group, due_groups, hull
 from .compact_source import selects, sums
+from .steps import Reach
 
 BATCH_FILES: Final = 8
 """Files of full size that one batch may rewrite, about."""

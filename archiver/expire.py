@@ -16,9 +16,10 @@ from thermocline.tiers.ledger import Batch, ColdFile, ShardTotals
 from thermocline.tiers.opening import Tiers
 
 from .archive_plan import cutoff_us
-from .batches import Batches, Reach
+from .batches import Batches
 from .cold_inputs import DamagedFile, fetched, relation
 from .compact import BATCH_FILES
+from .steps import Reach
 
 FILES_MAX: Final = 256
 """In one batch."""

@@ -24,6 +24,7 @@ class Health:
         self._failures_red = failures_red
         self._failures: dict[str, int] = {}
         self._problems: dict[str, str] = {}
+        self._lasting: set[str] = set()
         self._final: dict[str, str] = {}
         self._facts: dict[str, Any] = {
             "pid": os.getpid(),
@@ -37,20 +38,31 @@ class Health:
     def problem(self) -> str | None:
         """Why health is red, the gravest reason first; None when it is green."""
         reasons = [*self._final.values()]
-        reasons += [self._problems[job] for job, failures in self._failures.items() if failures >= self._failures_red]
+        for job, problem in self._problems.items():
+            if job in self._lasting or self._failures[job] >= self._failures_red:
+                reasons.append(problem)
         return "; ".join(dict.fromkeys(reasons)) or None
+
+    def failures(self, *jobs: str) -> int:
+        """In a row until now, of the job that has most."""
+        return max(self._failures.get(job, 0) for job in jobs)
 
     def worked(self, job: str) -> bool:
         """Whether it had failed before."""
         self._problems.pop(job, None)
+        self._lasting.discard(job)
         return self._failures.pop(job, None) is not None
 
-    def failed(self, job: str, problem: str) -> bool:
-        """Whether this is news: it did not fail the same way just before."""
+    def failed(self, job: str, problem: str, *, lasting: bool = False) -> bool:
+        """Whether this is news: it did not fail the same way just before.
+
+        lasting  red at once: only a change of settings will mend it
+        """
         text = f"{job}: {problem}"
         news = _NAMES.sub("", self._problems.get(job, "")) != _NAMES.sub("", text)
         self._failures[job] = self._failures.get(job, 0) + 1
         self._problems[job] = text
+        (self._lasting.add if lasting else self._lasting.discard)(job)
         return news
 
     def stuck(self, job: str, problem: str) -> None:

@@ -29,6 +29,8 @@ from thermocline.tiers.cold_schema import KINDS
 from thermocline.tiers.ledger import View
 from thermocline.tiers.opening import Tiers
 
+from .steps import Reach, named
+
 DELETES_MAX: Final = 1000
 """Objects of each sort that one pass removes."""
 DAY_US: Final = 86_400_000_000
@@ -65,9 +67,11 @@ class Cleaned(msgspec.Struct, frozen=True, kw_only=True):
 class Janitor:
     """Cleans the cold tier of one namespace for the worker that holds `epoch`."""
 
-    def __init__(self, tiers: Tiers, epoch: int) -> None:
+    def __init__(self, tiers: Tiers, epoch: int, *, reach: Reach = lambda _: None) -> None:
+        """reach  told the name of every step before and after it"""
         self._tiers = tiers
         self._epoch = epoch
+        self._reach = reach
         self._settings = tiers.settings.cold
 
     def step(self, *, now_us: int | None = None) -> Cleaned:
@@ -87,19 +91,27 @@ class Janitor:
         listed = [one for folder in _FOLDERS for one in self._tiers.cold.objects(f"{folder}/")]  # before the ledger is read
         batches = {row.batch_id for row in ledger.batches()}
         self._tiers.iceberg.ensure()
-        snapshots = self._expire_snapshots(now_us, batches)
-        orphans, unclaimed, spared = self._remove_orphans([one for one in listed if one.modified_us <= grace_us], batches, now_us)
+        with named(self._reach, "expire snapshots"):
+            snapshots = self._expire_snapshots(now_us, batches)
+        with named(self._reach, "delete orphans"):
+            old = [one for one in listed if one.modified_us <= grace_us]
+            orphans, unclaimed, spared = self._remove_orphans(old, batches, now_us)
         trash = self._empty_trash(grace_us)
         sizes = {one.key: one.size_bytes for one in listed}
-        litter = self._remove_litter(grace_us)
+        with named(self._reach, "delete litter"):
+            litter = self._remove_litter(grace_us)
+        with named(self._reach, "abandon uploads"):
+            uploads = self._tiers.cold.abandon_uploads(before_us=grace_us)
+        with named(self._reach, "let copies go"):
+            copies = self._let_go(now_us, grace_us)
         return Cleaned(
             snapshots=snapshots,
             objects=len(trash),
             bytes=sum(sizes.get(key, 0) for key in trash) + sum(one.size_bytes for one in (*orphans, *litter)),
             orphans=len(orphans),
             litter=len(litter),
-            uploads=self._tiers.cold.abandon_uploads(before_us=grace_us),
-            copies=self._let_go(now_us, grace_us),
+            uploads=uploads,
+            copies=copies,
             unclaimed=unclaimed,
             spared=spared,
         )
@@ -116,8 +128,10 @@ class Janitor:
             raise TierCorrupt(f"{sorted(live)}: both live and in the trash; nothing was removed")
         keys = list(islice(sorted(self._removable(due)), DELETES_MAX))
         if keys:
-            self._tiers.cold.delete(keys)
-            self._tiers.ledger.purged(self._epoch, [due[key] for key in keys])
+            with named(self._reach, "delete objects"):
+                self._tiers.cold.delete(keys)
+            with named(self._reach, "forget objects"):
+                self._tiers.ledger.purged(self._epoch, [due[key] for key in keys])
         return keys
 
     def _remove_orphans(

@@ -22,6 +22,8 @@ import msgspec
 from thermocline.errors import TierCorrupt, TierUnavailable
 from thermocline.tiers.opening import Tiers
 
+from .steps import Reach, named
+
 
 class Purged(msgspec.Struct, frozen=True, kw_only=True):
     """What one pass removed."""
@@ -40,9 +42,11 @@ class Purged(msgspec.Struct, frozen=True, kw_only=True):
 class Purger:
     """Purges one namespace for the worker that holds `epoch`."""
 
-    def __init__(self, tiers: Tiers, epoch: int) -> None:
+    def __init__(self, tiers: Tiers, epoch: int, *, reach: Reach = lambda _: None) -> None:
+        """reach  told the name of every step before and after it"""
         self._tiers = tiers
         self._epoch = epoch
+        self._reach = reach
         self._folder = tiers.settings.namespace_dir
         self._grace_us = int(tiers.settings.warm.purge_grace_s * 1e6)
 
@@ -53,8 +57,10 @@ class Purger:
         """
         now_us = time.time_ns() // 1000 if now_us is None else now_us
         try:
-            moved, unclaimed = self._move_orphans(now_us)
-            removed = self._remove_orphans(now_us)
+            with named(self._reach, "move orphans"):
+                moved, unclaimed = self._move_orphans(now_us)
+            with named(self._reach, "remove orphans"):
+                removed = self._remove_orphans(now_us)
             files, size = self._purge_trash(now_us)
             return Purged(files=files, bytes=size, orphans=moved, unclaimed=unclaimed, removed=removed)
         except OSError as exc:
@@ -72,12 +78,14 @@ class Purger:
         if live.intersection(due):
             raise TierCorrupt(f"{sorted(live.intersection(due))}: both live and in the trash; nothing was removed")
         size = count = 0
-        for path in due:
-            with_size = _size(self._folder / path)
-            if with_size is not None:
-                size, count = size + with_size, count + 1
-                (self._folder / path).unlink(missing_ok=True)
-        self._tiers.ledger.purged(self._epoch, due)
+        with named(self._reach, "unlink"):
+            for path in due:
+                with_size = _size(self._folder / path)
+                if with_size is not None:
+                    size, count = size + with_size, count + 1
+                    (self._folder / path).unlink(missing_ok=True)
+        with named(self._reach, "forget files"):
+            self._tiers.ledger.purged(self._epoch, due)
         return count, size
 
     def _move_orphans(self, now_us: int) -> tuple[int, int]:

@@ -14,12 +14,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from apscheduler.executors.debug import DebugExecutor
-from apscheduler.schedulers.background import BackgroundScheduler
 
 from thermocline.errors import ConfigError, LeaseHeld, ThermoclineError, TierCorrupt, TierUnavailable
 from thermocline.tiers.opening import Tiers
@@ -29,6 +26,7 @@ from .health import Health
 from .lease import Lease
 from .merge import Merger
 from .purge import Purger
+from .schedule import Job, Schedule
 from .settle import Settler
 from .tidy import Tidier
 from .trim import Trimmer
@@ -40,7 +38,6 @@ ONCE_WAIT_S = 5
 """How long `once` waits, without anything settling, for Redis to have its newest events on disk."""
 ONCE_POLL_S = 0.05
 TICK_S = 0.5
-CLOCK_JUMP_S = 1.5
 
 
 class Worker:
@@ -65,11 +62,10 @@ class Worker:
         self._stopping = threading.Event()
         self._step_in_hand = threading.Lock()
         self._lost: LeaseHeld | None = None
-        self._scheduler: BackgroundScheduler | None = None
+        self._schedule: Schedule | None = None
         self._settle_sound = True
         self._confirmed_run = ""
         self._settled_s = -1e9
-        self._offset_s = wall() - monotonic()
 
     def once(self, progress: Callable[[Progress], None] | None = None) -> WorkReport:
         """Do everything that is due, also below the thresholds, for the events that are there now; then return.
@@ -116,26 +112,18 @@ class Worker:
         self._stopping.clear()
         self._take_lease()
         log.info("worker of namespace %s started, epoch %d", self._tiers.settings.namespace, self._lease.epoch)
-        logging.getLogger("apscheduler").setLevel(logging.WARNING)  # it tells of every single run
-        scheduler = BackgroundScheduler(
-            timezone=UTC,
-            executors={"default": DebugExecutor()},  # runs jobs in the scheduler's own thread, one after the other
-            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
-        )
-        settings = self._settings
-        for job, every_s, at_once in (
-            (self._settle_job, settings.settle_every_s, True),
-            (self._merge_job, settings.merge_every_s, True),
-            (self._archive_job, settings.archive_every_s, True),
-            (self._tidy_job, settings.archive_every_s, True),
-            (self._purge_job, settings.purge_every_s, True),
-            (self._checkpoint_job, settings.checkpoint_every_s, False),
-            (self._verify_job, settings.verify_every_s, False),
-        ):
-            first = {"next_run_time": datetime.now(UTC)} if at_once else {}
-            scheduler.add_job(job, "interval", seconds=every_s, **first)
-        scheduler.start()
-        self._scheduler = scheduler
+        settings, failures = self._settings, self._health.failures
+        jobs = [
+            Job(self._settle_job, settings.settle_every_s, lambda: failures("settle", "trim")),
+            Job(self._merge_job, settings.merge_every_s, lambda: failures("merge")),
+            Job(self._archive_job, settings.archive_every_s, lambda: failures("archive")),
+            Job(self._tidy_job, settings.archive_every_s, lambda: failures("tidy", "clean")),
+            Job(self._purge_job, settings.purge_every_s, lambda: failures("purge")),
+            Job(self._checkpoint_job, settings.checkpoint_every_s, lambda: failures("checkpoint"), at_once=False),
+            Job(self._verify_job, settings.verify_every_s, lambda: failures("verify"), at_once=False),
+        ]
+        self._schedule = Schedule(jobs, monotonic=self._monotonic, wall=self._wall)
+        self._schedule.start()
 
     def stop(self, within_s: float | None = None) -> bool:
         """Finish the step in hand and let go of the lease; False when it did not end in time (worker.stop_within_s)."""
@@ -143,9 +131,9 @@ class Worker:
         if not self._step_in_hand.acquire(timeout=self._settings.stop_within_s if within_s is None else within_s):
             return False
         self._step_in_hand.release()
-        if self._scheduler is not None:
-            self._scheduler.shutdown()
-            self._scheduler = None
+        if self._schedule is not None:
+            self._schedule.stop()
+            self._schedule = None
             self._health.note(running=False)
             self._health.write()
             self._lease.release()
@@ -153,14 +141,12 @@ class Worker:
         return True
 
     def follow_clock(self) -> None:
-        """Run every job now when the wall clock was set: the scheduler goes by it, and would wait for hours after a jump back."""
-        offset_s = self._wall() - self._monotonic()
-        if abs(offset_s - self._offset_s) < CLOCK_JUMP_S or self._scheduler is None or self._step_in_hand.locked():
+        """Run every job now when the wall clock was set."""
+        if self._schedule is None or self._step_in_hand.locked():
             return
-        log.warning("the clock was moved by %.0f s: all jobs are due", offset_s - self._offset_s)
-        self._offset_s = offset_s
-        for job in self._scheduler.get_jobs():
-            job.modify(next_run_time=datetime.now(UTC))
+        moved_s = self._schedule.follow_clock()
+        if moved_s is not None:
+            log.warning("the clock was moved by %.0f s: all jobs are due", moved_s)
 
     @property
     def problem(self) -> str | None:
@@ -318,8 +304,8 @@ class Worker:
         return batch is not None
 
     def _tidy_job(self) -> None:
-        while self._settle_sound and self._do("tidy", self._tidy):
-            self._settle_job()
+        while self._settle_sound and not self._health.failures("archive") and self._do("tidy", self._tidy):
+            self._settle_job()  # while nothing can be archived nothing can be rewritten either; but space can be made
         if self._settle_sound:
             self._do("clean", self._clean)
 
@@ -383,7 +369,7 @@ class Worker:
                 self._settle_sound = self._settle_sound and job != "settle"
                 log.error("%s: %s", job, exc)
             except ThermoclineError as exc:
-                if self._health.failed(job, str(exc)):
+                if self._health.failed(job, str(exc), lasting=isinstance(exc, ConfigError)):
                     log.warning("%s: %s", job, exc)
             except Exception as exc:
                 if self._health.failed(job, f"{type(exc).__name__}: {exc}"):

@@ -13,11 +13,11 @@ import msgspec
 from tests.archiving import Crash, settings_for, settle_all
 from tests.servers import RedisServer
 from thermocline.archiver.archive import Archiver
-from thermocline.archiver.batches import Reach
 from thermocline.archiver.compact import Compactor
 from thermocline.archiver.expire import Expirer
 from thermocline.archiver.janitor import Cleaned, Janitor
 from thermocline.archiver.settle import Settler
+from thermocline.archiver.steps import Reach
 from thermocline.ingest.append import Client
 from thermocline.store import Store
 from thermocline.tiers.cold_folder import FolderCold
@@ -27,9 +27,6 @@ from thermocline.tiers.opening import open_tiers
 
 DAY_US = 86_400_000_000
 FILES_MIN = 3
-STEPS = tuple(f"{name}{end}" for name in ("intend", "write", "upload", "describe", "publish", "commit") for end in ("", " done"))
-VISIBLE_FROM = STEPS.index("describe done")
-"""From here on the next start finishes the batch instead of giving it up."""
 CONTENTS = (
     "SELECT * FROM events ORDER BY conversation_id, seq",
     "SELECT * FROM hourly_stats ORDER BY ALL",
@@ -46,14 +43,23 @@ class BucketCold(FolderCold):
 class Archive:
     """A namespace whose events are archived round by round. A context manager.
 
-    bucket  whether the cold tier is not local
+    bucket    whether the folder of the cold tier is not read as one
+    cold_url  of another store; default: a folder
     """
 
-    def __init__(self, folder: Path, server: RedisServer, *, bucket: bool = False, **sections: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        server: RedisServer,
+        *,
+        bucket: bool = False,
+        cold_url: str | None = None,
+        **sections: Mapping[str, Any],
+    ) -> None:
         cold = {"compact_files_min": FILES_MIN, "purge_grace_s": 0, **sections.pop("cold", {})}
         self.bucket = folder / "bucket"
         self.settings = settings_for(
-            folder, server, hot={"durable_lag_s": 0}, cold=cold, cold_url=f"file://{self.bucket}", **sections
+            folder, server, hot={"durable_lag_s": 0}, cold=cold, cold_url=cold_url or f"file://{self.bucket}", **sections
         )
         self.now_us = time.time_ns() // 1000
         self._bucket = bucket
@@ -132,6 +138,11 @@ class Archive:
     def keys(self, *prefixes: str) -> set[str]:
         """Objects there are, but for those of the Iceberg tables."""
         return {one.key for prefix in prefixes or (*KINDS, "batches") for one in self.tiers.cold.objects(f"{prefix}/")}
+
+    def objects(self, *, live: bool = False) -> dict[str, bytes]:
+        """Data objects, those of live files or all that there are, and their bytes."""
+        keys = {file.key for file in self.view().files} if live else self.keys(*KINDS)
+        return {key: self.tiers.cold.get(key) for key in sorted(keys)}
 
     def live_keys(self) -> set[str]:
         """Those of live files and of the descriptions of batches."""

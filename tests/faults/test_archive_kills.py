@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
-import sys
 import time
 from typing import Any
 
 import pytest
 
-from tests.archive_killed import STEPS
 from tests.archived import append_and_work, archive, statistics
-from thermocline.config import Settings, load
+from tests.killed import BATCH_STEPS, VISIBLE_FROM, killed_at
+from thermocline.config import load
 from thermocline.store import Store, connect
 from thermocline.tiers.cold_schema import KINDS
 
 DAY_US = 86_400_000_000
-VISIBLE_FROM = STEPS.index("describe done")
-"""From here on the next start finishes the batch instead of giving it up."""
-
-
 ON_SWIFT = ("upload done", "describe", "describe done", "publish done")
 """Where what is there and what is not is the store's business."""
 
 
 @pytest.mark.parametrize(
     ("cold_url", "step"),
-    [*(("folder", step) for step in STEPS), *(("swift", step) for step in ON_SWIFT)],
+    [
+        *(("folder", step) for step in BATCH_STEPS),
+        *(("swift", step) for step in ON_SWIFT),
+        *(pytest.param("swift", step, marks=pytest.mark.long) for step in BATCH_STEPS if step not in ON_SWIFT),
+    ],
     indirect=["cold_url"],
 )
 def test_a_worker_killed_while_it_archives_loses_and_doubles_nothing(cold_overrides: dict[str, Any], step: str) -> None:
@@ -36,7 +32,7 @@ def test_a_worker_killed_while_it_archives_loses_and_doubles_nothing(cold_overri
     append_and_work(settings, events(240))
     with connect(settings) as store:
         before = statistics(store)
-    kill_at(settings, cold_overrides, step)
+    killed_at(step, "archive", settings)
     with connect(settings) as store:
         assert statistics(store) == before
         assert store.verify(deep=True).problems == ()
@@ -48,7 +44,7 @@ def test_a_worker_killed_while_it_archives_loses_and_doubles_nothing(cold_overri
         check(store, before, objects)
         finished = {row.batch_id for row in store.tiers.ledger.batches()}
         assert len(finished) == 1
-        assert (batch_id in finished) == (VISIBLE_FROM <= STEPS.index(step) < STEPS.index("commit done"))
+        assert (batch_id in finished) == (VISIBLE_FROM <= BATCH_STEPS.index(step) < BATCH_STEPS.index("commit done"))
 
 
 @pytest.mark.parametrize("cold_url", ["folder", "moto"], indirect=True)
@@ -58,7 +54,7 @@ def test_a_worker_killed_twice_in_a_row_starts_where_it_was(cold_overrides: dict
     with connect(settings) as store:
         before = statistics(store)
     for step in ("write done", "upload done", "publish", "commit"):
-        kill_at(settings, cold_overrides, step)
+        killed_at(step, "archive", settings)
     archive(settings)
     with connect(settings) as store:
         check(store, before, {})
@@ -77,13 +73,6 @@ def events(count: int) -> list[dict[str, Any]]:
         }
         for number in range(count)
     ]
-
-
-def kill_at(settings: Settings, overrides: dict[str, Any], step: str) -> None:
-    file = settings.data_dir / "settings.json"
-    file.write_text(json.dumps(overrides))
-    found = subprocess.run([sys.executable, "-m", "tests.archive_killed", str(file), step], capture_output=True, timeout=60)
-    assert found.returncode == -signal.SIGKILL, found.stderr.decode()
 
 
 def stored(store: Store) -> dict[str, bytes]:

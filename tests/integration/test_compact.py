@@ -12,8 +12,9 @@ import pytest
 
 from tests.archiving import Crash
 from tests.conftest import StartServer
+from tests.killed import BATCH_STEPS, VISIBLE_FROM
 from tests.servers import RedisServer
-from tests.tidying import FILES_MIN, STEPS, VISIBLE_FROM, Archive, breaking_at
+from tests.tidying import FILES_MIN, Archive, breaking_at
 from thermocline.archiver.batches import key_of
 from thermocline.archiver.compact import Compactor
 from thermocline.archiver.recover import recover
@@ -105,7 +106,7 @@ def test_a_conversation_is_found_by_the_index_made_of_compacted_rollups(archive:
     assert gone.coverage.files_read == 0
 
 
-@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("step", BATCH_STEPS)
 def test_a_crash_at_any_step_leaves_it_to_be_done_exactly_once(archive: Archive, step: str) -> None:
     archive.archive_rounds()
     before, view = archive.contents(), archive.view()
@@ -116,7 +117,7 @@ def test_a_crash_at_any_step_leaves_it_to_be_done_exactly_once(archive: Archive,
         assert archive.view() == view
     archive.close()
     archive.open()
-    assert (Compactor(archive.tiers, archive.epoch).step() is None) == (STEPS.index(step) >= VISIBLE_FROM)
+    assert (Compactor(archive.tiers, archive.epoch).step() is None) == (BATCH_STEPS.index(step) >= VISIBLE_FROM)
     assert archive.contents() == before
     archive.check()
     assert [row.kind for row in archive.tiers.ledger.batches()].count("compact") == 1
@@ -130,7 +131,7 @@ def test_an_error_at_any_step_is_raised_and_the_next_step_goes_on(archive: Archi
     archive.archive_rounds()
     before = archive.contents()
     compactor = Compactor(archive.tiers, archive.epoch)
-    for step in STEPS[: VISIBLE_FROM + 1]:
+    for step in BATCH_STEPS[: VISIBLE_FROM + 1]:
         with pytest.raises(TierUnavailable, match="away"):
             archive.compact(breaking_at(step, TierUnavailable("the store is away")))
         assert archive.contents() == before

@@ -10,8 +10,9 @@ import pytest
 
 from tests.archiving import Crash
 from tests.conftest import StartServer
+from tests.killed import BATCH_STEPS, VISIBLE_FROM
 from tests.servers import RedisServer
-from tests.tidying import DAY_US, STEPS, VISIBLE_FROM, Archive, breaking_at
+from tests.tidying import DAY_US, Archive, breaking_at
 from thermocline.archiver import expire
 from thermocline.archiver.expire import Expirer
 from thermocline.archiver.recover import recover
@@ -83,7 +84,7 @@ def test_a_batch_is_bounded_and_takes_the_oldest_days_first(archive: Archive, mo
     archive.check()
 
 
-@pytest.mark.parametrize("step", [step for step in STEPS if not step.startswith("upload")])
+@pytest.mark.parametrize("step", [step for step in BATCH_STEPS if not step.startswith("upload")])
 def test_a_crash_at_any_step_counts_every_event_once(archive: Archive, step: str) -> None:
     archive.archive_rounds(1)
     before = statistics(archive)
@@ -92,7 +93,7 @@ def test_a_crash_at_any_step_counts_every_event_once(archive: Archive, step: str
     archive.close()
     archive.open()
     assert archive.store.verify(deep=True).problems == ()
-    assert (archive.expire() is None) == (STEPS.index(step) >= VISIBLE_FROM)
+    assert (archive.expire() is None) == (BATCH_STEPS.index(step) >= VISIBLE_FROM)
     archive.check()
     assert [row.kind for row in archive.tiers.ledger.batches()].count("expire") == 1
     assert len(archive.files("events")) == 1

@@ -328,9 +328,9 @@ def test_a_clock_set_back_does_not_make_the_jobs_wait(tiers: Tiers) -> None:
     worker = Worker(tiers, wall=lambda: time.time() + offset_s[0])
     worker.follow_clock()
     worker.start()
-    assert worker._scheduler is not None
+    assert worker._schedule is not None
     later = datetime.now(UTC) + timedelta(hours=2)
-    for job in worker._scheduler.get_jobs():
+    for job in worker._schedule._scheduler.get_jobs():
         job.modify(next_run_time=later)
     append(tiers, 10)
     worker.follow_clock()

@@ -23,7 +23,7 @@ DRIVERS = {
     ),
     "pyiceberg": ("tiers/iceberg_catalog.py", "tiers/iceberg_errors.py", "tiers/iceberg_io.py", "tiers/iceberg_table.py"),
     "sqlglot": ("query/prune.py",),
-    "apscheduler": ("archiver/worker.py",),
+    "apscheduler": ("archiver/schedule.py",),
     "boto3": ("tiers/s3_requests.py",),
     "botocore": ("tiers/s3_requests.py",),
 }
