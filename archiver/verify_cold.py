@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
@@ -24,8 +24,10 @@ def cold_problems(tiers: Tiers, view: View, *, deep: bool) -> list[str]:
         return []
     problems = _sum_problems(view)
     try:
-        problems += list(_size_problems(tiers, view))
-        problems += list(_content_problems(tiers, view)) if deep else []
+        sizes = dict(_size_problems(tiers, view))
+        problems += sizes.values()
+        if deep:
+            problems += _content_problems(tiers, [one for one in view.files if one.file_id not in sizes])
     except (TierUnavailable, ConfigError) as exc:
         problems.append(f"the archive was not looked at: {exc}")
     live = tiers.ledger.view().files
@@ -46,24 +48,25 @@ def _sum_problems(view: View) -> list[str]:
     return [f"the archive lists {rows} events, {kept} were kept: run `thermocline recover`"]
 
 
-def _size_problems(tiers: Tiers, view: View) -> Iterator[str]:
-    """Objects that are missing or of another size: a listing per kind of file."""
+def _size_problems(tiers: Tiers, view: View) -> Iterator[tuple[str, str]]:
+    """(file id, what is wrong) of objects that are missing or of another size: a listing per kind of file."""
     sizes = {}
     for kind in sorted({file.kind for file in view.files}):
         sizes.update({stored.key: stored.size_bytes for stored in tiers.cold.objects(f"{kind}/")})
     for file in view.files:
         size = sizes.get(file.key)
         if size is None:
-            yield f"{file.url}: the object is missing; restore it from a copy"
+            yield file.file_id, f"{file.url}: the object is missing; restore it from a copy"
         elif size != file.file_bytes:
-            yield f"{file.url}: it has {size} bytes, {file.file_bytes} were written; restore it from a copy"
+            problem = f"it has {size} bytes, {file.file_bytes} were written; restore it from a copy"
+            yield file.file_id, f"{file.url}: {problem}"
 
 
-def _content_problems(tiers: Tiers, view: View) -> Iterator[str]:
-    """Files whose pages, rows or checksum are not what was written."""
+def _content_problems(tiers: Tiers, files: Sequence[ColdFile]) -> Iterator[str]:
+    """Files whose pages, rows or checksum are not what was written, or that cannot be read to the end."""
     con = connect(memory_bytes=tiers.settings.warm.memory_bytes_max, threads=tiers.settings.warm.threads)
     with tempfile.TemporaryDirectory(dir=tiers.settings.namespace_dir, prefix="spill-verify-") as folder:
-        for file in view.files:
+        for file in files:
             key = file.key
             path = tiers.cold.path(key) if tiers.cold.is_local else Path(folder) / "object.parquet"
             try:
@@ -72,6 +75,8 @@ def _content_problems(tiers: Tiers, view: View) -> Iterator[str]:
                 yield from _file_problems(con, file, path)
             except TierCorrupt as exc:
                 yield str(exc)
+            except OSError as exc:
+                yield f"{file.url}: cannot be read ({exc.strerror or exc}); restore the object from a copy"
     con.close()
 
 
