@@ -40,15 +40,16 @@ class ColdCopies:
         return str(copy) if copy.exists() else f"{SCHEME}://{key}"
 
     def ensure(self, keys: Iterable[str]) -> None:
-        """Copy what is not there yet. Errors are those of `Cold.fetch`."""
+        """Copy what is not there yet. Then all of them are there, whatever room that takes. Errors are those of `Cold.fetch`."""
         if self._cold.is_local:
             return
-        missing = [key for key in keys if not (self._folder / key).exists()]
+        wanted = list(keys)
+        missing = [key for key in wanted if not (self._folder / key).exists()]
         with self._lock:
             for key in missing:
                 self._fetch(key)
         if missing:
-            self._make_room(set(missing))
+            self._make_room(set(wanted))
 
     def take(self, key: str, path: Path) -> None:
         """Make a local file the copy of an object; the file is gone afterwards."""
@@ -90,14 +91,6 @@ class ColdCopies:
         if over:
             self._write_pins({key: until for key, until in kept.items() if key not in over})
         return len(over | gone)
-
-    def bytes_used(self) -> int:
-        """Bytes the copies take."""
-        total = 0
-        for path in self._copies():
-            with suppress(FileNotFoundError):
-                total += path.stat().st_size
-        return total
 
     def _fetch(self, key: str) -> None:
         target = self._folder / key
