@@ -137,7 +137,14 @@ class S3Requests:
         client = make("path" if settings.endpoint_url else "auto")
         if settings.endpoint_url is None and ".amazonaws.com" not in client.meta.endpoint_url:
             client = make("path")  # an endpoint by AWS_ENDPOINT_URL or a profile
+        client.meta.events.register("before-call.s3.HeadBucket", _answer_is_final)
         return client
+
+
+def _answer_is_final(context: dict[str, Any], **_: Any) -> None:
+    """Of a request that is answered with 301, 302 or 307 botocore asks HeadBucket where the bucket is; and where that is answered
+    so too, again, until the stack is full. This lets it take the answer as it is."""
+    context.setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _failure(exc: Exception) -> S3Failure:

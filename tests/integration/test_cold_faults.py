@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import TracebackType
 
 import pytest
 
@@ -16,8 +19,10 @@ from tests.s3_front import CUT, DROP, HANG, TRICKLE, Action, Answer, Front
 from tests.s3_servers import SECRET_KEY, Bucket
 from thermocline.config import ColdSettings
 from thermocline.errors import ConfigError, ThermoclineError, TierCorrupt, TierUnavailable
-from thermocline.tiers.cold import Cold
+from thermocline.tiers import cold_probe
+from thermocline.tiers.cold import Cold, StoredObject
 from thermocline.tiers.cold_folder import FolderCold
+from thermocline.tiers.cold_probe import probe
 from thermocline.tiers.cold_s3 import S3Cold
 from thermocline.tiers.s3_requests import CONTINUE_WAIT_S
 
@@ -352,6 +357,172 @@ def test_what_a_deletion_of_many_left_is_deleted_one_by_one(moto_bucket: Bucket)
     assert front.count["DELETE"] == 1
 
 
+# --- answers of a kind that few servers give
+
+
+def test_a_name_that_the_server_refuses_is_a_config_error(aws_environ: None) -> None:
+    with Front(None, lambda method, number: Answer(400, "InvalidBucketName", "no")) as front:
+        error = failure(lambda: list(open_bucket("bucket", front.url).objects()))
+    assert isinstance(error, ConfigError)
+    assert "bucket cannot be the name of a bucket: correct cold_url" in str(error)
+
+
+@some_calls
+@pytest.mark.parametrize("status", [301, 302, 307, 308])
+def test_an_endpoint_that_points_elsewhere_is_a_config_error(call: Call, status: int, aws_environ: None, tmp_path: Path) -> None:
+    """As one by http of a server that wants https."""
+    moved = Answer(status, "", headers={"Location": "https://127.0.0.1:1/"}, body=b"<html>moved</html>")
+    with Front(None, lambda method, number: moved) as front:
+        error = failure(lambda: call(open_bucket("bucket", front.url), tmp_path))
+    assert isinstance(error, ConfigError)
+    assert f"the server points elsewhere ({status}" in str(error)
+    assert "correct cold.endpoint_url or cold.region" in str(error)
+    assert front.count.total() <= 4
+
+
+def test_a_bucket_that_says_in_which_region_it_is_is_found_there(moto_bucket: Bucket) -> None:
+    elsewhere = Answer(301, "PermanentRedirect", "elsewhere", headers={"x-amz-bucket-region": "eu-west-1"})
+    with Front(moto_bucket.endpoint_url, only("GET", elsewhere, times=1)) as front:
+        assert list(open_bucket(moto_bucket.name, front.url).objects()) == []
+    assert front.count["GET"] == 2
+
+
+def test_a_page_instead_of_a_listing_is_named(aws_environ: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where botocore does not take it for a listing that was cut off, as its newer versions do."""
+    monkeypatch.setattr("botocore.handlers._looks_like_special_case_error", lambda status, body: False)
+    with Front(None, lambda method, number: Answer(200, body=b"<html><p>welcome")) as front:
+        error = failure(lambda: list(open_bucket("bucket", front.url).objects()))
+    assert isinstance(error, TierUnavailable)
+    assert "what answers there is no S3 server" in str(error)
+    assert "correct cold.endpoint_url" in str(error)
+    assert front.count.total() == 1
+
+
+def test_an_endpoint_that_is_no_url_is_a_config_error(aws_environ: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "nonsense")
+    error = failure(lambda: open_bucket("bucket", None).get(KEY))
+    assert isinstance(error, ConfigError)
+    assert "the endpoint is no URL like https://host:port" in str(error)
+
+
+@pytest.mark.parametrize("there", [True, False], ids=["there", "missing"])
+def test_a_look_that_is_refused_where_reading_is_allowed_is_still_a_refusal(moto_bucket: Bucket, there: bool) -> None:
+    if there:
+        open_bucket(moto_bucket.name, moto_bucket.endpoint_url).put(KEY, b"x")
+    with Front(moto_bucket.endpoint_url, only("HEAD", Answer(403))) as front:
+        error = failure(lambda: open_bucket(moto_bucket.name, front.url).put(KEY, b"x"))
+    assert isinstance(error, ConfigError)
+    assert "access denied (403" in str(error)
+    assert "the keys need s3:ListBucket" in str(error)
+    assert front.count["PUT"] == 0
+
+
+def test_a_bucket_that_may_not_be_looked_at_is_not_taken_for_a_missing_one(moto_bucket: Bucket) -> None:
+    with Front(
+        moto_bucket.endpoint_url, lambda method, number: Answer(403) if (method, number) == ("HEAD", 2) else None
+    ) as front:
+        error = failure(lambda: open_bucket(moto_bucket.name, front.url).size(KEY))
+    assert isinstance(error, ConfigError)
+    assert "access denied (403" in str(error)
+    assert "the keys need s3:ListBucket" in str(error)
+
+
+def test_a_bucket_that_was_seen_once_is_not_looked_for_again(moto_bucket: Bucket) -> None:
+    with Front(moto_bucket.endpoint_url, lambda method, number: None) as front:
+        cold = open_bucket(moto_bucket.name, front.url)
+        assert [cold.size(KEY) for _ in range(3)] == [None] * 3
+    assert front.count["HEAD"] == 4  # of them one for the bucket
+
+
+class SlowServer:
+    """Takes a request's body as a slow line brings it: a little now and then, for ever."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        self._socket.bind(("127.0.0.1", 0))
+        self._socket.listen(4)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def _serve(self) -> None:
+        connection, _ = self._socket.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+            while not self._over.wait(0.01) and connection.recv(4096):
+                pass
+
+    def __enter__(self) -> SlowServer:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, trace: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+        self._socket.close()
+
+
+def test_an_upload_on_a_slow_line_ends_with_the_deadline(aws_environ: None) -> None:
+    content = bytes(32 << 20)
+    with SlowServer() as server:
+        cold = open_bucket("bucket", server.url, timeout_s=5, deadline_s=0.4)
+        error = failure(lambda: cold.put("iceberg/pointer", content, replace=True))
+        cold.close()
+    assert isinstance(error, TierUnavailable)
+    assert "no answer in time (the deadline was over while it was under way); given up within 0.4 s" in str(error)
+    assert "raise cold.deadline_s or lower cold.file_bytes_max" in str(error)
+
+
+# --- what another program does to the bucket meanwhile
+
+
+def test_what_a_console_makes_to_show_a_folder_is_no_object(s3_bucket: Bucket) -> None:
+    cold = open_bucket(s3_bucket.name, s3_bucket.endpoint_url)
+    for name in ("some/tests/", "some/tests/events/"):
+        s3_bucket.client().put_object(Bucket=s3_bucket.name, Key=name, Body=b"")
+    cold.put(KEY, b"x")
+    assert [stored.key for stored in cold.objects()] == [KEY]
+    assert [stored.key for stored in cold.objects("events/")] == [KEY]
+
+
+def test_an_object_that_another_deleted_first_is_deleted(moto_bucket: Bucket) -> None:
+    with Front(moto_bucket.endpoint_url, only("DELETE", Answer(404, "NoSuchKey", "gone"))) as front:
+        open_bucket(moto_bucket.name, front.url).delete([KEY])
+    assert front.count["DELETE"] == 1
+
+
+def test_an_upload_that_ended_meanwhile_is_ended_and_one_that_may_not_be_is_named(moto_bucket: Bucket) -> None:
+    client = moto_bucket.client()
+    client.create_multipart_upload(Bucket=moto_bucket.name, Key=f"some/tests/{KEY}")
+    later_us = 4_000_000_000_000_000
+    with Front(moto_bucket.endpoint_url, only("DELETE", Answer(404, "NoSuchUpload", "gone"))) as front:
+        assert open_bucket(moto_bucket.name, front.url).abandon_uploads(before_us=later_us) == 1
+    with Front(moto_bucket.endpoint_url, only("DELETE", Answer(403, "AccessDenied", "no"))) as front:
+        error = failure(lambda: open_bucket(moto_bucket.name, front.url).abandon_uploads(before_us=later_us))
+    assert isinstance(error, ConfigError)
+    assert f"some/tests/{KEY} (ending an upload" in str(error)
+    assert "AbortMultipartUpload" in str(error)
+    assert len(client.list_multipart_uploads(Bucket=moto_bucket.name)["Uploads"]) == 1
+
+
+def test_a_probe_goes_on_after_a_conditional_write_that_is_refused(moto_bucket: Bucket) -> None:
+    refused = Answer(403, "AccessDenied", "not so")
+    with Front(moto_bucket.endpoint_url, lambda method, number: refused if (method, number) == ("PUT", 2) else None) as front:
+        cold = open_bucket(moto_bucket.name, front.url)
+        findings = {finding.name: finding for finding in cold.probe()}
+        assert list(cold.objects()) == []
+    assert [name for name, finding in findings.items() if not finding.ok] == ["conditional write"]
+    assert "access denied (403 AccessDenied not so)" in findings["conditional write"].detail
+    assert findings["delete"].ok
+
+
+def test_an_object_in_a_bucket_is_no_local_file(aws_environ: None) -> None:
+    with pytest.raises(AssertionError, match=r"s3://bucket/some/tests/events/.* is no local file"):
+        open_bucket("bucket", None).path(KEY)
+
+
 # --- folders
 
 
@@ -419,6 +590,31 @@ def run_python(text: str, *arguments: object) -> subprocess.CompletedProcess[str
     return subprocess.run([sys.executable, "-c", text, *map(str, arguments)], capture_output=True, text=True)
 
 
+def test_a_limit_of_open_files_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    cold = FolderCold(tmp_path)
+    cold.put("a/before", b"x")
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, before[1]))
+    try:
+        error = failure(lambda: cold.put("a/after", b"x"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert isinstance(error, TierUnavailable)
+    assert "Too many open files; raise the limit of open files (ulimit -n)" in str(error) or "Too many open files (" in str(error)
+    assert [stored.key for stored in cold.objects()] == ["a/before"]
+    assert cold.abandon_uploads(before_us=4_000_000_000_000_000) == 0
+
+
+def test_what_is_deleted_while_a_folder_is_listed_is_left_out(tmp_path: Path) -> None:
+    cold = FolderCold(tmp_path)
+    for name in "abc":
+        cold.put(f"events/{name}", b"x")
+    listing = cold.objects()
+    assert next(listing).key == "events/a"
+    cold.delete(["events/b"])
+    assert [stored.key for stored in listing] == ["events/c"]
+
+
 def test_a_limit_of_file_sizes_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     done = run_python(
         """
@@ -467,3 +663,42 @@ def test_a_probe_tells_what_fails_instead_of_raising(tmp_path: Path, aws_environ
         (finding,) = cold.probe()
         assert (finding.name, finding.ok) == ("write", False)
         assert "cold_url must be a folder" in finding.detail or "is cold.endpoint_url right?" in finding.detail
+
+
+class Forgetful(FolderCold):
+    """Does not list what was written for the next so many listings."""
+
+    forgets = 0
+
+    def objects(self, prefix: str = "") -> Iterator[StoredObject]:
+        self.forgets -= 1
+        return iter(()) if self.forgets >= 0 else super().objects(prefix)
+
+
+def test_a_probe_waits_a_moment_for_a_listing_that_comes_later(tmp_path: Path) -> None:
+    cold = Forgetful(tmp_path)
+    cold.forgets = 3
+    findings = probe(cold, lambda key: None, wait_s=0.001)
+    assert [finding.name for finding in findings if not finding.ok] == []
+    assert cold.forgets == -1
+
+
+def test_a_probe_names_a_listing_that_does_not_come_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cold_probe, "LISTED_WITHIN_S", 0.01)
+    cold = Forgetful(tmp_path)
+    cold.forgets = 10_000
+    findings = {finding.name: finding for finding in probe(cold, lambda key: None, wait_s=0.001)}
+    assert [name for name, finding in findings.items() if not finding.ok] == ["list after write"]
+    assert (
+        "is not listed 0.01 s after it was written: orphans will be found late, nothing is lost"
+        in findings["list after write"].detail
+    )
+    assert findings["delete"].ok
+    assert list(tmp_path.rglob("probe/*")) == []
+
+
+def test_a_probe_tells_a_file_system_that_overwrites_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", os.replace)
+    findings = {finding.name: finding for finding in FolderCold(tmp_path).probe()}
+    assert [name for name, finding in findings.items() if not finding.ok] == ["conditional write"]
+    assert "can be overwritten unawares: use another file system" in findings["conditional write"].detail
