@@ -73,11 +73,6 @@ class ParquetFile:
         )
 
     @property
-    def rows(self) -> int:
-        """Rows added."""
-        return self._rows + self._waiting_rows
-
-    @property
     def file_bytes(self) -> int:
         """Bytes on disk so far: what waits for its row group to be full is not in them."""
         return int(self._sink.tell())
@@ -122,6 +117,7 @@ class ParquetFile:
         return Written(path=self.path, rows=self._rows, file_bytes=self.path.stat().st_size)
 
     def abandon(self) -> None:
+        self._writer.is_open = False  # or its destructor would write the end of the file, into a sink that is closed
         self._sink.close()
         self.path.unlink(missing_ok=True)
 

@@ -1,0 +1,172 @@
+"""The Parquet files of a batch: what is in them is what went in, or there are none."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from thermocline.errors import TierCorrupt
+from thermocline.tiers import parquet_file
+from thermocline.tiers.batch_files import BatchFiles, prefetched, sha256_of
+from thermocline.tiers.cold_schema import SCHEMAS
+from thermocline.tiers.duck import Connection, connect
+from thermocline.tiers.parquet_file import GROUP_ROWS, ParquetFile, facts_of, page_problem, sums_read_back
+
+KIND, DAY = "rollup_task", "2026-11-13"
+MIB = 1 << 20
+
+
+@pytest.fixture
+def con() -> Iterator[Connection]:
+    made = connect(memory_bytes=256 * MIB, threads=2)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "staging"
+    folder.mkdir()
+    return folder
+
+
+def batch(con: Connection, folder: Path, *, bytes_max: int = MIB) -> BatchFiles:
+    return BatchFiles(con, folder, batch_id="b", cold_url="file:///cold", ranges="[]", created_us=1, bytes_max=bytes_max)
+
+
+def tasks(first: int, last: int, task: str = "'t'") -> str:
+    """SELECT of a row for each number, each of a conversation of its own."""
+    return f"SELECT printf('c%07d', i) AS conversation_id, {task} AS task_id FROM range({first}, {last}) AS numbers(i)"
+
+
+def conversations(paths: list[Path]) -> list[str]:
+    return pa.concat_tables([pq.read_table(path) for path in paths])["conversation_id"].to_pylist()
+
+
+def test_a_file_ends_with_the_row_group_that_passes_the_limit(con: Connection, folder: Path) -> None:
+    files = batch(con, folder, bytes_max=1)
+    files.write(KIND, [tasks(0, 2 * GROUP_ROWS)], day=DAY)
+    paths = [one.path for one in files.staged]
+    assert [pq.read_metadata(path).num_rows for path in paths] == [GROUP_ROWS] * 2
+    assert [pq.read_metadata(path).num_row_groups for path in paths] == [1, 1]
+    assert conversations(paths) == [f"c{number:07}" for number in range(2 * GROUP_ROWS)]
+    assert [one.key for one in files.staged] == [f"{KIND}/day={DAY}/b-0000{number}.parquet" for number in (1, 2)]
+    assert [one.file.conversation_max for one in files.staged] == [f"c{GROUP_ROWS - 1:07}", f"c{2 * GROUP_ROWS - 1:07}"]
+
+
+def test_a_file_below_the_limit_has_row_groups_of_one_size_whatever_pieces_come(con: Connection, folder: Path) -> None:
+    files = batch(con, folder, bytes_max=1 << 30)
+    files.write(KIND, [tasks(0, 100_000), tasks(100_000, 100_001), tasks(100_001, GROUP_ROWS + 10)], day=DAY)
+    [one] = files.staged
+    found = pq.read_metadata(one.path)
+    assert [found.row_group(number).num_rows for number in range(found.num_row_groups)] == [GROUP_ROWS, 10]
+    assert conversations([one.path]) == [f"c{number:07}" for number in range(GROUP_ROWS + 10)]
+    assert (one.file.rows, one.file.checksum) == (GROUP_ROWS + 10, sha256_of(one.path))
+
+
+def test_no_rows_are_no_file(con: Connection, folder: Path) -> None:
+    files = batch(con, folder)
+    files.write(KIND, [tasks(0, 0)], day=DAY)
+    assert files.staged == []
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("before", [0, 10], ids=["first", "second"])
+def test_a_query_that_fails_leaves_no_file_however_much_was_written(con: Connection, folder: Path, before: int) -> None:
+    files = batch(con, folder)
+    broken = tasks(10, 20, "CASE WHEN i = 15 THEN error('broken off') ELSE 't' END")
+    with pytest.raises(duckdb.Error, match="broken off"):
+        files.write(KIND, [tasks(0, before), broken], day=DAY)
+    assert files.staged == []
+    assert list(folder.iterdir()) == []
+    files.write(KIND, [tasks(0, 3)], day=DAY)
+    assert [one.file.rows for one in files.staged] == [3]
+
+
+def test_what_reads_back_otherwise_than_it_went_in_is_not_staged(
+    con: Connection, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a disk may do it: the file is a sound one with as many rows, but with others."""
+    close = ParquetFile.close
+
+    def close_and_change(self: ParquetFile, facts: dict[str, str]) -> parquet_file.Written:
+        written = close(self, facts)
+        names = {"conversation_id": ["c0000000", "c0000009"], "task_id": ["t", "t"]}
+        pq.write_table(pa.table(names, SCHEMAS[KIND]), self.path)
+        return written
+
+    files = batch(con, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(ParquetFile, "close", close_and_change)
+        with pytest.raises(TierCorrupt, match=r"read back 2 rows that are not the 2 written; nothing was archived"):
+            files.write(KIND, [tasks(0, 2)], day=DAY)
+    assert files.staged == []
+    assert list(folder.iterdir()) == []
+
+
+def test_a_damaged_file_is_told_by_every_look_at_it(con: Connection, folder: Path) -> None:
+    files = batch(con, folder)
+    files.write(KIND, [tasks(0, 1000, "md5(i::VARCHAR)")], day=DAY)
+    path = files.staged[0].path
+    sound = path.read_bytes()
+    assert page_problem(path) == ""
+    assert facts_of(path)["thermocline.kind"] == KIND
+    assert sums_read_back(path)[0] == 1000
+    for content, words in ((sound[: len(sound) // 2], "Parquet magic bytes"), (b"", "size is 0 bytes")):
+        path.write_bytes(content)
+        assert words in page_problem(path)
+        with pytest.raises(TierCorrupt, match=f"cannot be read back .*{words}.*nothing was archived"):
+            sums_read_back(path)
+        with pytest.raises(TierCorrupt, match=f"cannot be read .*{words}.*restore it from a copy"):
+            facts_of(path)
+    path.write_bytes(sound[:300] + bytes([sound[300] ^ 1]) + sound[301:])
+    assert "CRC" in page_problem(path) or "checksum" in page_problem(path)
+
+
+def test_a_file_given_up_is_gone(folder: Path) -> None:
+    file = ParquetFile(folder / "x.parquet", SCHEMAS[KIND])
+    file.add(pa.table({"conversation_id": ["c"], "task_id": ["t"]}, SCHEMAS[KIND]))
+    file.abandon()
+    assert list(folder.iterdir()) == []
+
+
+def threads() -> list[str]:
+    return [one.name for one in threading.enumerate() if one.name == "thermocline-rows"]
+
+
+def test_items_come_in_order_and_are_made_only_a_little_ahead() -> None:
+    made: list[int] = []
+    items = prefetched((made.append(number) or number for number in range(50)), depth=2)  # type: ignore[func-returns-value]
+    for number in range(50):
+        assert next(items) == number
+        assert len(made) <= number + 5
+    assert list(items) == []
+    assert threads() == []
+
+
+def test_whoever_takes_no_more_items_ends_their_making() -> None:
+    made: list[int] = []
+    items = prefetched((made.append(number) or number for number in itertools.count()), depth=1)  # type: ignore[func-returns-value]
+    assert [next(items), next(items)] == [0, 1]
+    items.close()  # type: ignore[attr-defined]
+    assert threads() == []
+    assert len(made) < 10
+
+
+def test_an_error_in_the_making_comes_after_the_items_before_it() -> None:
+    def make() -> Iterator[int]:
+        yield 1
+        raise TierCorrupt("no more")
+
+    items = prefetched(make())
+    assert next(items) == 1
+    with pytest.raises(TierCorrupt, match="no more"):
+        next(items)
+    assert threads() == []
