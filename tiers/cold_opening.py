@@ -28,8 +28,7 @@ def open_cold(settings: Settings) -> Cold:
         if host not in ("", "localhost") or not slash:
             raise ConfigError("cold_url: a folder is given as file:///absolute/path, with three slashes")
         return FolderCold(Path("/", unquote(path), settings.namespace))
-    if not url.startswith(S3_SCHEME):
-        raise ConfigError("cold_url must start with file:// or s3://")
+    assert url.startswith(S3_SCHEME), "settings with another scheme cannot be made"
     bucket, _, prefix = url.removeprefix(S3_SCHEME).partition("/")
     if "@" in bucket or ":" in bucket or not bucket:
         raise ConfigError(

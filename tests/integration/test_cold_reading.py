@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import threading
 from collections.abc import Iterator
@@ -254,6 +255,39 @@ def test_a_failed_read_is_tried_again_by_the_next(counting: Counting, monkeypatc
         with pytest.raises(TierUnavailable):
             files.open("a").read()
     assert files.open("a").read() == counting.get("a")
+
+
+def test_of_a_read_that_fails_half_way_the_first_half_is_not_fetched_again(
+    counting: Counting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = counting.get("a")
+    files = ColdFiles(counting, block_bytes=1000, tail_bytes=300)
+    assert files.read_range("a", 2000, 3000) == content[2000:3000]
+    get = counting.get
+
+    def fail(key: str, *, offset: int = 0, length: int | None = None) -> bytes:
+        if offset:
+            raise TierUnavailable("away")
+        return get(key, offset=offset, length=length)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(counting, "get", fail)
+        with pytest.raises(TierUnavailable, match="away"):
+            files.read_range("a", 0, 5000)
+    counting.gets.clear()
+    assert files.read_range("a", 0, 5000) == content[:5000]
+    assert counting.gets == [(3000, 2000)]
+
+
+def test_a_cold_file_is_a_file_to_other_readers_than_duckdb(counting: Counting, days: list[Path]) -> None:
+    content = counting.get("a")
+    files = ColdFiles(counting, block_bytes=1000, tail_bytes=300)
+    with io.BufferedReader(files.open("a"), 64) as buffered:
+        assert (buffered.read(10), buffered.seek(-5, io.SEEK_CUR), buffered.read(5)) == (content[:10], 5, content[5:10])
+        assert buffered.read() == content[10:]
+        assert buffered.read() == b""
+    counting.put_file(KEYS[0], days[0])
+    assert pq.read_table(files.open(KEYS[0]), columns=["seq"]).equals(pq.read_table(days[0], columns=["seq"]))
 
 
 def test_cold_files_are_only_read(counting: Counting) -> None:

@@ -35,6 +35,7 @@ from thermocline.tiers.cold_folder import FolderCold
 from thermocline.tiers.cold_opening import open_cold
 from thermocline.tiers.cold_schema import KINDS, SCHEMAS
 from thermocline.tiers.iceberg import IcebergTables
+from thermocline.tiers.iceberg_io import ColdFileIO, Handed
 
 FIRST_DAY = datetime(2026, 11, 1, tzinfo=UTC)
 ROWS = 5
@@ -305,6 +306,52 @@ def test_a_commit_that_did_not_arrive_says_so_and_can_be_repeated(
     assert rows_in(site.latest()) == ROWS
 
 
+def test_a_bug_in_a_commit_is_not_passed_off_as_a_failure_and_commits_nothing(
+    site: Site, tables: IcebergTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(self: SqlCatalog, *args: Any) -> Any:
+        raise AttributeError("a bug")
+
+    keys = [site.put("events/b1-1.parquet")]
+    with monkeypatch.context() as patch:
+        patch.setattr(SqlCatalog, "commit_table", stumble)
+        with pytest.raises(AttributeError, match=r"^a bug$"):
+            tables.commit("events", "b1", keys)
+        patch.setattr(SqlCatalog, "load_table", stumble)
+        with pytest.raises(AttributeError, match=r"^a bug$"):
+            tables.batches("events")
+    assert tables.batches("events") == set()
+    tables.commit("events", "b1", keys)
+    assert rows_in(site.latest()) == ROWS
+
+
+@pytest.mark.parametrize("call", ["create_table", "register_table"])
+def test_of_two_that_make_a_table_known_at_once_both_have_the_same(
+    site: Site, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    original = getattr(SqlCatalog, call)
+    key = site.put("events/b1-1.parquet")
+    if call == "register_table":
+        first = site.tables()
+        first.ensure()
+        first.commit("events", "b1", [key])
+        first.close()
+        site.catalog.unlink()
+    other, ours = site.tables(), site.tables()
+
+    def overtake(self: SqlCatalog, *args: Any, **how: Any) -> Any:
+        monkeypatch.setattr(SqlCatalog, call, original)
+        other.ensure()
+        return original(self, *args, **how)
+
+    monkeypatch.setattr(SqlCatalog, call, overtake)
+    ours.ensure()
+    assert {kind: ours.metadata_url(kind) for kind in KINDS} == {kind: other.metadata_url(kind) for kind in KINDS}
+    ours.commit("events", "b1", [key])
+    assert other.keys("events") == {key}
+    assert rows_in(site.latest()) == ROWS
+
+
 def test_a_commit_of_which_nothing_is_known_says_so_and_is_found_later(
     site: Site, tables: IcebergTables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -441,6 +488,26 @@ def test_versions_of_the_metadata_stay_bounded(tmp_path: Path) -> None:
     assert rows_in(site.latest()) == 30 * ROWS
     manifests = StaticTable.from_metadata(site.latest()).inspect.manifests().num_rows
     assert manifests <= 16, "they are merged"
+    site.close()
+
+
+def test_an_old_version_that_cannot_be_removed_now_is_left_to_the_janitor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: FaultyCold, keys: Any) -> None:
+        raise TierUnavailable("the store is away")
+
+    site = Site(tmp_path, metadata_versions_max=1)
+    tables = site.tables()
+    tables.ensure()
+    with monkeypatch.context() as patch:
+        patch.setattr(FaultyCold, "delete", refuse)
+        for number in range(3):
+            tables.commit("events", f"b{number}", [site.put(f"events/b{number}-1.parquet", day=number)])
+    assert rows_in(site.latest()) == 3 * ROWS
+    left = tables.unreferenced("events")
+    assert len(left) == 2
+    assert all(one.key.endswith(".metadata.json") for one in left)
     site.close()
 
 
@@ -785,3 +852,57 @@ def test_the_pointer_names_its_version_in_plain_json(site: Site, tables: Iceberg
     assert [snapshot["summary"]["thermocline.batch-id"] for snapshot in latest["snapshots"]] == ["b1"]
     hint = site.cold.get(f"{METADATA}/version-hint.text").decode()
     assert tables.metadata_url("events").endswith(f"/{hint}.metadata.json")
+
+
+@pytest.fixture
+def handed(site: Site) -> Handed:
+    return Handed(site.cold)
+
+
+def test_what_pyiceberg_writes_becomes_an_object_once_when_it_is_whole(site: Site, handed: Handed) -> None:
+    files = ColdFileIO(handed.properties)
+    key = f"{METADATA}/0.metadata.json"
+    output = files.new_output(site.cold.url_of(key))
+    assert not output.exists()
+    with pytest.raises(RuntimeError, match="half way"), output.create() as stream:
+        stream.write(b"01")
+        raise RuntimeError("half way")
+    assert not output.exists()
+    with output.create() as stream:
+        stream.write(b"0123456789")
+        assert not output.exists()
+    stream.close()
+    assert (output.exists(), len(output), site.cold.changes) == (True, 10, 1)
+    again = files.new_output(output.location)
+    assert len(again) == len(again.to_input_file()) == 10
+    with pytest.raises(TierCorrupt, match="holds other bytes"), again.create() as stream:
+        stream.write(b"other")
+    assert site.cold.get(key) == b"0123456789"
+
+
+def test_what_pyiceberg_reads_are_the_bytes_of_the_object(site: Site, handed: Handed) -> None:
+    files = ColdFileIO(handed.properties)
+    site.cold.put("a.metadata.json", b"0123456789")
+    source = files.new_input(site.cold.url_of("a.metadata.json"))
+    assert (source.exists(), len(source)) == (True, 10)
+    with source.open() as stream:
+        assert stream.readable() and stream.seekable()
+        assert (stream.read(3), stream.seek(-2, 2), stream.read(5), stream.read(5), stream.tell()) == (b"012", 8, b"89", b"", 10)
+        assert (stream.seek(-4, 1), stream.read(), stream.read(), stream.read(1)) == (6, b"6789", b"", b"")
+    gone = files.new_input(site.cold.url_of("b.metadata.json"))
+    assert not gone.exists()
+    with pytest.raises(FileNotFoundError, match=r"b\.metadata\.json is not there"):
+        len(gone)
+    with pytest.raises(TierCorrupt, match="is not there any more"):
+        gone.open().read()
+
+
+def test_pyiceberg_removes_old_versions_of_the_metadata_and_nothing_else(site: Site, handed: Handed) -> None:
+    files = ColdFileIO(handed.properties)
+    names = ["old.metadata.json", "manifest.avro", "data.parquet", "other.metadata.json"]
+    for name in names:
+        site.cold.put(name, b"x")
+    for name in names[:3]:
+        files.delete(site.cold.url_of(name))
+    files.delete(files.new_input(site.cold.url_of(names[3])))
+    assert [one.key for one in site.cold.objects()] == ["data.parquet", "manifest.avro"]
