@@ -98,7 +98,7 @@ class RedisAppendSession:
         if not failures:
             return
         if len(failures) == len(answers) and all(str(failure).startswith(_NOT_ALLOWED) for failure in failures):
-            raise TierUnavailable(f"Redis at {self._link.shown_url} refused the append: {failures[0]}") from failures[0]
+            raise self._link.refusal(failures[0]) from failures[0]
         raise OutcomeLost(f"Redis at {self._link.shown_url}: {failures[0]}") from failures[0]
 
     def _reply(self, answer: Any) -> Reply:
@@ -122,7 +122,9 @@ class RedisAppendSession:
     def _await_replicas(self, deadline_s: float) -> None:
         wait_ms = max(1, int(min(deadline_s, self._settings.timeout_s) * 1000))
         (count,) = self._exchange([("WAIT", self._settings.replicas_min, wait_ms)], wait_ms / 1000 + 1)
-        if isinstance(count, CommandFailed) or count < self._settings.replicas_min:
+        if isinstance(count, CommandFailed):
+            raise OutcomeLost(f"Redis at {self._link.shown_url} does not say which replicas have the block: {count}") from count
+        if count < self._settings.replicas_min:
             raise OutcomeLost(f"{count} of {self._settings.replicas_min} replicas (hot.replicas_min) have the block")
 
     def _learn(self) -> None:
@@ -136,7 +138,7 @@ class RedisAppendSession:
         )
         for answer in (meta, persistence):
             if isinstance(answer, CommandFailed):
-                raise TierUnavailable(f"Redis at {self._link.shown_url}: {answer}") from answer
+                raise self._link.refusal(answer) from answer
         if meta[0] is None:
             raise TierUnavailable(
                 f"Redis at {self._link.shown_url} has no namespace {self._keys.namespace!r} (new or wiped): "
@@ -164,7 +166,10 @@ class RedisAppendSession:
     def last_numbers(self, producer: str, shards: Iterable[int]) -> dict[int, int]:
         asked = list(shards)
         answers = self._exchange([("HGET", self._keys.producer(shard, producer), "last") for shard in asked])
-        return {shard: _number(answer) for shard, answer in zip(asked, answers, strict=True)}
+        for answer in answers:
+            if isinstance(answer, CommandFailed):
+                raise self._link.refusal(answer) from answer
+        return {shard: int(answer or 0) for shard, answer in zip(asked, answers, strict=True)}
 
     def report_loss(self, producer: str, era: int, losses: Mapping[int, int]) -> None:
         commands: list[Command] = []
@@ -173,7 +178,7 @@ class RedisAppendSession:
             commands.append(("EXPIRE", self._keys.losses(shard), LOSSES_TTL_S))
         for answer in self._exchange(commands):
             if isinstance(answer, CommandFailed):
-                raise TierUnavailable(f"Redis at {self._link.shown_url}: {answer}") from answer
+                raise self._link.refusal(answer) from answer
 
     def reconnect(self) -> None:
         self._connection.disconnect()
@@ -184,7 +189,7 @@ class RedisAppendSession:
         self._connection.disconnect()
 
 
-_NOT_ALLOWED = ("NOPERM", "NOAUTH", "WRONGPASS")
+_NOT_ALLOWED = ("NOPERM", "NOAUTH", "WRONGPASS", "NOREPLICAS")
 
 
 def _state(failure: CommandFailed) -> str:
@@ -197,9 +202,3 @@ def _state(failure: CommandFailed) -> str:
 def _skip(pair: bytes) -> tuple[int, int]:
     ordinal, _, seq = pair.partition(b":")
     return int(ordinal), int(seq)
-
-
-def _number(answer: Any) -> int:
-    if isinstance(answer, CommandFailed):
-        raise TierUnavailable(str(answer)) from answer
-    return int(answer or 0)

@@ -13,14 +13,15 @@ from thermocline.errors import TierCorrupt, TierUnavailable
 
 from .append_session import RedisAppendSession
 from .block import Position, head_place, parse_head, shard_of
-from .hot import OutcomeLost, ServerFacts, ShardCut
+from .hot import ServerFacts, ShardCut
 from .hot_keys import CLEAN_KEY, Keys
 from .log_page import UnreadableEntry, blocks_table
-from .redis_link import Link, Script
+from .redis_link import CommandFailed, Link, Script
 
 CUT = Script("cut")
 TRIM = Script("trim")
 RECENT = Script("recent")
+PUT_META = Script("put_meta")
 PAGE_ENTRIES_FIRST = 4
 """As many of the largest blocks as a page of the default size holds."""
 PAGE_ENTRIES_MAX = 5000
@@ -43,19 +44,16 @@ class RedisHot:
 
     def facts(self) -> ServerFacts:
         """What the server says of itself. CONFIG may be forbidden (managed Redis): INFO has what matters but fsync."""
-        try:
-            info_text, found = self.link.pipeline_raw([("INFO",), ("CONFIG", "GET", "*appendfsync*")])
-        except OutcomeLost as exc:
-            raise TierUnavailable(f"Redis at {self.link.shown_url} stopped answering ({exc}): is it running?") from exc
-        if isinstance(info_text, Exception):
-            raise TierUnavailable(f"Redis at {self.link.shown_url}: {info_text}") from info_text
+        info_text, found = self.link.replies([("INFO",), ("CONFIG", "GET", "*appendfsync*")])
+        if isinstance(info_text, CommandFailed):
+            raise self.link.refusal(info_text) from info_text
         info = dict(line.partition(":")[::2] for line in info_text.decode().split("\r\n") if ":" in line)
         if info.get("loading", "0") != "0":  # meanwhile it says aof_enabled:0, whatever its settings are
             raise TierUnavailable(f"Redis at {self.link.shown_url} is loading its data; try again")
         now = self.link.call("TIME")
         append_only = info.get("aof_enabled") == "1"
         write_ok = info.get("aof_last_write_status", "ok") == "ok"
-        fsync = [] if isinstance(found, Exception) else [item.decode() for item in found]
+        fsync = [] if isinstance(found, CommandFailed) else [item.decode() for item in found]
         configured = dict(zip(fsync[::2], fsync[1::2], strict=True))
         rewriting = "1" in (info.get("aof_rewrite_in_progress"), info.get("rdb_bgsave_in_progress"))
         paused = rewriting and configured.get("no-appendfsync-on-rewrite") == "yes"
@@ -165,8 +163,9 @@ class RedisHot:
         return bool(run_id) and bool(self.link.call("GET", CLEAN_KEY) == run_id.encode())
 
     def put_meta(self, shard: int, fields: Mapping[str, str | int]) -> None:
+        """Runs on a full Redis too: unconfirmed, it would stay full."""
         flat: list[str | int] = [part for pair in fields.items() for part in pair]
-        self.link.call("HSET", self.keys.meta(shard), *flat)
+        self.link.script(PUT_META, [self.keys.meta(shard), self.keys.log(shard)], flat)
 
     def raise_last_id(self, shard: int, last: Position) -> None:
         """Make the log's last id at least `last`, so that no position is given twice. Creates the log if it is not there."""
@@ -190,8 +189,7 @@ class RedisHot:
             name = self.keys.heads(shard_of(conversation_id, self.shards), bucket)
             grouped.setdefault(name, []).extend((field, f"{seq}.{era}" if era else str(seq)))
             count += 1
-        if grouped:
-            self.link.pipeline([("HSET", name, *flat) for name, flat in grouped.items()])
+        self.link.pipeline([("HSET", name, *flat) for name, flat in grouped.items()])
         return count
 
     def drop(self) -> int:

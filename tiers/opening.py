@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import threading
+from contextlib import ExitStack
 from types import TracebackType
 
 from thermocline.config import Settings
-from thermocline.errors import ConfigError, TierUnavailable
+from thermocline.errors import TierUnavailable
 
 from .cold import Cold
 from .cold_copies import ColdCopies
@@ -95,29 +96,26 @@ def open_tiers(settings: Settings) -> Tiers:
     ConfigError, TierUnavailable and TierCorrupt say what is in the way; nothing is left running then.
     """
     _make_folders(settings)
-    endpoint = ensure(settings.data_dir, settings.hot) if settings.redis_url is None else None
-    link = None
-    try:
-        link = open_link(settings, endpoint)
-        hot = RedisHot(link, settings.namespace, settings.hot)
+    with ExitStack() as opened:
+        endpoint = ensure(settings.data_dir, settings.hot) if settings.redis_url is None else None
+        if endpoint is not None:
+            opened.callback(endpoint.close)
+        hot = RedisHot(open_link(settings, endpoint), settings.namespace, settings.hot)
+        opened.callback(hot.close)
         ledger_url = settings.ledger_url or f"sqlite:///{settings.namespace_dir.resolve()}/ledger.db"
         ledger = SqlLedger(ledger_url, folder=settings.namespace_dir)
+        opened.callback(ledger.close)
         warm = DuckWarm(settings.namespace_dir / "segments", settings.warm, shards=settings.hot.shards)
+        opened.callback(warm.close)
         confirm(hot, warm, ledger, settings)
-    except BaseException:
-        if link is not None:
-            link.close()
-        if endpoint is not None:
-            endpoint.close()
-        raise
+        opened.pop_all()
     return Tiers(settings, hot, warm, ledger, endpoint)
 
 
 def open_link(settings: Settings, endpoint: Endpoint | None) -> Link:
     """A link to the configured Redis, or to the embedded one at `endpoint`."""
     url = endpoint.url if endpoint is not None else settings.redis_url
-    if url is None:
-        raise ConfigError("redis_url is not set and no embedded Redis was started")
+    assert url is not None, "without redis_url there is an embedded Redis"
     shown = f"unix://{settings.data_dir}/redis/r.sock" if endpoint is not None else None
     return Link(url, connect_timeout_s=settings.hot.connect_timeout_s, timeout_s=settings.hot.timeout_s, shown_url=shown)
 

@@ -7,6 +7,7 @@ number or not at all.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +19,13 @@ from redis.connection import ConnectionPool
 from redis.retry import Retry
 
 from thermocline.config import mask_url
-from thermocline.errors import ConfigError, TierUnavailable
+from thermocline.errors import ConfigError, ThermoclineError, TierCorrupt, TierUnavailable
 
 from .hot import OutcomeLost
 
 SCRIPTS = Path(__file__).parent / "scripts"
 CONNECTIONS_MAX = 256
-"""Connections of one process to one Redis."""
+"""Calls of one process to one Redis at once; sessions come on top."""
 
 Connection = Any
 """A redis-py connection; its methods are not typed."""
@@ -32,11 +33,16 @@ Arg = bytes | str | int
 Command = Sequence[Arg]
 
 
+_IN_SCRIPT = re.compile(r"(?:ERR )?Error running script \(call to \w+\): @user_script:\d+: (?:@user_script: \d+: )?-?(?=[A-Z]+ )")
+"""What Redis before 7.0 puts before the error of a command that a script called."""
+
+
 class CommandFailed(Exception):
     """Internal: Redis answered one command with an error, so it did nothing."""
 
     def __init__(self, message: str) -> None:
-        self.out_of_memory = message.startswith("OOM") or "OOM command not allowed" in message
+        message = _IN_SCRIPT.sub("", message)
+        self.out_of_memory = message.startswith("OOM")
         self.no_script = message.startswith("NOSCRIPT")
         super().__init__(message)
 
@@ -55,8 +61,8 @@ class Script:
 class Link:
     """Commands to one Redis. Thread-safe: every call borrows a connection of its own.
 
-    Errors: TierUnavailable naming the masked URL and what to do; CommandFailed when a command is refused;
-    OutcomeLost when a command was sent and no reply came.
+    Errors: TierUnavailable naming the masked URL and what to do, also when a command is refused; TierCorrupt when a key holds
+    something else than it should.
     """
 
     def __init__(self, url: str, *, connect_timeout_s: float, timeout_s: float, shown_url: str | None = None) -> None:
@@ -73,7 +79,7 @@ class Link:
                 decode_responses=False,
                 **({"redis_connect_func": _greet} if url.startswith("rediss:") else {}),
             )
-            self._pool.make_connection()  # not connected yet: this only reads what follows the ? of the URL
+            self.connection()  # not connected yet: this only reads what follows the ? of the URL
         except (TypeError, ValueError, redis.RedisError) as exc:
             raise ConfigError(f"redis_url: {self.shown_url} cannot be used: {exc}") from exc
 
@@ -107,48 +113,46 @@ class Link:
 
     def pipeline(self, commands: Sequence[Command], *, transaction: bool = False) -> list[Any]:
         """The replies of `commands`, one round trip; of a transaction, at one instant. Safe to send again: reads, and writes
-        of fixed values. Raises CommandFailed at the first refused command."""
+        of fixed values. Raises the `refusal` of the first refused command."""
+        return self._accepted(self.replies(commands, transaction=transaction))
+
+    def replies(self, commands: Sequence[Command], *, transaction: bool = False) -> list[Any]:
+        """Like `pipeline`, but refused commands come back as CommandFailed in their place."""
         try:
-            replies = self.pipeline_raw(commands, transaction=transaction)
+            with self._borrowed() as connection:
+                return exchange(connection, commands, transaction=transaction, shown_url=self.shown_url)
         except OutcomeLost as exc:
             raise TierUnavailable(f"Redis at {self.shown_url} stopped answering ({exc}): is it running?") from exc
-        for reply in replies:
-            if isinstance(reply, CommandFailed):
-                raise self._server_state(reply) from reply
-        return replies
-
-    def pipeline_raw(self, commands: Sequence[Command], *, transaction: bool = False) -> list[Any]:
-        """Like `pipeline`, but refused commands come back as CommandFailed in their place, and a lost reply is OutcomeLost."""
-        with self._borrowed() as connection:
-            return exchange(connection, commands, transaction=transaction, shown_url=self.shown_url)
 
     def script(self, script: Script, keys: Sequence[Arg], args: Sequence[Arg]) -> Any:
         """The answer of one script that may safely be run again."""
-        return self.scripts(script, [(keys, args)])[0]
+        command = script.command(keys, args)
+        replies = self.replies([command])
+        if isinstance(replies[0], CommandFailed) and replies[0].no_script:
+            self.call("SCRIPT", "LOAD", script.text)
+            replies = self.replies([command])
+        return self._accepted(replies)[0]
 
-    def scripts(self, script: Script, calls: Sequence[tuple[Sequence[Arg], Sequence[Arg]]]) -> list[Any]:
-        """The answers of one script called with several (keys, args), one round trip."""
-        commands = [script.command(keys, args) for keys, args in calls]
-        try:
-            return self.pipeline(commands)
-        except CommandFailed as exc:
-            if not exc.no_script:
-                raise
-        self.call("SCRIPT", "LOAD", script.text)
-        return self.pipeline(commands)
+    def _accepted(self, replies: list[Any]) -> list[Any]:
+        for reply in replies:
+            if isinstance(reply, CommandFailed):
+                raise self.refusal(reply) from reply
+        return replies
 
     def connection(self) -> Connection:
-        """A new connection of one's own, for `exchange`; not connected yet, the caller disconnects it."""
-        connection: Connection = self._pool.make_connection()
+        """A new connection of one's own, for `exchange`; not connected yet, the caller disconnects it. The pool would count it
+        among its own for ever, so it comes from its class."""
+        connection: Connection = self._pool.connection_class(**self._pool.connection_kwargs)
         return connection
 
-    def _server_state(self, failure: CommandFailed) -> Exception:
+    def refusal(self, failure: CommandFailed) -> ThermoclineError:
         """The error a refused command means: most say something about the server, not the command."""
         text = str(failure)
-        for prefix, advice in _STATES.items():
-            if text.startswith(prefix):
-                return TierUnavailable(f"Redis at {self.shown_url}: {text}: {advice}")
-        return failure
+        if text.startswith("WRONGTYPE"):
+            return TierCorrupt(f"Redis at {self.shown_url}: a key of the namespace holds what Thermocline did not write: {text}")
+        known = (advice for prefix, advice in _STATES.items() if text.startswith(prefix))
+        advice = _MEMORY if failure.out_of_memory else next(known, "look at its log")
+        return TierUnavailable(f"Redis at {self.shown_url}: {text}: {advice}")
 
     def close(self) -> None:
         self._pool.disconnect()
@@ -163,7 +167,9 @@ _STATES = {
     "MASTERDOWN": "it is a replica without its primary",
     "MISCONF": "it cannot write to its disk; free space, then try again",
     "CLUSTERDOWN": "its cluster is down",
+    "NOREPLICAS": "fewer replicas than its min-replicas-to-write are connected; bring them back",
 }
+_MEMORY = "it is full; raise maxmemory, or start the worker, which makes room"
 
 
 def exchange(

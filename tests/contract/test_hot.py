@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import orjson
@@ -14,7 +15,7 @@ import uuid_utils
 from tests.conftest import StartServer
 from tests.servers import RedisServer, redis_binaries, wait_until
 from thermocline.config import HotSettings
-from thermocline.errors import TierCorrupt, TierUnavailable
+from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
 from thermocline.event import NULLABLE_COLUMNS
 from thermocline.tiers.append_session import RedisAppendSession
 from thermocline.tiers.block import ORIGIN, Block, Position, payload_checksum, shard_of
@@ -240,10 +241,115 @@ def test_another_incarnation_is_noticed_and_followed_only_if_it_descends(session
         session.reconnect()
 
 
+def test_other_shards_than_the_namespace_has_are_refused_with_the_right_number(
+    hot: RedisHot, session: RedisAppendSession
+) -> None:
+    hot.put_meta(0, {"shards": 3})
+    with pytest.raises(ConfigError, match=r"hot\.shards is 16, but .* was created with 3: set hot\.shards = 3"):
+        append(session, block(), 1)
+    assert shard_cut(hot).events_total == 0
+
+
 def test_another_format_is_refused(session: RedisAppendSession, hot: RedisHot) -> None:
     append(session, block(), 1)
     hot.put_meta(shard_of("chat", 16), {"format": "2"})
     assert append(session, block(), 2).code == "FORMAT"
+
+
+def test_a_namespace_of_another_format_is_refused_before_anything_is_sent(hot: RedisHot, session: RedisAppendSession) -> None:
+    hot.put_meta(0, {"format": "2"})
+    with pytest.raises(TierCorrupt, match="has format '2', this version knows 1"):
+        append(session, block(), 1)
+    assert shard_cut(hot).events_total == 0
+
+
+def restricted(server: RedisServer, hot: RedisHot, *rules: str, **settings: object) -> RedisHot:
+    """The same namespace as a user with all rights but some sees it."""
+    user = uuid.uuid4().hex
+    hot.link.call("ACL", "SETUSER", user, "on", ">pw", "~*", "+@all", *rules)
+    link = Link(server.url.replace("unix://", f"unix://{user}:pw@"), connect_timeout_s=2, timeout_s=5)
+    return RedisHot(link, hot.keys.namespace, HotSettings(**settings))  # type: ignore[arg-type]
+
+
+def test_what_the_user_may_not_do_is_said_with_the_place_to_read_and_stores_nothing(server: RedisServer, hot: RedisHot) -> None:
+    acts: dict[str, Callable[[RedisHot, RedisAppendSession], object]] = {
+        "hmget": lambda _, session: append(session, block(), 1),
+        "evalsha": lambda _, session: append(session, block(), 1),
+        "info": lambda hot, _: hot.facts(),
+        "hget": lambda _, session: session.last_numbers("p", [0, 1]),
+        "expire": lambda _, session: session.report_loss("p", 1, {0: 5}),
+        "xdel": lambda hot, _: hot.raise_last_id(3, Position(5, 0)),
+    }
+    for command, act in acts.items():
+        limited = restricted(server, hot, f"-{command}")
+        session = limited.session()
+        with pytest.raises(TierUnavailable, match=r"NOPERM.*docs/operations\.md"):
+            act(limited, session)
+        session.close()
+        limited.close()
+    assert shard_cut(hot).events_total == 0
+    assert hot.link.call("EXISTS", hot.keys.log(3)) == 0
+
+
+def test_without_the_right_to_read_the_configuration_everysec_is_assumed(server: RedisServer, hot: RedisHot) -> None:
+    limited = restricted(server, hot, "-config")
+    session = limited.session()
+    assert append(session, block(), 1).code == "OK"
+    assert (session.durability, limited.facts().append_fsync) == ("memory", "everysec")
+    assert hot.facts().append_fsync == "always"
+    session.close()
+    limited.close()
+
+
+def test_replicas_that_nobody_may_ask_for_leave_the_append_in_doubt(server: RedisServer, hot: RedisHot) -> None:
+    limited = restricted(server, hot, "-wait", replicas_min=1)
+    session = limited.session()
+    with pytest.raises(OutcomeLost, match="does not say which replicas have the block: NOPERM"):
+        append(session, block(), 1)
+    assert shard_cut(hot).events_total == 1
+    session.close()
+    limited.close()
+
+
+def test_a_command_that_fails_for_an_unknown_reason_leaves_the_append_in_doubt(
+    session: RedisAppendSession, hot: RedisHot
+) -> None:
+    hot.link.call("SET", hot.keys.log(shard_of("chat", 16)), "no log")
+    with pytest.raises(OutcomeLost, match="WRONGTYPE"):
+        append(session, block(), 1)
+    hot.link.call("DEL", hot.keys.log(shard_of("chat", 16)))
+    assert append(session, block(), 1).seq_first == 1
+
+
+class Interrupted(BaseException):
+    """What a signal handler of the user's may raise."""
+
+
+def test_an_append_that_a_signal_interrupts_is_stored_once_when_it_is_sent_again(server: RedisServer, tmp_path: Path) -> None:
+    own = RedisServer(server.binary, tmp_path, options={"appendfsync": "always"})
+    own.start()
+    hot = open_hot(own)
+    session = hot.session()
+    append(session, block(), 1)
+
+    def interrupt(*_: object) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    own.pause()
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    try:
+        with pytest.raises(Interrupted):
+            append(session, again := block(), 2)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        own.resume()
+    session.reconnect()
+    assert append(session, again, 2).code in ("OK", "DUP")
+    assert shard_cut(hot).events_total == 2
+    session.close()
+    hot.close()
+    own.stop()
 
 
 def test_pages_give_every_block_once_whatever_their_size(session: RedisAppendSession, hot: RedisHot) -> None:
@@ -275,10 +381,35 @@ def test_a_damaged_block_is_noticed_and_keeps_its_count(session: RedisAppendSess
     assert row["fault"] and row["events"] == 4 and row["events_total"] == 4
 
 
+@pytest.mark.parametrize(("field", "value"), [("a", "early"), ("z", ""), ("u", "\xff")])
+def test_a_block_whose_header_is_no_text_or_number_is_noticed_and_keeps_its_count(
+    session: RedisAppendSession, hot: RedisHot, field: str, value: str
+) -> None:
+    append(session, block(lines=4), 1)
+    cut = shard_cut(hot)
+    log = hot.keys.log(cut.shard)
+    ((_, flat),) = hot.link.call("XRANGE", log, "-", "+")
+    flat[flat.index(field.encode()) + 1] = value.encode("latin-1")
+    hot.link.call("DEL", log)
+    hot.link.call("XADD", log, str(cut.last), *flat)
+    (row,) = hot.page(cut.shard, ORIGIN, cut.last, bytes_max=1 << 20).to_pylist()
+    assert row["fault"].startswith("not readable: ") and (row["events"], row["events_total"]) == (4, 4)
+
+
 def test_an_entry_that_is_no_block_stops_the_reader(hot: RedisHot) -> None:
     hot.link.call("XADD", hot.keys.log(0), "5-0", "foo", "bar")
     with pytest.raises(TierCorrupt, match="shard 0, entry 5-0"):
         hot.page(0, ORIGIN, Position(9, 0), bytes_max=1 << 20)
+
+
+def test_a_block_that_does_not_say_how_many_events_it_has_stops_the_reader(session: RedisAppendSession, hot: RedisHot) -> None:
+    append(session, block(), 1)
+    cut = shard_cut(hot)
+    ((_, flat),) = hot.link.call("XRANGE", hot.keys.log(cut.shard), "-", "+")
+    flat[flat.index(b"n") + 1] = b"many"
+    hot.link.call("XADD", hot.keys.log(cut.shard), "*", *flat)
+    with pytest.raises(TierCorrupt, match=rf"shard {cut.shard}, entry .*b'many'"):
+        hot.page(cut.shard, ORIGIN, Position(1 << 60, 0), bytes_max=1 << 20)
 
 
 def test_trim_drops_up_to_the_position_and_leaves_its_mark(session: RedisAppendSession, hot: RedisHot) -> None:
@@ -293,6 +424,12 @@ def test_trim_drops_up_to_the_position_and_leaves_its_mark(session: RedisAppendS
     assert shard_cut(hot).trimmed == upto == hot.trimmed()[shard]
     hot.trim(shard, cut.last, settled_events=5, settled_bytes=1, others_bytes=0)
     assert (shard_cut(hot).entries, shard_cut(hot).trimmed_bytes) == (0, 5 * size)
+
+
+def test_a_shard_that_is_not_there_is_not_trimmed_and_not_made(hot: RedisHot) -> None:
+    hot.link.call("DEL", hot.keys.meta(2))
+    assert hot.trim(2, Position(5, 0), settled_events=1, settled_bytes=1, others_bytes=0) == 0
+    assert hot.link.call("EXISTS", hot.keys.meta(2), hot.keys.log(2)) == 0
 
 
 def test_a_full_redis_refuses_blocks_whole_and_can_still_be_trimmed(
@@ -385,6 +522,15 @@ def test_dropping_a_namespace_leaves_the_others_alone(server: RedisServer) -> No
     two.drop()
     one.close()
     two.close()
+
+
+def test_a_namespace_is_dropped_from_among_thousands_of_other_keys(server: RedisServer) -> None:
+    hot = open_hot(server)
+    hot.link.call("DEBUG", "POPULATE", 3000, f"{{tc:{hot.keys.namespace}-2")
+    assert hot.drop() == 16
+    assert hot.link.call("EXISTS", f"{{tc:{hot.keys.namespace}-2:2999") == 1
+    hot.link.call("FLUSHALL")
+    hot.close()
 
 
 def test_a_stopped_redis_is_an_unknown_outcome_and_a_dead_one_is_not(server: RedisServer, tmp_path: Path) -> None:
