@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.embedded_users import wait_gone
 from tests.servers import RedisServer
 from thermocline.archiver.recover import recover
 from thermocline.archiver.worker import Worker
 from thermocline.config import Settings, load
-from thermocline.errors import ConfigError, TierUnavailable
+from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
 from thermocline.event import Event, Receipt
 from thermocline.ingest.append import Client
 from thermocline.store import connect
@@ -249,6 +251,34 @@ def test_other_shards_than_at_creation_are_refused_with_the_right_number(stand: 
     one.append(1)
     with pytest.raises(ConfigError, match=r"set hot.shards = 16"):
         open_tiers(load({"data_dir": one.settings.data_dir, "redis_url": one.server.url, "hot": {"shards": 8}}, environ={}))
+
+
+def test_a_store_that_cannot_be_opened_leaves_no_embedded_server(data_dir: Path) -> None:
+    open_tiers(load({"data_dir": data_dir, "hot": {"shards": 2}}, environ={})).close()
+    with pytest.raises(ConfigError, match=r"set hot.shards = 2"):
+        open_tiers(load({"data_dir": data_dir, "hot": {"shards": 4}}, environ={}))
+    wait_gone(data_dir)
+
+
+def test_a_ledger_of_another_format_stops_whoever_opens_it(stand: Callable[[str], Stand]) -> None:
+    one = stand("always")
+    one.append(1)
+    with sqlite3.connect(one.settings.namespace_dir / "ledger.db") as con:
+        con.execute("UPDATE identity SET value = '9' WHERE key = 'format'")
+    con.close()
+    with pytest.raises(TierCorrupt, match="the ledger of 'default' has format '9', this version knows 1"):
+        open_tiers(one.settings)
+    with sqlite3.connect(one.settings.namespace_dir / "ledger.db") as con:
+        con.execute("UPDATE identity SET value = '1' WHERE key = 'format'")
+    con.close()
+    assert one.missing() == 0
+
+
+def test_a_namespace_folder_that_cannot_be_written_is_named(stand: Callable[[str], Stand]) -> None:
+    one = stand("always")
+    (one.settings.namespace_dir / "confirm.lock").mkdir(parents=True)
+    with pytest.raises(TierUnavailable, match=r"confirm\.lock: Is a directory: data_dir must be writable"):
+        open_tiers(one.settings)
 
 
 def test_ids_of_a_clock_that_was_two_hours_ahead_settle_like_any_other(stand: Callable[[str], Stand]) -> None:

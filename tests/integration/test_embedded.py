@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -18,7 +20,7 @@ from thermocline.config import GIB, HotSettings
 from thermocline.errors import ConfigError, TierUnavailable
 from thermocline.tiers import embedded
 from thermocline.tiers.embedded import ensure, running, stop
-from thermocline.tiers.supervisor import Connection
+from thermocline.tiers.supervisor import Connection, parse_info
 
 
 def test_eight_processes_that_start_at_once_share_one_server(data_dir: Path, new_user: NewUser, redis_binary: Path) -> None:
@@ -127,6 +129,83 @@ def test_a_server_that_drops_every_connection_is_still_ended_in_order(data_dir: 
     wait_gone(data_dir)
     with ensure(data_dir, HOT) as endpoint:
         assert ask(endpoint, "GET", "tc:clean") == run_id.encode()
+
+
+def test_a_server_does_not_end_with_events_that_its_disk_has_not_taken(data_dir: Path, redis_binary: Path) -> None:
+    settled_on(data_dir, redis_binary)
+    endpoint = ensure(data_dir, HOT)
+    ask(endpoint, "SET", "first", "kept")
+    pid, run_id = pid_of(data_dir), endpoint.run_id
+    with Connection(endpoint.url.removeprefix("unix://"), 5) as link:
+
+        def says(field: str) -> str:
+            return parse_info(link.ask(("INFO",))[0])[field]
+
+        def looked_at() -> bool:
+            return int(says("total_connections_received")) > connections
+
+        _, hard = resource.prlimit(pid, resource.RLIMIT_FSIZE)
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, hard))  # as a full disk would
+        link.ask(("SET", "second", "kept"))
+        wait_until(lambda: says("aof_last_write_status") == "err", GONE_S, "the disk has refused a write")
+        connections = int(says("total_connections_received"))
+        endpoint.close()
+        wait_until(looked_at, GONE_S, "the supervisor has looked whether it may end the server")
+        with ensure(data_dir, HOT) as again:
+            assert not again.started and again.run_id == run_id
+            connections = int(says("total_connections_received"))
+            os.kill(supervisor_of(data_dir), signal.SIGTERM)
+            wait_until(looked_at, GONE_S, "the supervisor has looked once more")
+            assert again.alive()
+        resource.prlimit(pid, resource.RLIMIT_FSIZE, (hard, hard))
+    wait_gone(data_dir)
+    with ensure(data_dir, HOT) as endpoint:
+        assert [ask(endpoint, "GET", key) for key in ("first", "second")] == [b"kept", b"kept"]
+        assert ask(endpoint, "GET", "tc:clean") == run_id.encode()
+
+
+def test_a_server_that_goes_while_it_is_set_up_is_told_and_started_by_the_next(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = embedded._look
+
+    def look_and_lose(address: str) -> embedded._Seen:
+        seen = look(address)
+        if seen.state == "up":
+            os.kill(int(seen.info["process_id"]), signal.SIGKILL)
+            wait_until(lambda: look(address).state == "absent", GONE_S, "the server is gone")
+        return seen
+
+    always = HotSettings.model_validate({"append_fsync": "always"})
+    with ensure(data_dir, HOT), monkeypatch.context() as patch:
+        patch.setattr(embedded, "_look", look_and_lose)
+        with pytest.raises(TierUnavailable, match=r"went away .*: try again"):
+            ensure(data_dir, always)
+    with ensure(data_dir, always) as endpoint:
+        assert endpoint.alive()
+
+
+def test_a_server_that_does_not_say_who_it_is_is_not_taken_for_ours(data_dir: Path, tmp_path: Path) -> None:
+    settled_on(data_dir, script(tmp_path / "mute", redis_binaries()[0], options="--requirepass secret"))
+    with pytest.raises(TierUnavailable, match="does not answer within"):
+        ensure(data_dir, HOT)
+    wait_gone(data_dir)
+
+
+def test_a_socket_that_may_not_be_used_is_named_with_the_setting(data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: str, timeout_s: float) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(embedded, "Connection", refuse)
+    with pytest.raises(ConfigError, match=r"data_dir: .* cannot be used \(Permission denied\): choose a folder you may write"):
+        ensure(data_dir, HOT)
+
+
+def test_users_that_cannot_be_told_are_unknown_and_not_none(data_dir: Path) -> None:
+    with ensure(data_dir, HOT) as endpoint:
+        (data_dir / "redis" / "users.lock").rename(data_dir / "redis" / "elsewhere")
+        info = running(data_dir)
+        assert info is not None and info.users is None and info.run_id == endpoint.run_id
 
 
 def test_stop_ends_a_server_in_use_and_its_users_start_it_again(data_dir: Path) -> None:

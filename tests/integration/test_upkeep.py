@@ -19,7 +19,7 @@ from tests.conftest import StartServer
 from tests.servers import RedisServer
 from thermocline.archiver.lease import Lease, Lock
 from thermocline.archiver.merge import Merger
-from thermocline.archiver.purge import Purged, Purger
+from thermocline.archiver.purge import Purged, Purger, _files
 from thermocline.archiver.recover import Recovery, recover
 from thermocline.archiver.settle import Settler
 from thermocline.archiver.trim import Trimmer
@@ -148,6 +148,16 @@ def test_a_namespace_without_folders_has_nothing_to_purge(tiers: Tiers, epoch: i
     for name in ("segments", "trash"):
         (tiers.settings.namespace_dir / name).rmdir()
     assert Purger(tiers, epoch).step(now_us=now_us() + GRACE_US) == Purged()
+
+
+def test_a_file_that_goes_while_its_folder_is_read_is_passed_over(tiers: Tiers) -> None:
+    folder = tiers.settings.namespace_dir / "trash"
+    for name in ("a", "b", "c"):
+        (folder / name).touch()
+    found = _files(folder)
+    assert next(found)[0] == folder / "a"
+    (folder / "b").unlink()
+    assert [path for path, _ in found] == [folder / "c"]
 
 
 # Verify
@@ -307,6 +317,14 @@ def test_the_unsettled_blocks_are_read_again_when_trim_overtakes_verify(
     assert overtaken
 
 
+def test_blocks_that_redis_dropped_before_they_settled_are_a_hole_and_not_waited_for(tiers: Tiers, epoch: int) -> None:
+    append(tiers, 50, conversations=1)
+    [used] = [cut for cut in tiers.hot.cut() if cut.events_total]
+    tiers.hot.trim(used.shard, used.last, settled_events=0, settled_bytes=0, others_bytes=0)
+    problems = verify(tiers, deep=True).problems
+    assert any(f"hole in shard {used.shard} after 0-0, where N is 0: the log holds nothing" in one for one in problems)
+
+
 def test_a_redis_that_goes_away_while_verify_reads_its_blocks_is_a_problem_not_an_error(
     tiers: Tiers, epoch: int, server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -412,6 +430,17 @@ def test_a_damaged_ledger_is_moved_aside_and_made_again(tiers: Tiers, damage: by
     assert Path(found.ledger_aside).read_bytes().startswith(damage)
     with open_tiers(tiers.settings) as opened:
         assert verify(opened, deep=True).problems == ()
+
+
+def test_a_ledger_that_knows_of_nothing_is_made_again_without_force(tiers: Tiers) -> None:
+    before = comparable(tiers.ledger.view())
+    found = recovered(tiers)
+    assert (found.rows, found.segments) == (0, 0)
+    assert found.ledger_aside is not None
+    assert Path(found.ledger_aside).exists()
+    assert comparable(tiers.ledger.view()) == before
+    append(tiers, 10)
+    assert verify(tiers, deep=True).problems == ()
 
 
 def test_a_ledger_of_another_format_is_not_replaced_unless_forced(tiers: Tiers) -> None:

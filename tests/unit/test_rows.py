@@ -273,6 +273,13 @@ def test_what_makes_duckdb_raise_is_found_and_rejected_line_by_line(con: Connect
     assert all(one.reason.startswith("cannot be read: ") for one in rejected)
 
 
+def test_what_makes_duckdb_raise_and_is_skipped_is_nobodys_loss(con: Connection) -> None:
+    odd = block([event(), event(), event()], number=40, skip=[1], ingested_us=(1 << 63) - 1)
+    rows, rejected = parsed(con, [block([event()]), odd])
+    assert len(rows) == 1
+    assert [(one.position, one.ordinal) for one in rejected] == [("40-0", 0), ("40-0", 2)]
+
+
 def test_a_block_with_a_fault_is_rejected_whole(con: Connection) -> None:
     odd = block([event()], number=2, fault="checksum x differs", payload="AAAA", events=3, sizes=[])
     rows, rejected = parsed(con, [block([event()]), odd])

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from thermocline.tiers.supervisor import Connection, Refusal, Unwritten, parse_info, shut_down
+from thermocline.tiers import supervisor
+from thermocline.tiers.supervisor import FAILED, SERVER_LOCK, USERS_LOCK, Connection, Refusal, Unwritten, parse_info, shut_down
 
 
 class Scripted:
@@ -92,3 +97,39 @@ def test_a_server_that_refuses_to_shut_down_is_an_error(server: Scripted) -> Non
     path = server.says(b"$10\r\nrun_id:abc\r\n", b"+OK\r\n+OK\r\n-ERR Errors trying to SHUTDOWN\r\n")
     with Connection(path, 5) as link, pytest.raises(OSError, match=r"refuses to shut down.*Errors trying"):
         shut_down(link)
+
+
+BECOME = """
+import sys
+from thermocline.tiers import supervisor
+supervisor.LOCK_WAIT_S = 0.05
+supervisor._become_server(sys.argv[1], int(sys.argv[2]))
+"""
+
+
+def last_words(folder: Path, binary: str, parent: int) -> str:
+    """What a process that turns into redis-server writes to the log instead."""
+    done = subprocess.run([sys.executable, "-c", BECOME, binary, str(parent)], cwd=folder, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (1, "")
+    return done.stderr
+
+
+def test_a_server_whose_supervisor_is_gone_before_it_starts_does_not_start(tmp_path: Path) -> None:
+    assert last_words(tmp_path, "/bin/true", os.getpid() + 1) == "/bin/true cannot be started: its supervisor is gone\n"
+    assert not (tmp_path / SERVER_LOCK).exists()
+
+
+def test_a_server_does_not_start_beside_another(tmp_path: Path) -> None:
+    with (tmp_path / SERVER_LOCK).open("w") as other:
+        fcntl.lockf(other, fcntl.LOCK_EX)
+        said = last_words(tmp_path, "/bin/true", os.getpid())
+    assert "another redis-server still runs in this folder; its pid is in redis.pid" in said
+
+
+def test_a_program_that_cannot_be_run_is_told_to_the_starter_and_to_the_log(tmp_path: Path) -> None:
+    command = [sys.executable, "-I", supervisor.__file__, str(tmp_path / "nothing")]
+    with (tmp_path / USERS_LOCK).open("w") as user:
+        fcntl.flock(user, fcntl.LOCK_SH)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)  # until its last process has ended
+    assert (done.returncode, done.stdout) == (0, f"{FAILED}\n")
+    assert done.stderr == f"{tmp_path}/nothing cannot be started: [Errno 2] No such file or directory\n"
