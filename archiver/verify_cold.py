@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
@@ -53,6 +54,9 @@ def _size_problems(tiers: Tiers, view: View) -> Iterator[tuple[str, str]]:
     sizes = {}
     for kind in sorted({file.kind for file in view.files}):
         sizes.update({stored.key: stored.size_bytes for stored in tiers.cold.objects(f"{kind}/")})
+    if not sizes:  # a disk that is not mounted lists nothing either: then this raises TierUnavailable
+        with suppress(TierCorrupt):
+            tiers.cold.get(view.files[0].key, length=0)
     for file in view.files:
         size = sizes.get(file.key)
         if size is None:

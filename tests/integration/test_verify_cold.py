@@ -52,6 +52,13 @@ def test_a_missing_object_is_named_once_and_the_others_are_looked_at(archive: Ar
     assert (first, second.partition(": ")[0]) == (missing, damaged.url)
 
 
+def test_objects_that_are_all_missing_are_all_named(archive: Archive) -> None:
+    for file in archive.view().files:
+        object_of(archive, file).unlink()
+    named = {problem.partition(": ")[0] for problem in problems(archive, deep=True)}
+    assert named == {file.url for file in archive.view().files}
+
+
 @in_a_folder
 def test_an_object_of_another_size_is_named_once(archive: Archive) -> None:
     [file] = archive.files("rollup_task")
@@ -84,10 +91,13 @@ def test_an_object_that_goes_after_it_was_listed_is_named_and_the_others_are_loo
 @in_a_folder
 def test_a_store_that_is_away_is_said_and_no_object_is_called_missing(archive: Archive) -> None:
     archive.bucket.rename(archive.bucket.with_name("away"))
-    archive.bucket.write_bytes(b"")
     for deep in (False, True):
         [problem] = problems(archive, deep=deep)
         assert problem.startswith("the archive was not looked at: ")
+        assert "is the disk mounted?" in problem
+    archive.bucket.write_bytes(b"")
+    [problem] = problems(archive, deep=False)
+    assert problem.startswith("the archive was not looked at: ")
     archive.bucket.unlink()
     archive.bucket.with_name("away").rename(archive.bucket)
     assert problems(archive, deep=True) == []
