@@ -39,10 +39,6 @@ class Archiver:
         self._reach = reach
         self._set_aside: set[str] = set()
 
-    def resume(self) -> list[Batch]:
-        """Finish what a crash left; the batches finished."""
-        return self._batches.resume()
-
     def step(self, *, before_us: int | None = None) -> Batch | None:
         """Archive one batch; None when nothing is due.
 

@@ -116,9 +116,8 @@ class BatchFiles:
             table = pa.Table.from_batches([batch])
             days = table["_day"].to_numpy() if by_day else np.zeros(table.num_rows, np.int64)
             borders = [0, *(np.flatnonzero(np.diff(days)) + 1).tolist(), table.num_rows]
-            for first, last in itertools.pairwise(borders):
-                if last > first:
-                    yield int(days[first]), table.slice(first, last - first)
+            for first, last in itertools.pairwise(borders):  # a batch is never empty
+                yield int(days[first]), table.slice(first, last - first)
 
     def _finish(self, kind: str, file: _Open, day: str) -> None:
         """Close a file, read it back, and note what it is."""

@@ -91,6 +91,23 @@ def test_large_days_alone_leave_no_file_of_small_ones(tmp_path: Path, server: Re
         archive.check()
 
 
+def test_archiving_goes_on_when_the_rollups_of_a_bucket_are_more_than_the_local_copies_may_be(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    with Archive(tmp_path, server, bucket=True) as archive:
+        archive.archive_rounds(2)
+        small = archive.settings.cold.model_copy(update={"cache_bytes_max": 1})
+        archive.close()
+        archive.settings = archive.settings.model_copy(update={"cold": small})
+        archive.open()
+        copies = archive.settings.namespace_dir / "cold"
+        for kind in ("rollup_hourly", "rollup_decision"):
+            (copies / archive.files(kind)[0].key).unlink()
+        archive.archive_round()
+        assert archive.store.sql("SELECT sum(event_count) FROM hourly_stats").fetchall() == [(180,)]
+        archive.check()
+
+
 def test_a_forecast_of_nothing_is_empty(archive: Archive) -> None:
     before_us = archive.now_us // DAY_US * DAY_US
     assert forecast_days(archive.tiers, before_us) == forecast_rules(archive.tiers, before_us) == []
