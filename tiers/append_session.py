@@ -128,15 +128,17 @@ class RedisAppendSession:
             raise OutcomeLost(f"{count} of {self._settings.replicas_min} replicas (hot.replicas_min) have the block")
 
     def _learn(self) -> None:
-        """Read what this Redis is: incarnation, buckets, durability. TierUnavailable if no store is there yet."""
-        meta, persistence, config = self._exchange(
+        """Read what this Redis is: incarnation, buckets, durability. TierUnavailable if no store is there yet, or if the user may
+        not do all that the append script does: a script that ends half-way would store a block and forget its number."""
+        meta, persistence, config, *tried = self._exchange(
             [
                 ("HMGET", self._keys.meta(0), "inc", "prev", "format", "buckets", "shards"),
                 ("INFO", "persistence"),
                 ("CONFIG", "GET", "appendfsync"),
+                *_rights(self._keys.pointers(0, "")),  # of no conversation
             ]
         )
-        for answer in (meta, persistence):
+        for answer in (meta, persistence, *(each for each in tried if str(each).startswith("NOPERM"))):
             if isinstance(answer, CommandFailed):
                 raise self._link.refusal(answer) from answer
         if meta[0] is None:
@@ -190,6 +192,22 @@ class RedisAppendSession:
 
 
 _NOT_ALLOWED = ("NOPERM", "NOAUTH", "WRONGPASS", "NOREPLICAS")
+
+
+def _rights(unused: str) -> list[Command]:
+    """The commands of the append script, on a key that is not there; what they say beyond NOPERM does not matter."""
+    return [
+        ("TIME",),
+        ("XLEN", unused),
+        ("XADD", unused, "NOMKSTREAM", "*", "x", "x"),
+        ("HGET", unused, "x"),
+        ("HLEN", unused),
+        ("EXPIRE", unused, 1),
+        ("PEXPIRE", unused, 1),
+        ("RENAME", unused, unused),
+        ("HSET", unused, "x", "x"),
+        ("UNLINK", unused),
+    ]
 
 
 def _state(failure: CommandFailed) -> str:

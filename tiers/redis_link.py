@@ -209,7 +209,7 @@ def exchange(
     result = replies[-1]
     if isinstance(result, CommandFailed):
         return [next((reply for reply in replies if isinstance(reply, CommandFailed)), result)]
-    return [CommandFailed(str(reply)) if isinstance(reply, redis.ResponseError) else reply for reply in result]
+    return [_failed(reply) if isinstance(reply, redis.ResponseError) else reply for reply in result]
 
 
 def _greet(connection: Connection) -> None:
@@ -229,10 +229,14 @@ def _read(connection: Connection, options: dict[str, float]) -> Any:
     try:
         return connection.read_response(disconnect_on_error=False, **options)
     except redis.RedisError as exc:
-        code = getattr(exc, "status_code", None)  # redis-py cuts the error's first word off and keeps it here
-        if not isinstance(exc, redis.ResponseError) and not code:
+        if not isinstance(exc, redis.ResponseError) and not getattr(exc, "status_code", None):
             raise
-        return CommandFailed(f"{code} {exc}" if code else str(exc))
+        return _failed(exc)
+
+
+def _failed(exc: redis.RedisError) -> CommandFailed:
+    code = getattr(exc, "status_code", None)  # redis-py cuts the error's first word off and keeps it here
+    return CommandFailed(f"{code} {exc}" if code else str(exc))
 
 
 def _reason(exc: BaseException) -> str:

@@ -105,6 +105,23 @@ def test_an_append_that_the_user_has_no_right_to_is_refused_with_the_place_to_re
     assert contents(settings_of(server)) == ["1"]
 
 
+def test_no_append_ends_half_way_for_want_of_a_right(server: RedisServer, settings_of: SettingsOf) -> None:
+    """The append script would store the block, then fail, and store it again when it is resent."""
+    with Client(settings_of(server)) as client:
+        client.append("c", "t", "1")
+        for command in ("time", "xlen", "xadd", "hget", "hlen", "hset", "expire", "pexpire", "rename"):
+            limit_rights(server, command, "+@all", f"-{command}")
+            with (
+                Client(settings_of(server, command, ingest={"deadline_s": 0.1})) as limited,
+                pytest.raises(TierUnavailable, match=rf"NOPERM.*'{command}'.*docs/operations\.md"),
+            ):
+                limited.append("c", "t", "2")
+        assert client.append("c", "t", "3").seq == 2
+    assert contents(settings_of(server)) == ["1", "3"]
+    with connect(settings_of(server)) as store:
+        assert store.verify(deep=True).problems == ()
+
+
 def test_a_password_that_is_wrong_now_is_said_and_not_shown(server: RedisServer, settings_of: SettingsOf) -> None:
     limit_rights(server, "app", "+@all")
     settings = settings_of(server, "app", ingest={"deadline_s": 0.2})
@@ -127,6 +144,15 @@ def test_a_missing_password_over_tls_is_asked_for(redis_server: StartServer, set
     settings = settings_of(server).model_copy(update={"redis_url": server.url.replace(":s3cret@", "")})
     with pytest.raises(TierUnavailable, match="refuses the login"):
         open_tiers(settings)
+
+
+def test_a_user_who_may_not_ping_is_served_over_tls(redis_server: StartServer, settings_of: SettingsOf) -> None:
+    server = redis_server(password="s3cret", tls=True)
+    limit_rights(server, "app", "+@all", "-ping")
+    settings = settings_of(server).model_copy(update={"redis_url": server.url.replace(":s3cret@", "app:pw@")})
+    with Client(settings) as client:
+        assert client.append("c", "t", "1").seq == 1
+    assert contents(settings) == ["1"]
 
 
 # Replicas
