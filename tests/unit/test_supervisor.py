@@ -119,6 +119,11 @@ def test_a_server_whose_supervisor_is_gone_before_it_starts_does_not_start(tmp_p
     assert not (tmp_path / SERVER_LOCK).exists()
 
 
+def test_elsewhere_than_on_linux_a_server_outlives_its_supervisor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    supervisor._die_with(0)  # no parent of ours: on Linux it would not start
+
+
 def test_a_server_does_not_start_beside_another(tmp_path: Path) -> None:
     with (tmp_path / SERVER_LOCK).open("w") as other:
         fcntl.lockf(other, fcntl.LOCK_EX)
