@@ -34,6 +34,9 @@ def main() -> None:
         if options.only in (None, "settle", "query"):
             settled = settle_figures(settings, options.events, folder)
             figures += settled if options.only != "query" else []
+        if options.only in (None, "settle"):
+            repeated = load({"data_dir": folder / "data", "namespace": "repeated"}, environ={})
+            figures += settle_figures(repeated, options.events, folder, all_repeated=True)
         if options.only in (None, "query"):
             figures += query_figures(settings)
         if options.only in (None, "archive"):

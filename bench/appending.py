@@ -66,12 +66,12 @@ def append_figures(settings: Settings, count: int, data_dir: Path) -> list[Figur
     return figures
 
 
-def fill(settings: Settings, count: int, *, seed: int = 3) -> None:
-    """Append `count` events, in lists."""
+def fill(settings: Settings, count: int, *, seed: int = 3, all_repeated: bool = False) -> None:
+    """Append `count` events of bench/synthetic.py, in lists."""
     end_us = time.time_ns() // 1000
     batch: list[Event] = []
     with Client(settings) as client:
-        for event in events(count, end_us=end_us, seed=seed):
+        for event in events(count, end_us=end_us, seed=seed, all_repeated=all_repeated):
             batch.append(Event(**event))
             if len(batch) == 20_000:
                 client.append_many(batch)

@@ -19,15 +19,18 @@ CONTENT_BYTES = 210
 REPEATED_CONTENTS = 500
 
 
-def events(count: int, *, end_us: int, seed: int = 1) -> Iterator[dict[str, Any]]:
-    """`count` events in order of conversation, times spread over the week before `end_us`."""
+def events(count: int, *, end_us: int, seed: int = 1, all_repeated: bool = False) -> Iterator[dict[str, Any]]:
+    """`count` events in order of conversation, times spread over the week before `end_us`.
+
+    all_repeated  no content is text of its own
+    """
     dice = random.Random(seed)
     text = _text(dice)
     places = len(text) - CONTENT_BYTES
     repeated = [dice.randrange(places) for _ in range(REPEATED_CONTENTS)]
     for number in range(count):
         kind = TYPES[number % len(TYPES)]
-        start = repeated[dice.randrange(REPEATED_CONTENTS)] if number % 2 else dice.randrange(places)
+        start = repeated[dice.randrange(REPEATED_CONTENTS)] if number % 2 or all_repeated else dice.randrange(places)
         yield {
             "conversation_id": f"conversation-{number // CONVERSATION_EVENTS:07d}",
             "event_type": kind,

@@ -15,10 +15,9 @@ import pyarrow as pa
 from thermocline.config import WarmSettings
 
 from .duck import Connection, fresh_name, quoted
+from .segment_file import MERGED_GROUP_ROWS
 
 _DAY_US = 86_400_000_000
-_ROW_GROUP = 122_880
-"""Rows DuckDB keeps together. Steps of whole row groups are compressed once; others again when the file is closed."""
 _MEMORY_PER_BYTE = 6
 """Memory DuckDB needs to read, sort and write a byte of large rows (measured: 256 MiB is too little for 57 MiB of events
 of 1 MB each, 384 MiB is enough)."""
@@ -96,7 +95,7 @@ def _step_rows(rows: int, size: int, settings: WarmSettings) -> int:
     """Rows to sort at once: whole row groups, or what is left of one when the rows are large."""
     bytes_max = min(settings.settle_batch_bytes, settings.memory_bytes_max // _MEMORY_PER_BYTE)
     fitting = min(settings.settle_batch_events, bytes_max * rows // max(1, size))
-    return max(100, fitting if fitting < _ROW_GROUP else fitting // _ROW_GROUP * _ROW_GROUP)
+    return max(100, fitting if fitting < MERGED_GROUP_ROWS else fitting // MERGED_GROUP_ROWS * MERGED_GROUP_ROWS)
 
 
 def _steps(con: Connection, rows: str, where: str, part: pa.Table, *, step_rows: int) -> Iterator[str]:

@@ -31,6 +31,10 @@ EVENT_TYPES_MAX: Final = 64
 """More distinct event types than this are not listed."""
 SMALL_BLOCK_BYTES: Final = 16_384
 LARGE_BLOCK_BYTES: Final = 262_144
+SETTLED_GROUP_ROWS: Final = 20_480
+MERGED_GROUP_ROWS: Final = 122_880
+"""Rows of a row group. DuckDB compresses and scans one with one thread: a settle has too few rows for large ones to be shared.
+Whole groups are compressed once, what is left of one again when the file is closed."""
 _SORTED: Final = "conversation_id, timestamp, seq"
 _EVENTS_COLUMNS: Final = ", ".join(
     f"{column.name} {column.sql_type}"
@@ -150,6 +154,7 @@ def write(
     ranges: Callable[[str], tuple[ShardRange, ...]],
     rollup_rows_min: int,
     block_bytes: int,
+    group_rows: int,
     beside: Sequence[str] = (),
     accept: Callable[[list[Any]], bool] = lambda _: True,
 ) -> Segment | None:
@@ -160,6 +165,7 @@ def write(
     ranges           alias of the open file, its events and rollups written → the shard ranges
     rollup_rows_min  rows from which it carries rollups
     block_bytes      BLOCK_SIZE of the file
+    group_rows       its ROW_GROUP_SIZE
     accept           whether the values of the aggregates `beside` over what was written are right
 
     Raises what DuckDB and the file system raise, and TierCorrupt when the file is not what was written; the temporary
@@ -168,7 +174,8 @@ def write(
     segment_id = uuid_utils.uuid7().hex
     tmp, final = folder / f"{segment_id}{TMP_SUFFIX}", folder / f"{segment_id}{SUFFIX}"
     try:
-        with attached(con, tmp, options=f"STORAGE_VERSION 'v1.5.0', BLOCK_SIZE {block_bytes}") as alias:
+        options = f"STORAGE_VERSION 'v1.5.0', BLOCK_SIZE {block_bytes}, ROW_GROUP_SIZE {group_rows}"
+        with attached(con, tmp, options=options) as alias:
             events = f"{alias}.events"
             con.execute(f"CREATE TABLE {events} ({_EVENTS_COLUMNS})")
             for piece in rows:  # a transaction each: in one, DuckDB would compress all of it again at the commit

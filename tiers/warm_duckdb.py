@@ -23,7 +23,7 @@ from .duck import DATA_ERRORS, Connection, DuckError, connect, duckdb_errors, fr
 from .ledger import Segment, ShardRange, ShardState
 from .merge_split import Share, shares
 from .rows import AGREEMENT, agree, are_plain, parse_blocks, trusted
-from .segment_file import LARGE_BLOCK_BYTES, SMALL_BLOCK_BYTES, SUFFIX, Label, attached
+from .segment_file import LARGE_BLOCK_BYTES, MERGED_GROUP_ROWS, SETTLED_GROUP_ROWS, SMALL_BLOCK_BYTES, SUFFIX, Label, attached
 from .segment_ranges import merged_ranges, require_conserved, settled_ranges
 from .warm import Settled, Warm
 
@@ -87,6 +87,7 @@ class DuckWarm(Warm):
             ranges=lambda _: ranges,
             rollup_rows_min=self._settings.rollup_rows_min,
             block_bytes=self._block_bytes(pc.sum(pc.binary_length(blocks["payload"])).as_py() * 2 // 5),
+            group_rows=SETTLED_GROUP_ROWS,
             beside=AGREEMENT if check_sums else (),
             accept=lambda found: not check_sums or agree(blocks, found),
         )
@@ -156,6 +157,7 @@ class DuckWarm(Warm):
             ranges=lambda alias: merged_ranges(inputs, self._events_per_shard(con, alias)),
             rollup_rows_min=0,
             block_bytes=self._block_bytes(expected),
+            group_rows=MERGED_GROUP_ROWS,
         )
 
     def _events_per_shard(self, con: Connection, alias: str) -> dict[int, int]:
