@@ -9,7 +9,8 @@ import pytest
 
 from thermocline.config import Settings, load
 
-STORES = ("folder", "moto", "swift")
+STORES = ("folder", pytest.param("moto", marks=pytest.mark.long), "swift")
+"""On every change the two that people use; the long ring takes moto's as well."""
 
 
 @pytest.fixture(params=STORES)

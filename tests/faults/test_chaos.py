@@ -26,7 +26,7 @@ def short_run(folder: Path, redis: Path, fsync: str) -> Report:
     )
 
 
-@pytest.mark.parametrize("fsync", ["always", "everysec"])
+@pytest.mark.parametrize("fsync", ["always", pytest.param("everysec", marks=pytest.mark.long)])
 def test_every_acknowledged_event_survives_a_short_run_of_kills(redis_binary: Path, tmp_path: Path, fsync: str) -> None:
     report = short_run(tmp_path, redis_binary, fsync)
     assert report.problems == []

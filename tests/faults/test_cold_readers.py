@@ -11,7 +11,7 @@ from tests.cold_readers import RESTLESS, run
 from thermocline.config import load
 
 
-@pytest.mark.parametrize("cold_url", ["folder", "swift"], indirect=True)
+@pytest.mark.parametrize("cold_url", ["folder", pytest.param("swift", marks=pytest.mark.long)], indirect=True)
 def test_readers_see_every_event_once_while_it_is_archived_compacted_and_purged(
     cold_overrides: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -20,10 +20,8 @@ IN_SHORT = {
 
 
 def stores(action: str, steps: Sequence[str]) -> list[object]:
-    short = [pytest.param(store, IN_SHORT[action], id=store) for store in ("folder", "swift")]
-    return short + [
-        pytest.param(store, steps, id=f"{store}, every step", marks=pytest.mark.long) for store in ("folder", "swift")
-    ]
+    long = [pytest.param(store, steps, id=f"{store}, every step", marks=pytest.mark.long) for store in ("folder", "swift")]
+    return [pytest.param("folder", IN_SHORT[action], id="folder"), *long]
 
 
 @pytest.fixture

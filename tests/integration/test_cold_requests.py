@@ -38,7 +38,7 @@ def requests_for_one_conversation(settings: Settings, days: int) -> tuple[int, i
         return sum(file.kind == "events" for file in store.tiers.ledger.view().files), remote.reads.requests
 
 
-@pytest.mark.parametrize("cold_url", ["moto", "swift"], indirect=True)
+@pytest.mark.parametrize("cold_url", ["moto", pytest.param("swift", marks=pytest.mark.long)], indirect=True)
 def test_one_conversation_among_many_files_takes_few_requests(cold_settings: Settings) -> None:
     files, requests = requests_for_one_conversation(cold_settings, 60)
     assert files == 60

@@ -65,7 +65,11 @@ def settings(tmp_path: Any, redis_server: Any, moto_bucket: Bucket, front: Front
     )
 
 
-@pytest.mark.parametrize("trouble", TROUBLES)
+IN_SHORT = ("slow", "full", "with other keys")
+"""The long ring takes all."""
+
+
+@pytest.mark.parametrize("trouble", [one if one in IN_SHORT else pytest.param(one, marks=pytest.mark.long) for one in TROUBLES])
 def test_a_bucket_in_trouble_holds_up_nothing_but_the_archive(
     settings: Settings, front: Front, trouble: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
