@@ -10,9 +10,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import msgspec
+import pytest
 
 from thermocline.archiver.archive import Archiver
 from thermocline.archiver.compact import Compactor
@@ -29,6 +32,8 @@ def _before_and_after(*names: str) -> tuple[str, ...]:
 
 
 BATCH_STEPS = _before_and_after("intend", "write", "upload", "describe", "publish", "commit")
+IN_SHORT = ("intend", *(step for step in BATCH_STEPS if step.endswith(" done")))
+"""What every change is tested with. A kill before a step leaves what one after the step before it left; the long ring has both."""
 VISIBLE_FROM = BATCH_STEPS.index("describe done")
 """From here on the next start finishes a batch instead of giving it up."""
 PURGE_STEPS = (
@@ -39,6 +44,11 @@ PURGE_STEPS = (
 """Those of segments, then those of objects."""
 LATER_US = 40 * 86_400_000_000
 """How much later than now things are purged: snapshots are old by then."""
+
+
+def steps(chosen: Sequence[str] = BATCH_STEPS) -> list[Any]:
+    """Parameters: those of `chosen` in IN_SHORT for every change, all of them for the long ring."""
+    return [step if step in IN_SHORT else pytest.param(step, marks=pytest.mark.long) for step in chosen]
 
 
 def killed_at(step: str, action: str, settings: Settings) -> None:

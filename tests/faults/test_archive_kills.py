@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.archived import append_and_work, archive, statistics
-from tests.killed import BATCH_STEPS, VISIBLE_FROM, killed_at
+from tests.killed import BATCH_STEPS, IN_SHORT, VISIBLE_FROM, killed_at
 from thermocline.config import load
 from thermocline.store import Store, connect
 from thermocline.tiers.cold_schema import KINDS
@@ -21,9 +21,8 @@ ON_SWIFT = ("upload done", "describe done")
 @pytest.mark.parametrize(
     ("cold_url", "step"),
     [
-        *(("folder", step) for step in BATCH_STEPS),
-        *(("swift", step) for step in ON_SWIFT),
-        *(pytest.param("swift", step, marks=pytest.mark.long) for step in BATCH_STEPS if step not in ON_SWIFT),
+        *(pytest.param("folder", step, marks=() if step in IN_SHORT else pytest.mark.long) for step in BATCH_STEPS),
+        *(pytest.param("swift", step, marks=() if step in ON_SWIFT else pytest.mark.long) for step in BATCH_STEPS),
     ],
     indirect=["cold_url"],
 )

@@ -14,7 +14,7 @@ from tests.tidying import Archive, breaking_at
 
 IN_SHORT = {
     "compact": ("upload done", "describe done", "publish done"),
-    "purge": ("delete orphans done", "delete objects", "delete objects done", "delete litter done"),
+    "purge": ("delete orphans done", "delete objects done", "delete litter done"),
 }
 """Where something of the objects may be half done. The long ring takes every step."""
 

@@ -10,7 +10,7 @@ import pytest
 
 from tests.archiving import Crash
 from tests.conftest import StartServer
-from tests.killed import BATCH_STEPS, VISIBLE_FROM
+from tests.killed import BATCH_STEPS, VISIBLE_FROM, steps
 from tests.servers import RedisServer
 from tests.tidying import DAY_US, Archive, breaking_at
 from thermocline.archiver import expire
@@ -84,7 +84,7 @@ def test_a_batch_is_bounded_and_takes_the_oldest_days_first(archive: Archive, mo
     archive.check()
 
 
-@pytest.mark.parametrize("step", [step for step in BATCH_STEPS if not step.startswith("upload")])
+@pytest.mark.parametrize("step", steps([step for step in BATCH_STEPS if not step.startswith("upload")]))
 def test_a_crash_at_any_step_counts_every_event_once(archive: Archive, step: str) -> None:
     archive.archive_rounds(1)
     before = statistics(archive)

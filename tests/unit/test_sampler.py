@@ -460,8 +460,9 @@ def test_estimates_and_their_interval_are_computed_as_the_docs_say(con: Connecti
     [(kind, estimate, low, high)] = con.execute(sql).fetchall()
     assert (kind, estimate) == ("tool.call", 23.0)
     added = (0.9 / 0.01 * 2 + 0.5 / 0.25) / 23
-    for bound in (low, high):
-        assert (23 - bound) ** 2 == pytest.approx(1.96**2 * added * bound, rel=0.01)
+    half = (9 + 9 + 1 + 0) / 4 / 2
+    for bound, reached in ((low, 23 - half), (high, 23 + half)):
+        assert (reached - bound) ** 2 == pytest.approx(1.96**2 * added * bound, rel=0.01)
     weighed = re.findall(r"^\| `(.*?)` \| `(.*?)` \|$", page, flags=re.MULTILINE)
     assert [plain for plain, _ in weighed] == ["count(*)", "sum(x)", "avg(x)"]
     [found] = con.execute(f"SELECT {', '.join(instead for _, instead in weighed)} FROM events").fetchall()
