@@ -14,6 +14,7 @@ from tests.cold_stores import cold_overrides, cold_settings, cold_url  # noqa: F
 from tests.embedded_users import NewUser, User
 from tests.s3_servers import aws_environ, moto_bucket, moto_server, s3_bucket, swift_bucket, swift_server  # noqa: F401
 from tests.servers import RedisServer, redis_binaries, servers_in, wait_until
+from tests.tidying import archive  # noqa: F401
 from thermocline.tiers import embedded
 
 LEFT_WAIT_S = 10
@@ -77,6 +78,12 @@ def redis_server(tmp_path: Path) -> Iterator[StartServer]:
     yield start
     for server in started:
         server.stop()
+
+
+@pytest.fixture
+def server(redis_server: StartServer) -> RedisServer:
+    """A Redis that acknowledges only what is on disk."""
+    return redis_server(options={"appendfsync": "always"})
 
 
 @pytest.fixture

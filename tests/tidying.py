@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import msgspec
+import pytest
 
 from tests.archiving import Crash, settings_for, settle_all
 from tests.servers import RedisServer
@@ -161,6 +162,12 @@ class Archive:
         """No object is left that is not live."""
         assert self.keys() == self.live_keys()
         assert [row for row in self.tiers.ledger.trash() if "://" in row.path] == []
+
+
+@pytest.fixture
+def archive(tmp_path: Path, server: RedisServer) -> Iterator[Archive]:
+    with Archive(tmp_path, server) as made:
+        yield made
 
 
 def breaking_at(step: str, error: BaseException | None = None) -> Reach:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.archiving import Crash, settle_all
-from tests.conftest import StartServer
 from tests.servers import RedisServer
 from tests.tidying import Archive, breaking_at
 from thermocline.archiver.archive import Archiver
@@ -26,17 +24,6 @@ from thermocline.tiers.ledger import Batch
 DAY_US = 86_400_000_000
 KEEP_ALL = {"rules": [{"name": "all", "keep": True}]}
 STATISTICS = "SELECT * FROM hourly_stats ORDER BY ALL"
-
-
-@pytest.fixture
-def server(redis_server: StartServer) -> RedisServer:
-    return redis_server(options={"appendfsync": "always"})
-
-
-@pytest.fixture
-def archive(tmp_path: Path, server: RedisServer) -> Iterator[Archive]:
-    with Archive(tmp_path, server) as made:
-        yield made
 
 
 def settled(archive: Archive, events: list[dict[str, Any]]) -> None:

@@ -24,11 +24,6 @@ from thermocline.tiers.opening import Tiers, open_tiers
 
 
 @pytest.fixture
-def server(redis_server: StartServer) -> RedisServer:
-    return redis_server(options={"appendfsync": "always"})
-
-
-@pytest.fixture
 def tiers(tmp_path: Path, server: RedisServer) -> Iterator[Tiers]:
     with open_tiers(settings_for(tmp_path, server)) as opened:
         yield opened

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import msgspec
 import pytest
 
 from tests.archiving import Crash
-from tests.conftest import StartServer
 from tests.killed import BATCH_STEPS, VISIBLE_FROM, steps
 from tests.servers import RedisServer
 from tests.tidying import FILES_MIN, Archive, breaking_at
@@ -24,17 +22,6 @@ from thermocline.tiers.cold_schema import KINDS
 from thermocline.tiers.ledger import Batch
 
 ROLLUPS = [kind for kind in KINDS if kind.startswith("rollup_") and kind != "rollup_decision"]
-
-
-@pytest.fixture
-def server(redis_server: StartServer) -> RedisServer:
-    return redis_server(options={"appendfsync": "always"})
-
-
-@pytest.fixture
-def archive(tmp_path: Path, server: RedisServer) -> Iterator[Archive]:
-    with Archive(tmp_path, server) as made:
-        yield made
 
 
 def test_events_and_statistics_are_the_same_in_fewer_files(archive: Archive) -> None:

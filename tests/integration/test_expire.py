@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.archiving import Crash
-from tests.conftest import StartServer
 from tests.killed import BATCH_STEPS, VISIBLE_FROM, steps
 from tests.servers import RedisServer
 from tests.tidying import DAY_US, Archive, breaking_at
@@ -21,11 +20,6 @@ from thermocline.archiver.worker import Worker
 from thermocline.errors import TierCorrupt, TierUnavailable
 
 STATISTICS = ("SELECT * FROM hourly_stats ORDER BY ALL", "SELECT * FROM conversation_summary ORDER BY ALL")
-
-
-@pytest.fixture
-def server(redis_server: StartServer) -> RedisServer:
-    return redis_server(options={"appendfsync": "always"})
 
 
 @pytest.fixture

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.archiving import Crash
-from tests.conftest import StartServer
 from tests.servers import RedisServer
 from tests.tidying import Archive, breaking_at
 from thermocline.archiver import janitor
@@ -23,17 +21,6 @@ from thermocline.errors import LeaseHeld, TierUnavailable
 from thermocline.tiers.cold_schema import KINDS
 
 NOTHING = Cleaned()
-
-
-@pytest.fixture
-def server(redis_server: StartServer) -> RedisServer:
-    return redis_server(options={"appendfsync": "always"})
-
-
-@pytest.fixture
-def archive(tmp_path: Path, server: RedisServer) -> Iterator[Archive]:
-    with Archive(tmp_path, server) as made:
-        yield made
 
 
 def everything(archive: Archive) -> set[str]:

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import StartServer
 from tests.servers import RedisServer
 from tests.site import DAY_US, Site, changed, chats
 from thermocline.config import MIB
@@ -30,11 +29,6 @@ from thermocline.tiers.ledger import ColdFile
 NOW_US = 1_731_456_000_000_000
 """2024-11-13T00:00:00Z."""
 ROUNDS = 6
-
-
-@pytest.fixture
-def server(redis_server: StartServer) -> RedisServer:
-    return redis_server(options={"appendfsync": "always"})
 
 
 @pytest.fixture

@@ -8,17 +8,11 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import StartServer
 from tests.servers import RedisServer
 from tests.site import Site, chats
 from thermocline.errors import QueryRefused, TierUnavailable
 from thermocline.event import COLUMN_NAMES
 from thermocline.query.result import Result
-
-
-@pytest.fixture
-def server(redis_server: StartServer) -> RedisServer:
-    return redis_server(options={"appendfsync": "always"})
 
 
 @pytest.fixture

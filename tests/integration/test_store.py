@@ -27,11 +27,6 @@ from thermocline.store import connect
 
 
 @pytest.fixture
-def server(redis_server: StartServer) -> RedisServer:
-    return redis_server(options={"appendfsync": "always"})
-
-
-@pytest.fixture
 def site(data_dir: Path, server: RedisServer) -> Iterator[Site]:
     with Site(data_dir, server.url) as site:
         site.append(chats(60))

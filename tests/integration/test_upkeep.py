@@ -15,7 +15,6 @@ import pytest
 import sqlalchemy as sa
 
 from tests.archiving import SHARDS, Crash, append, corrupt_block, rows, settings_for, settle_all
-from tests.conftest import StartServer
 from tests.servers import RedisServer
 from thermocline.archiver.lease import Lease, Lock
 from thermocline.archiver.merge import Merger
@@ -30,11 +29,6 @@ from thermocline.tiers.ledger import Loss, View
 from thermocline.tiers.opening import Tiers, open_tiers
 
 GRACE_US = 900 * 1_000_000
-
-
-@pytest.fixture
-def server(redis_server: StartServer) -> RedisServer:
-    return redis_server(options={"appendfsync": "always"})
 
 
 @pytest.fixture

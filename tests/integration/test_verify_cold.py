@@ -8,17 +8,11 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.conftest import StartServer
 from tests.servers import RedisServer
 from tests.tidying import Archive
 from thermocline.archiver.verify_cold import cold_problems
 from thermocline.tiers.cold import StoredObject
 from thermocline.tiers.ledger import ColdFile, View
-
-
-@pytest.fixture
-def server(redis_server: StartServer) -> RedisServer:
-    return redis_server(options={"appendfsync": "always"})
 
 
 @pytest.fixture(params=["folder", "bucket"])

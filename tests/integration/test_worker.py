@@ -34,11 +34,6 @@ FAST = {"settle_every_s": 0.05, "merge_every_s": 0.05, "purge_every_s": 0.05, "c
 
 
 @pytest.fixture
-def server(redis_server: StartServer) -> RedisServer:
-    return redis_server(options={"appendfsync": "always"})
-
-
-@pytest.fixture
 def tiers(tmp_path: Path, server: RedisServer) -> Iterator[Tiers]:
     with open_tiers(settings_for(tmp_path, server, warm=EAGER, worker=FAST)) as opened:
         yield opened

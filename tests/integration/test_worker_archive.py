@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 from tests.archiving import append, settings_for
-from tests.conftest import StartServer
 from tests.servers import RedisServer, wait_until
 from thermocline.archiver.janitor import Cleaned
 from thermocline.archiver.verify import verify
@@ -19,11 +18,6 @@ from thermocline.tiers.opening import Tiers, open_tiers
 
 EAGER = {"settle_after_s": 0, "settle_after_events": 1, "settle_latest_s": 0}
 FAST = {"settle_every_s": 0.05, "archive_every_s": 0.05}
-
-
-@pytest.fixture
-def server(redis_server: StartServer) -> RedisServer:
-    return redis_server(options={"appendfsync": "always"})
 
 
 def said(tiers: Tiers) -> dict[str, Any]:
