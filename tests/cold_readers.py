@@ -24,6 +24,7 @@ from thermocline.config import Settings, load
 from thermocline.errors import TierUnavailable
 from thermocline.ingest.append import Client
 from thermocline.store import Store, connect
+from thermocline.tiers.cold_schema import KINDS
 from thermocline.tiers.opening import Tiers
 
 DAY_US = 86_400_000_000
@@ -133,11 +134,14 @@ def move(tiers: Tiers, verdict: Verdict) -> None:
                     "conversation_id": f"c{number % 7}",
                     "event_type": "error",
                     "content": str(number),
-                    "timestamp": now_us - (5 + number % DAYS) * DAY_US,
+                    "timestamp": now_us - (6 + number % DAYS) * DAY_US,
                 }
                 for number in range(BATCH_EVENTS)
             ]
         )
+    batches = {row.batch_id for row in tiers.ledger.batches()}
+    for kind in KINDS if batches else ():  # as if cold.snapshot_keep_days had passed: what compaction replaced can be deleted
+        tiers.iceberg.expire(kind, before_us=now_us, batches=batches)
     report = Worker(tiers).once()
     assert report.problem is None, report.problem
     files = [file for file in tiers.ledger.view().files if file.kind == "events"]

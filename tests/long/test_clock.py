@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.archived import aged_events, append_and_work
+from tests.s3_servers import Bucket
 from tests.servers import RedisServer
 from thermocline.archiver.worker import Worker
 from thermocline.config import load
@@ -67,3 +70,21 @@ def test_a_clock_that_jumps_two_hours_ahead_and_back_loses_and_doubles_nothing(
         assert {receipt.seq for receipt in receipts} == {1, 2, 3, 4} and len(receipts) == 4 * len(NAMES)
         assert store.verify(deep=True).ok
     server.stop()
+
+
+def test_a_machine_whose_clock_is_an_hour_off_is_told_so_by_a_real_s3_server(
+    server: RedisServer, swift_bucket: Bucket, tmp_path: Path, clock_file: Path
+) -> None:
+    overrides = {"data_dir": str(tmp_path / "data"), "redis_url": server.url, "cold_url": swift_bucket.url}
+    settings = load(overrides, environ={})
+    append_and_work(settings, aged_events())
+    clock_file.write_text(f"{3600:<10}\n")
+    variables = {f"THERMOCLINE_{name.upper()}": value for name, value in overrides.items()}
+    command = [sys.executable, "-m", "thermocline", "archive"]
+    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 1, done
+    assert "clock is off" in done.stderr
+    assert "Traceback" not in done.stderr
+    clock_file.write_text("0\n")
+    done = subprocess.run(command, env={**os.environ, **variables}, capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done
