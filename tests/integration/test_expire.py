@@ -68,12 +68,14 @@ def test_a_day_leaves_only_when_its_end_is_old_enough(archive: Archive) -> None:
     assert len(expirer.due(midnight_us + DAY_US)) == 2
 
 
-def test_a_batch_is_bounded_and_takes_the_oldest_days_first(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expire, "FILES_MAX", 2)
+@pytest.mark.parametrize(("bound", "removed"), [({"FILES_MAX": 2}, [2, 1]), ({"BATCH_FILES": 0}, [1, 1, 1])])
+def test_a_batch_is_bounded_and_takes_the_oldest_days_first(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, bound: dict[str, int], removed: list[int]
+) -> None:
+    monkeypatch.setattr(expire, *next(iter(bound.items())))
     archive.archive_rounds(3)
     old = min(file.day for file in archive.files("events"))
-    removed = [len(batch.removed) for batch in iter(archive.expire, None)]
-    assert removed == [2, 1]
+    assert [len(batch.removed) for batch in iter(archive.expire, None)] == removed
     assert old not in {file.day for file in archive.files("events")}
     archive.check()
 

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from tests.archiving import Crash
 from tests.servers import RedisServer
@@ -17,7 +18,8 @@ from thermocline.archiver.batches import Batches
 from thermocline.archiver.janitor import Cleaned
 from thermocline.archiver.recover import recover
 from thermocline.archiver.worker import Worker
-from thermocline.errors import LeaseHeld, TierUnavailable
+from thermocline.errors import LeaseHeld, TierCorrupt, TierUnavailable
+from thermocline.tiers import ledger_schema
 from thermocline.tiers.cold_schema import KINDS
 
 NOTHING = Cleaned()
@@ -67,6 +69,16 @@ def test_objects_that_left_stay_for_the_grace(tmp_path: Path, server: RedisServe
         assert archive.clean(days=49).removed == 0
         assert archive.keys() == before
         assert archive.clean(days=51).objects > 0
+
+
+def test_an_object_both_live_and_in_the_trash_is_not_removed(archive: Archive) -> None:
+    archive.archive_rounds()
+    live = archive.files("events")[0]
+    with archive.tiers.ledger._engine.write() as con:
+        con.execute(sa.insert(ledger_schema.trash), {"path": f"cold://{live.key}", "left_us": 1, "move_id": "m"})
+    with pytest.raises(TierCorrupt, match="both live and in the trash; nothing was removed"):
+        archive.clean(days=40)
+    assert {live.key} <= archive.keys()
 
 
 @pytest.mark.parametrize("step", ["write done", "upload", "upload done", "describe"])
