@@ -30,6 +30,8 @@ class RestCatalogServer:
         self.catalog = SqlCatalog("served", uri=f"sqlite:///{folder}/served.db")
         self.token = ""
         """What requests must bear; empty means nobody is asked."""
+        self.endpoints: list[str] | None = None
+        """Those it says it has; None says nothing of it, as older servers do."""
         self.loses_replies = False
         """Commits are done, then the connection is closed without a word."""
         self.hangs = threading.Event()
@@ -85,7 +87,8 @@ class _Handler(BaseHTTPRequestHandler):
         catalog = self.site.catalog
         match self.command, parts:
             case "GET", ["config"]:
-                return json.dumps({"defaults": {}, "overrides": {}})
+                said = {} if self.site.endpoints is None else {"endpoints": self.site.endpoints}
+                return json.dumps({"defaults": {}, "overrides": {}, **said})
             case "POST", ["namespaces"]:
                 catalog.create_namespace(tuple(json.loads(body)["namespace"]))
                 return body.decode()

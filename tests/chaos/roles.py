@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from tests.servers import wait_until
 from thermocline.config import Settings, load
 from thermocline.errors import Backpressure, OutcomeUnknown, PartialAppend, TierUnavailable
 from thermocline.event import Event, Receipt
@@ -49,6 +50,12 @@ def running(folder: Path) -> Iterator[int]:
         turn += 1
 
 
+def pause(seconds: float) -> None:
+    """Until so many seconds are over."""
+    end_s = time.monotonic() + seconds
+    wait_until(lambda: time.monotonic() >= end_s, seconds + 30, "the pause is over")
+
+
 def produce(folder: Path, number: int, seed: int) -> None:
     """Append batches; journal every receipt, and every event whose append was refused for certain."""
     from thermocline.ingest.append import Client
@@ -67,7 +74,7 @@ def produce(folder: Path, number: int, seed: int) -> None:
             events.append(Event(conversation_id=conversation, event_type="chaos.event", content=f"{number}:{made}"))
         for receipt, event in _append_all(client, events):
             journal.write(content=event.content, conversation=receipt.conversation_id, seq=receipt.seq)
-        time.sleep(PACE_S * dice.random())
+        pause(PACE_S * dice.random())
     client.close()
     journal.write(done=True, made=made)
 
@@ -87,7 +94,7 @@ def _append_all(client: Any, events: list[Event]) -> Iterator[tuple[Receipt, Eve
         except (OutcomeUnknown, Backpressure, TierUnavailable) as exc:
             cause = exc
         attempt = _retry_of(cause) if isinstance(cause, OutcomeUnknown) else client.append_many
-        time.sleep(min(cause.retry_after_s, 0.2) if isinstance(cause, Backpressure) else 0.05)
+        pause(min(cause.retry_after_s, 0.2) if isinstance(cause, Backpressure) else 0.05)
 
 
 def _retry_of(unknown: OutcomeUnknown) -> Callable[[list[Event]], list[Receipt]]:
@@ -121,7 +128,7 @@ def read(folder: Path, number: int, seed: int) -> None:
         except TierUnavailable as exc:
             unavailable += 1
             journal.write(unavailable=str(exc)[:200], at=time.time())
-            time.sleep(0.05)
+            pause(0.05)
             continue
         queries += 1
         progress.write_text(str(queries))

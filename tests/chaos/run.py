@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.servers import RedisServer, binary_version
+from tests.servers import RedisServer, binary_version, wait_until
 from thermocline.archiver.worker import Worker
 from thermocline.tiers.opening import open_tiers
 
@@ -112,14 +112,23 @@ class Run:
         self.worker_restarts_s.append(time.monotonic() - began)
 
     def wait(self, condition: Callable[[], bool], limit_s: float, what: str) -> None:
-        deadline = time.monotonic() + limit_s
-        while not condition():
-            self._all_alive()
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"not within {limit_s} s: {what}; the logs in {self.folder} end with\n{self._log_ends()}")
-            time.sleep(0.005)
+        """Return as soon as `condition` holds. RuntimeError when a process ends by itself meanwhile."""
 
-    def _all_alive(self) -> None:
+        def holds() -> bool:
+            self._require_all_alive()
+            return condition()
+
+        try:
+            wait_until(holds, limit_s, what)
+        except TimeoutError as exc:
+            raise TimeoutError(f"{exc}; the logs in {self.folder} end with\n{self._log_ends()}") from None
+
+    def _work_goes_on(self, seconds: float) -> None:
+        """Let the processes work for so long, all of them alive."""
+        end_s = time.monotonic() + seconds
+        self.wait(lambda: time.monotonic() >= end_s, seconds + 30, f"{seconds:g} s are over")
+
+    def _require_all_alive(self) -> None:
         for name, process in self.processes.items():
             if process.poll() is not None:
                 raise RuntimeError(f"{name} ended by itself, code {process.returncode}; the logs end with\n{self._log_ends()}")
@@ -133,7 +142,7 @@ class Run:
         if fault.kind in ("kill-worker", "kill-worker-merging"):
             if fault.kind == "kill-worker-merging":
                 self.wait((self.folder / "merging").exists, 60, "a merge begins")
-                time.sleep(fault.delay_s)
+                self._work_goes_on(fault.delay_s)
             self._kill("worker")
             self.start_worker()
         elif fault.kind == "kill-redis":
@@ -143,7 +152,7 @@ class Run:
             self.redis_restarts_s.append(time.monotonic() - began)
         else:
             self._stop_for(fault, turn)
-        time.sleep(fault.wait_s)
+        self._work_goes_on(fault.wait_s)
 
     def _stop_for(self, fault: Fault, turn: int) -> None:
         role = fault.kind.removeprefix("stop-")
@@ -151,7 +160,7 @@ class Run:
         name = role if role in ("worker", "redis") else f"{role}-{turn % count}"
         pid = self.redis.pid if role == "redis" else self.processes[name].pid
         os.kill(pid, signal.SIGSTOP)
-        time.sleep(fault.delay_s)
+        self._work_goes_on(fault.delay_s)
         os.kill(pid, signal.SIGCONT)
 
     def _kill(self, name: str) -> None:

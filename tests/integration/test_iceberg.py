@@ -27,6 +27,7 @@ from pyiceberg.types import DecimalType, TimestamptzType, UUIDType
 
 from tests.rest_catalog import RestCatalogServer
 from tests.s3_servers import Bucket
+from tests.servers import wait_until
 from thermocline import config
 from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
 from thermocline.tiers.avro_frame import is_whole
@@ -520,14 +521,20 @@ def test_another_bound_of_the_versions_reaches_the_tables_that_are_there(tmp_pat
         site.close()
 
 
+def the_next_millisecond_us() -> int:
+    """µs since the epoch, later than every snapshot made until now: Iceberg dates them in ms."""
+    before_ms = now_us() // 1000
+    wait_until(lambda: now_us() // 1000 > before_ms, 5, "the clock goes on")
+    return now_us()
+
+
 def test_snapshots_expire_when_old_and_in_the_ledger_and_not_current(site: Site, tables: IcebergTables) -> None:
     names = [f"b{number}" for number in range(5)]
     keys = {name: site.put(f"events/{name}-1.parquet", day=number) for number, name in enumerate(names)}
     for name in names[:3]:
         tables.commit("events", name, [keys[name]])
-    time.sleep(0.002)  # Iceberg's snapshots are dated in ms
-    between_us = now_us()
-    time.sleep(0.002)
+    between_us = the_next_millisecond_us()
+    the_next_millisecond_us()
     for name in names[3:]:
         tables.commit("events", name, [keys[name]])
     assert tables.expire("events", before_us=between_us, batches={"b0", "b2", "b3"}) == 2
@@ -795,6 +802,14 @@ def test_a_commit_whose_reply_the_server_loses_is_found(tmp_path: Path, server: 
     tables.commit("events", "b1", [site.put("events/b1-1.parquet")])
     assert rows_in(site.latest()) == ROWS
     assert len(StaticTable.from_metadata(site.latest()).snapshots()) == 1
+    site.close()
+
+
+def test_a_server_that_cannot_do_what_is_needed_is_told_so(tmp_path: Path, server: RestCatalogServer) -> None:
+    server.endpoints = ["GET /v1/{prefix}/namespaces"]
+    site = Site(tmp_path, catalog_url=server.url)
+    with pytest.raises(ConfigError, match=r"catalog_url: .*Server does not support endpoint.*upgrade pyiceberg or the catalog"):
+        site.tables().ensure()
     site.close()
 
 

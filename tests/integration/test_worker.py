@@ -377,8 +377,8 @@ def test_a_step_that_takes_too_long_is_left_when_the_worker_is_told_to_stop(tmp_
     settings = settings_for(tmp_path, server, warm=EAGER, worker={**FAST, "stop_within_s": 0.5})
     begun = tmp_path / "begun"
     prelude = (
-        "import pathlib, time; from thermocline.archiver.merge import Merger;"
-        f"Merger.step = lambda self, **_: (pathlib.Path({str(begun)!r}).touch(), time.sleep(60))"
+        "import pathlib, threading; from thermocline.archiver.merge import Merger;"
+        f"Merger.step = lambda self, **_: (pathlib.Path({str(begun)!r}).touch(), threading.Event().wait())"
     )
     with open_tiers(settings) as tiers, start_process(settings, prelude) as process:
         wait_until(begun.exists, 30, "a step is in hand")
