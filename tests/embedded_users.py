@@ -7,7 +7,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.servers import servers_in, wait_until
+from tests.servers import servers_in
+from tests.waiting import wait_until
 from thermocline.config import HotSettings
 from thermocline.tiers.embedded import Endpoint, running
 from thermocline.tiers.server_binary import Binary, version_of, write_record

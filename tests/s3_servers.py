@@ -28,7 +28,8 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from tests.servers import DIE_WITH_PARENT, START_WAIT_S, STOP_WAIT_S, wait_until
+from tests.servers import DIE_WITH_PARENT, START_WAIT_S, STOP_WAIT_S
+from tests.waiting import wait_until
 from thermocline.config import ColdSettings
 
 ROOT = Path(__file__).parents[1]

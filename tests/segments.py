@@ -10,6 +10,7 @@ import uuid_utils
 
 from thermocline.tiers.block import Position
 from thermocline.tiers.ledger import Segment, ShardRange, ShardState
+from thermocline.tiers.ledger_sql import SqlLedger
 
 FILE_BYTES = 64
 DAY_US = 86_400_000_000
@@ -110,3 +111,13 @@ def write_files(folder: Path, segments: Sequence[Segment]) -> None:
     (folder / "segments").mkdir(parents=True, exist_ok=True)
     for made in segments:
         (folder / "segments" / f"{made.segment_id}.duckdb").write_bytes(b"x" * made.file_bytes)
+
+
+def settle(ledger: SqlLedger, folder: Path, epoch: int, *events: int) -> Segment:
+    """Settle `events[shard]` more of each shard, for real."""
+    before = ledger.view().shards[: len(events)]
+    after = [advanced(state, count) for state, count in zip(before, events, strict=True)]
+    made = segment(covering(before, after))
+    write_files(folder, [made])
+    ledger.settled(epoch, made, after, now_us=100)
+    return made

@@ -20,9 +20,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +31,7 @@ import psutil
 
 from tests import tls_front
 from tests.certificate import write_certificate
+from tests.waiting import wait_until
 from thermocline.tiers.server_binary import bundled, version_of
 from thermocline.tiers.supervisor import Connection, Refusal
 
@@ -195,15 +195,6 @@ def cut_aof(folder: Path, count_bytes: int) -> int:
     size = path.stat().st_size
     os.truncate(path, max(0, size - count_bytes))
     return min(size, count_bytes)
-
-
-def wait_until(condition: Callable[[], object], limit_s: float, what: str) -> None:
-    """Return as soon as `condition` holds; TimeoutError naming `what` after `limit_s`."""
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {limit_s:g} s: {what}")
-        time.sleep(0.005)
 
 
 class Found(NamedTuple):

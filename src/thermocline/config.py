@@ -14,7 +14,6 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from thermocline.errors import ConfigError
 from thermocline.event import EVENT_BYTES_MAX
@@ -149,12 +148,10 @@ class WorkerSettings(_Section):
     failures_red: int = Field(3, ge=1, description="failures in a row of one job that turn health red")
 
 
-class Settings(BaseSettings):
+class Settings(BaseModel):
     """Everything that can be set. `load` is the way to make one."""
 
-    model_config = SettingsConfigDict(
-        extra="forbid", frozen=True, env_prefix=ENV_PREFIX, env_nested_delimiter="__", validate_default=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
     data_dir: Path = Field(Path("thermocline-data"), description="everything local: ledger, segments, the embedded Redis")
     namespace: str = Field("default", pattern=r"^[a-z0-9_-]{1,64}$")
@@ -168,17 +165,6 @@ class Settings(BaseSettings):
     query: QuerySettings = QuerySettings()  # type: ignore[call-arg]
     worker: WorkerSettings = WorkerSettings()  # type: ignore[call-arg]
     sampling: SamplingSettings = SamplingSettings()  # type: ignore[call-arg]
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)  # `load` merges the layers itself, so that it can say where each value came from
 
     @property
     def namespace_dir(self) -> Path:

@@ -20,14 +20,14 @@ import pyarrow as pa
 import pytest
 
 from tests.conftest import StartServer
-from tests.servers import wait_until
+from tests.waiting import wait_until
 from thermocline.archiver.lease import Lock
 from thermocline.cli import main
 from thermocline.config import load
 from thermocline.sample_import import events_of, load_runs, ndjson
 from thermocline.tiers import embedded
 
-HEAVY = ("duckdb", "pyarrow", "polars", "pandas", "redis", "sqlalchemy", "sqlglot", "pydantic_settings", "apscheduler")
+HEAVY = ("duckdb", "pyarrow", "polars", "pandas", "redis", "sqlalchemy", "sqlglot", "thermocline.config", "apscheduler")
 END_US = 1_794_265_200_000_000
 GOOD = b'{"conversation_id":"c","event_type":"t","content":"%d"}\n'
 

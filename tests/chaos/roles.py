@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from tests.servers import wait_until
+from tests.waiting import wait_until
 from thermocline.config import Settings, load
 from thermocline.errors import Backpressure, OutcomeUnknown, PartialAppend, TierUnavailable
 from thermocline.event import Event, Receipt

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import msgspec
 
-from tests.servers import RedisServer, binary_version, wait_until
+from tests.servers import RedisServer, binary_version
+from tests.waiting import wait_until
 from thermocline.archiver.worker import Worker
 from thermocline.tiers.opening import open_tiers
 

@@ -13,7 +13,8 @@ import pytest
 import uuid_utils
 
 from tests.conftest import StartServer
-from tests.servers import RedisServer, redis_binaries, wait_until
+from tests.servers import RedisServer, redis_binaries
+from tests.waiting import wait_until
 from thermocline.config import HotSettings
 from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
 from thermocline.event import NULLABLE_COLUMNS

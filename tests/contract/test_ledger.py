@@ -14,7 +14,7 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
-from tests.segments import FILE_BYTES, advanced, covering, merged_from, new_id, segment, write_files
+from tests.segments import FILE_BYTES, advanced, covering, merged_from, new_id, segment, settle, write_files
 from thermocline.errors import ConfigError, LeaseHeld, TierCorrupt, TierUnavailable
 from thermocline.event import FORMAT
 from thermocline.tiers import ledger_engine, ledger_schema
@@ -57,16 +57,6 @@ def ledger(open_ledger: OpenLedger) -> SqlLedger:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "space"
-
-
-def settle(ledger: SqlLedger, folder: Path, epoch: int, *events: int) -> Segment:
-    """Settle `events[shard]` more of each shard, for real."""
-    before = ledger.view().shards[: len(events)]
-    after = [advanced(state, count) for state, count in zip(before, events, strict=True)]
-    made = segment(covering(before, after))
-    write_files(folder, [made])
-    ledger.settled(epoch, made, after, now_us=100)
-    return made
 
 
 def test_a_ledger_that_was_not_created_has_no_identity_and_no_view(open_ledger: OpenLedger, folder: Path) -> None:

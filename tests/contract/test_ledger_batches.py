@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.segments import advanced, covering, new_id, segment, write_files
+from tests.segments import advanced, covering, new_id, segment, settle, write_files
 from thermocline.errors import TierCorrupt
 from thermocline.event import FORMAT
 from thermocline.tiers.ledger import Batch, ColdFile, Intent, Segment, ShardState, ShardTotals
@@ -34,16 +34,6 @@ def ledger(folder: Path) -> Iterator[SqlLedger]:
 @pytest.fixture
 def epoch(ledger: SqlLedger) -> int:
     return ledger.take_epoch("me", 1)
-
-
-def settled(ledger: SqlLedger, folder: Path, epoch: int, *events: int) -> Segment:
-    """A segment with `events[shard]` more of each shard."""
-    before = ledger.view().shards[: len(events)]
-    after = [advanced(state, count) for state, count in zip(before, events, strict=True)]
-    made = segment(covering(before, after))
-    write_files(folder, [made])
-    ledger.settled(epoch, made, after, now_us=100)
-    return made
 
 
 def cold_file(batch_id: str, number: int, rows: int, *, kind: str = "events") -> ColdFile:
@@ -88,7 +78,7 @@ def archiving(made: Segment, **changes: object) -> Batch:
 def test_an_archived_segment_gives_way_to_its_files_and_its_events_are_counted(
     ledger: SqlLedger, folder: Path, epoch: int
 ) -> None:
-    made, younger = settled(ledger, folder, epoch, 6), settled(ledger, folder, epoch, 1, 2)
+    made, younger = settle(ledger, folder, epoch, 6), settle(ledger, folder, epoch, 1, 2)
     batch = archiving(made)
     ledger.intend(epoch, Intent(batch_id=batch.batch_id, kind="archive", inputs=batch.inputs, begun_us=1))
     ledger.committed(epoch, batch, snapshot_id="s", now_us=50)
@@ -103,7 +93,7 @@ def test_an_archived_segment_gives_way_to_its_files_and_its_events_are_counted(
 def test_the_same_batch_again_is_a_no_op_so_an_unknown_outcome_may_be_retried(
     ledger: SqlLedger, folder: Path, epoch: int
 ) -> None:
-    batch = archiving(settled(ledger, folder, epoch, 6))
+    batch = archiving(settle(ledger, folder, epoch, 6))
     ledger.committed(epoch, batch, snapshot_id=None, now_us=50)
     view, trash = ledger.view(), ledger.trash()
     ledger.committed(epoch, batch, snapshot_id=None, now_us=60)
@@ -148,9 +138,9 @@ def test_a_batch_that_does_not_add_up_is_refused_and_moves_nothing(
     case: str, ledger: SqlLedger, folder: Path, epoch: int
 ) -> None:
     damage, complaint = BROKEN[case]
-    before = archiving(settled(ledger, folder, epoch, 6))
+    before = archiving(settle(ledger, folder, epoch, 6))
     ledger.committed(epoch, before, snapshot_id=None, now_us=50)
-    batch = damage(archiving(settled(ledger, folder, epoch, 6)), before)
+    batch = damage(archiving(settle(ledger, folder, epoch, 6)), before)
     view, trash = ledger.view(), ledger.trash()
     with pytest.raises(TierCorrupt, match=rf"batch {batch.batch_id}: .*{complaint}.*; nothing was moved"):
         ledger.committed(epoch, batch, snapshot_id=None, now_us=60)

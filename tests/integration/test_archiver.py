@@ -12,7 +12,8 @@ import pytest
 
 from tests.archiving import SHARDS, Crash, append, corrupt_block, rows, settings_for, settle_all
 from tests.conftest import StartServer
-from tests.servers import RedisServer, wait_until
+from tests.servers import RedisServer
+from tests.waiting import wait_until
 from thermocline.archiver.lease import Lease
 from thermocline.archiver.merge import Merger
 from thermocline.archiver.settle import SIGHTINGS_MAX, Settler

@@ -15,7 +15,8 @@ import psutil
 import pytest
 
 from tests.embedded_users import GONE_S, HOT, NewUser, ask, pid_of, script, settled_on, supervisor_of, wait_gone
-from tests.servers import aof_tail, redis_binaries, servers_in, wait_until
+from tests.servers import aof_tail, redis_binaries, servers_in
+from tests.waiting import wait_until
 from thermocline.config import GIB, HotSettings
 from thermocline.errors import ConfigError, TierUnavailable
 from thermocline.tiers import embedded

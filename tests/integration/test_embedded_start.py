@@ -17,7 +17,8 @@ from pathlib import Path
 import pytest
 
 from tests.embedded_users import GONE_S, HOT, NewUser, ask, script, settled_on, wait_gone
-from tests.servers import aof_tail, redis_binaries, servers_in, wait_until
+from tests.servers import aof_tail, redis_binaries, servers_in
+from tests.waiting import wait_until
 from thermocline.config import HotSettings
 from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
 from thermocline.tiers import embedded, server_binary, server_start

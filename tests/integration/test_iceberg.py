@@ -27,7 +27,7 @@ from pyiceberg.types import DecimalType, TimestamptzType, UUIDType
 
 from tests.rest_catalog import RestCatalogServer
 from tests.s3_servers import Bucket
-from tests.servers import wait_until
+from tests.waiting import wait_until
 from thermocline import config
 from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
 from thermocline.tiers.avro_frame import is_whole

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import StartServer
-from tests.servers import RedisServer, wait_until
+from tests.servers import RedisServer
+from tests.waiting import wait_until
 from thermocline.config import Settings, load
 from thermocline.errors import OutcomeUnknown, PartialAppend
 from thermocline.ingest.async_producer import AsyncProducer

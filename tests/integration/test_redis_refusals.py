@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import StartServer
-from tests.servers import RedisServer, aof_tail, redis_binaries, wait_until
+from tests.servers import RedisServer, aof_tail, redis_binaries
+from tests.waiting import wait_until
 from thermocline import Receipt
 from thermocline.archiver.worker import Worker
 from thermocline.config import Settings, load

@@ -20,7 +20,8 @@ import pytest
 
 from tests.archiving import append, rows, settings_for
 from tests.conftest import StartServer
-from tests.servers import RedisServer, wait_until
+from tests.servers import RedisServer
+from tests.waiting import wait_until
 from thermocline.archiver.lease import Lease
 from thermocline.archiver.verify import verify
 from thermocline.archiver.worker import Progress, Worker, WorkReport

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from tests.archiving import append, settings_for
-from tests.servers import RedisServer, wait_until
+from tests.servers import RedisServer
+from tests.waiting import wait_until
 from thermocline.archiver.janitor import Cleaned
 from thermocline.archiver.verify import verify
 from thermocline.archiver.worker import Worker

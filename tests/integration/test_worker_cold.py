@@ -13,7 +13,7 @@ import pytest
 from tests.archived import keep_warm
 from tests.s3_front import DROP, HANG, Action, Answer, Front
 from tests.s3_servers import Bucket
-from tests.servers import wait_until
+from tests.waiting import wait_until
 from thermocline.archiver import schedule
 from thermocline.archiver.worker import Worker
 from thermocline.config import Settings, load

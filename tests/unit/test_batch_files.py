@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.servers import wait_until
+from tests.waiting import wait_until
 from thermocline.errors import TierCorrupt
 from thermocline.tiers import parquet_file
 from thermocline.tiers.batch_files import BatchFiles, prefetched, sha256_of
