@@ -98,7 +98,7 @@ class Archiver:
                 bytes_max=self._settings.cold.file_bytes_max,
             )
             policy = self._settings.policy
-            source.write(files, policy, self._settings)
+            files.write(source.parts(policy, self._settings))
             kept = self._by_shard(source.kept(files))
             rate_min = source.rate_min()
         self._reach("write done")

@@ -7,14 +7,14 @@ from typing import Any
 
 import msgspec
 
-from thermocline.config import Settings
+from thermocline.config import Settings, WarmSettings
 from thermocline.policy import Policy
 from thermocline.tiers import rollups
-from thermocline.tiers.batch_files import BatchFiles
+from thermocline.tiers.batch_files import BatchFiles, Part, day_text
 from thermocline.tiers.checksum import COLUMN_LIST, ROW_HASH
 from thermocline.tiers.duck import fresh_name, quoted
 from thermocline.tiers.ledger import Segment
-from thermocline.tiers.merge_split import shares
+from thermocline.tiers.merge_split import COUNTS, counted_shares, equal_ranges
 from thermocline.tiers.opening import Tiers
 
 from . import sampler
@@ -50,6 +50,10 @@ class ArchiveSource:
         self.con, aliases = self._open.__enter__()
         self._alias = {one.segment_id: alias for one, alias in zip(self._segments, aliases, strict=True)}
         self.rows = "(" + " UNION ALL ".join(self._due(one) for one in self._inputs) + ")"
+        self._counts = fresh_name("counts")
+        self.con.execute(
+            f"CREATE TEMP TABLE {self._counts} AS SELECT {COUNTS}, {ROW_HASH} AS hashes FROM {self.rows} GROUP BY ALL"
+        )
         return self
 
     def __exit__(self, *problem: object) -> None:
@@ -63,7 +67,7 @@ class ArchiveSource:
 
     def counted(self) -> Counted:
         found = self.con.execute(
-            f"SELECT conversation_id, count(*), {ROW_HASH} FROM {self.rows} GROUP BY conversation_id"
+            f"SELECT conversation_id, sum(rows)::BIGINT, sum(hashes) FROM {self._counts} GROUP BY conversation_id"
         ).fetchall()
         events = {name: count for name, count, _ in found}
         return Counted(events, sum(events.values()), sum(int(hashes) for _, _, hashes in found))
@@ -72,7 +76,7 @@ class ArchiveSource:
         """Make the tables the sampler reads: conversations over all tiers, and the decisions for these rows."""
         self._names = fresh_name("archived_names")
         self._conversations, self._decisions = fresh_name("conversations"), fresh_name("decisions")
-        self.con.execute(f"CREATE TEMP TABLE {self._names} AS SELECT DISTINCT conversation_id FROM {self.rows}")
+        self.con.execute(f"CREATE TEMP TABLE {self._names} AS SELECT DISTINCT conversation_id FROM {self._counts}")
         hourly = rollups.combined("rollup_hourly", self._tables("rollup_hourly"), self._without_rollups())
         self.con.execute(f"CREATE TEMP TABLE {self._conversations} AS {sampler.conversations(f'({hourly})', rows=self._names)}")
         stored = self._archived("rollup_decision")
@@ -93,24 +97,18 @@ class ArchiveSource:
         query = sampler.dry_run_days(policy, rows=self.rows, conversations=self._conversations, decisions=self._decisions)
         return list(self.con.execute(query).fetchall())
 
-    def write(self, files: BatchFiles, policy: Policy, settings: Settings) -> None:
-        """Write the sampled events, the rollups of all of them, and the decisions."""
+    def parts(self, policy: Policy, settings: Settings) -> Iterator[Part]:
+        """The sampled events, the rollups of all of them, and the decisions."""
         self.prepare(policy)
-        large = list(self._large_days(settings))
-        for day, steps in large:
-            files.write("events", [self._kept(policy, f"(SELECT * FROM {self.rows} WHERE {step})") for step in steps], day=day)
-        others = self.rows
-        if large:
-            numbers = ", ".join(f"epoch_us('{day}T00:00:00Z'::TIMESTAMPTZ) // {DAY_US}" for day, _ in large)
-            others = f"(SELECT * FROM {self.rows} WHERE {_DAY} NOT IN ({numbers}))"
-        files.write_days(f"SELECT *, {_DAY} AS _day FROM ({self._kept(policy, others)})")
+        for day, condition in self._sorted_at_once(settings.warm):
+            kept = self._kept(policy, f"(SELECT * FROM {self.rows} WHERE {condition})")
+            yield Part("events", kept if day is not None else f"SELECT *, {_DAY} AS _day FROM ({kept})", day)
         day = self._first_day()
         for rollup in rollups.ROLLUPS:
             rolled = [f"{self._alias[one.segment_id]}.{rollup.name}" for one in self._inputs if self._is_rolled(one)]
-            raw = [f"({self._due(one)})" for one in self._inputs if not self._is_rolled(one)]
-            combined = rollups.combined(rollup.name, rolled, raw, repeatable=True)
-            files.write(rollup.name, [rollups.added_up(rollup.name, f"({combined})")], day=day)
-        files.write("rollup_decision", [f"SELECT * EXCLUDE (changed) FROM {self._decisions} WHERE changed"], day=day)
+            raw = " UNION ALL ".join(self._due(one) for one in self._inputs if not self._is_rolled(one))
+            yield Part(rollup.name, rollups.totals(rollup.name, rolled, f"({raw})" if raw else None), day)
+        yield Part("rollup_decision", f"SELECT * EXCLUDE (changed) FROM {self._decisions} WHERE changed", day)
 
     def kept(self, files: BatchFiles) -> dict[str, int]:
         """conversation → archived events."""
@@ -129,16 +127,26 @@ class ArchiveSource:
     def _kept(self, policy: Policy, rows: str) -> str:
         return sampler.kept(policy, rows=rows, conversations=self._conversations, decisions=self._decisions)
 
-    def _large_days(self, settings: Settings) -> Iterator[tuple[str, list[str]]]:
-        """Days with so many rows that they are sorted in steps, and the steps."""
-        by_day: dict[str, list[str]] = {}
-        for share in shares(self.con, self.rows, settings.warm):
-            if share.day is not None:
-                by_day.setdefault(share.day, []).extend(share.steps)
-        yield from by_day.items()
+    def _sorted_at_once(self, warm: WarmSettings) -> Iterator[tuple[str | None, str]]:
+        """(day, condition on rows): in order of time, days together that fit memory, and the steps of a day that does not."""
+        counts = f"SELECT day, sum(rows)::BIGINT, sum(bytes)::BIGINT FROM {self._counts} GROUP BY day ORDER BY day"
+        found = self.con.execute(counts).fetchall()
+        shares = [max(rows / warm.settle_batch_events, size / warm.settle_batch_bytes) for _, rows, size in found]
+        for first, last in equal_ranges(shares):
+            start, end = found[first][0], found[last - 1][0] + 1
+            span = f"timestamp >= make_timestamptz({start * DAY_US}) AND timestamp < make_timestamptz({end * DAY_US})"
+            if last - first > 1 or shares[first] <= 1:
+                yield None, span
+                continue
+            rows, counted = f"(SELECT * FROM {self.rows} WHERE {span})", f"(SELECT * FROM {self._counts} WHERE day = {start})"
+            for share in counted_shares(self.con, rows, counted, warm):
+                for step in share.steps:
+                    yield day_text(start), f"{span} AND {step}"
 
     def _first_day(self) -> str:
-        [(day,)] = self.con.execute(f"SELECT strftime(min(timestamp), '%Y-%m-%d') FROM {self.rows}").fetchall()
+        [(day,)] = self.con.execute(
+            f"SELECT strftime(DATE '1970-01-01' + min(day)::INTEGER, '%Y-%m-%d') FROM {self._counts}"
+        ).fetchall()
         return str(day)
 
     def _is_rolled(self, segment: Segment) -> bool:

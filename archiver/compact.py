@@ -16,7 +16,7 @@ from typing import Final
 
 from thermocline.errors import TierCorrupt
 from thermocline.event import FORMAT
-from thermocline.tiers.batch_files import BatchFiles, Staged
+from thermocline.tiers.batch_files import BatchFiles, Part, Staged
 from thermocline.tiers.duck import Connection
 from thermocline.tiers.ledger import Batch, ColdFile
 from thermocline.tiers.opening import Tiers
@@ -100,7 +100,8 @@ class Compactor:
             for group, inputs in zip(groups, paths, strict=True):
                 written = len(files.staged)
                 rows = relation(*inputs)
-                files.write(group.kind, selects(con, group.kind, rows, self._tiers.settings.warm), day=group.day)
+                found = selects(con, group.kind, rows, self._tiers.settings.warm)
+                files.write(Part(group.kind, select, group.day) for select in found)
                 _require_same(con, group, inputs, files.staged[written:])
         shutil.rmtree(fetching)
         self._reach("write done")

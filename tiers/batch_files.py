@@ -1,7 +1,7 @@
 """The Parquet files of one batch, written from SQL into a local folder and read back before anything leaves it.
 
-What goes in is summed while it streams by; what Polars reads back from the finished file must sum to the same. DuckDB makes the
-next rows while the last ones are written.
+What goes in is summed while it streams by; what Polars reads back from the finished file must sum to the same. Three things go on
+at once: DuckDB makes the next rows, the last ones are summed, and full files are encoded and read back.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ import hashlib
 import itertools
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -25,22 +27,25 @@ from thermocline.errors import TierCorrupt
 from thermocline.event import FORMAT
 
 from .checksum import HASH_KIND, row_hash
+from .cold_bounds import BoundsOf
 from .cold_schema import SCHEMAS, SORT, SQL_TYPES
-from .duck import Connection, quoted
+from .duck import Connection
 from .ledger import ColdFile
 from .parquet_file import GROUP_ROWS, ParquetFile, row_hashes, sums_read_back
-from .segment_file import EVENT_TYPES_MAX
 
 T = TypeVar("T")
-_BOUNDS: Final = {
-    "events": ("timestamp", "timestamp", True),
-    "rollup_hourly": ("timestamp_min", "timestamp_max", True),
-    "rollup_conversation": ("started_at", "ended_at", True),
-    "rollup_task": ("", "", True),
-    "rollup_quantile": ("hour", "hour", False),
-    "rollup_decision": ("started_at", "started_at", True),
-}
-"""Kind → (column with the least time, column with the greatest, whether it has conversations)."""
+FINISHING_MAX: Final = 2
+"""Files at once that have all their rows and are closed and read back."""
+
+
+class Part(NamedTuple):
+    """Rows for the files of a batch."""
+
+    kind: str
+    select: str
+    """SELECT of the columns of the kind, in any order of rows."""
+    day: str | None = None
+    """The UTC day of their files. None: a column `_day` of the SELECT says it, as days since 1970, and each has its own files."""
 
 
 class Staged(msgspec.Struct, frozen=True, kw_only=True):
@@ -65,132 +70,129 @@ class BatchFiles:
         con.execute("SET arrow_lossless_conversion = true")  # UUIDs leave DuckDB as what they are
         [(self._hash_kind,)] = con.execute(f"SELECT {HASH_KIND}").fetchall()
         self._con = con
-        self._beside = con.cursor()  # for what is asked while `con` streams
         self._folder = folder
         self._batch_id = batch_id
         self._cold_url = cold_url
         self._ranges = ranges
         self._created_us = created_us
         self._bytes_max = bytes_max
+        self._files = 0
         self.staged: list[Staged] = []
 
-    def write(self, kind: str, selects: Sequence[str], *, day: str) -> None:
-        """Write the rows of these SELECTs, with the columns of `kind`, one after the other; nothing when there are none.
+    def write(self, parts: Iterable[Part]) -> None:
+        """Write the rows of all parts, each part sorted for itself; nothing when there are none.
 
-        selects  all rows of one are before those of the next in the order of SORT; within one they are sorted here
+        parts  asked for one by one, in another thread. Neighbours of one kind and day share files: all rows of one are before
+               those of the next in the order of SORT
         """
-        order = ", ".join(SORT[kind])
-        self._write(kind, [f"SELECT * FROM ({select}) ORDER BY {order}" for select in selects], lambda _: day)
-
-    def write_days(self, select: str) -> None:
-        """Write events of many days, a file or more for each. `select` gives a column `_day` beside those of events: the days
-        since 1970."""
-        self._write("events", [f"SELECT * FROM ({select}) ORDER BY _day, {', '.join(SORT['events'])}"], _day_text)
-
-    def _write(self, kind: str, selects: Sequence[str], day_of: Callable[[int], str]) -> None:
         file: _Open | None = None
-        try:
-            for day, rows in prefetched(itertools.chain.from_iterable(self._pieces(kind, select) for select in selects)):
-                if file is not None and (day != file.day or file.parquet.file_bytes >= self._bytes_max):
-                    self._finish(kind, file, day_of(file.day))
+        finishing: deque[Future[Staged]] = deque()
+        with ThreadPoolExecutor(FINISHING_MAX, "thermocline-read-back") as beside:
+            try:
+                for kind, day, rows in prefetched(self._pieces(parts)):
+                    if file is not None and not file.takes(kind, day, self._bytes_max):
+                        finishing.append(beside.submit(self._finished, file))
+                        file = None
+                    if file is None:
+                        if len(finishing) >= FINISHING_MAX:
+                            self.staged.append(finishing.popleft().result())
+                        file = self._opened(kind, day)
+                    file.add(rows)
+                if file is not None:
+                    finishing.append(beside.submit(self._finished, file))
                     file = None
-                if file is None:
-                    number = len(self.staged) + 1
-                    file = _Open(day, ParquetFile(self._folder / f"{self._batch_id}-{number:05d}.parquet", SCHEMAS[kind]))
-                file.add(rows, kind)
-            if file is not None:
-                self._finish(kind, file, day_of(file.day))
-        except BaseException:
-            if file is not None:
-                file.parquet.abandon()
-            raise
+                self.staged += [one.result() for one in finishing]
+            except BaseException:
+                if file is not None:
+                    file.parquet.abandon()
+                raise
 
-    def _pieces(self, kind: str, select: str) -> Iterator[tuple[int, pa.Table]]:
-        """(day, rows of that day only) as they stream by, at most a row group at a time."""
-        types = SQL_TYPES[kind]
-        columns = ", ".join(f"{name}::{sql_type} AS {name}" for name, sql_type in types.items())
-        by_day = "_day" in select
-        plain = f"SELECT {columns}{', _day' if by_day else ''} FROM ({select})"
-        summed = f"SELECT *, {row_hash(kind)} AS _hash FROM ({plain})"
-        for batch in self._con.sql(summed).to_arrow_reader(GROUP_ROWS):
-            table = pa.Table.from_batches([batch])
-            days = table["_day"].to_numpy() if by_day else np.zeros(table.num_rows, np.int64)
-            borders = [0, *(np.flatnonzero(np.diff(days)) + 1).tolist(), table.num_rows]
-            for first, last in itertools.pairwise(borders):  # a batch is never empty
-                yield int(days[first]), table.slice(first, last - first)
+    def _pieces(self, parts: Iterable[Part]) -> Iterator[tuple[str, str, pa.Table]]:
+        """(kind, day, rows of that day only) as they stream by, at most a row group at a time."""
+        for part in parts:
+            for batch in self._con.sql(_sorted(part)).to_arrow_reader(GROUP_ROWS):
+                table = pa.Table.from_batches([batch])
+                if part.day is not None:
+                    yield part.kind, part.day, table
+                    continue
+                days = table["_day"].to_numpy()
+                borders = [0, *(np.flatnonzero(np.diff(days)) + 1).tolist(), table.num_rows]
+                for first, last in itertools.pairwise(borders):  # a batch is never empty
+                    yield part.kind, day_text(int(days[first])), table.slice(first, last - first)
 
-    def _finish(self, kind: str, file: _Open, day: str) -> None:
-        """Close a file, read it back, and note what it is."""
+    def _opened(self, kind: str, day: str) -> _Open:
+        self._files += 1
+        return _Open(kind, day, ParquetFile(self._folder / f"{self._batch_id}-{self._files:05d}.parquet", SCHEMAS[kind]))
+
+    def _finished(self, file: _Open) -> Staged:
+        """Close a file, read it back, and say what it is. In a thread of its own; the file is gone when that fails."""
         facts = {
             "thermocline.format": FORMAT,
-            "thermocline.kind": kind,
+            "thermocline.kind": file.kind,
             "thermocline.ranges": self._ranges,
             "thermocline.checksum": f"{self._hash_kind}:{file.row_hash}",
         }
-        written = file.parquet.close(facts)
-        rows, hashes = sums_read_back(written.path)
-        if (rows, hashes) != (written.rows, file.polars_hash):
-            raise TierCorrupt(
-                f"{written.path}: read back {rows} rows that are not the {written.rows} written; nothing was archived, "
-                "the events stay where they were; check memory and disk, then run again"
-            )
-        key = f"{kind}/day={day}/{written.path.name}"
-        described = self._described(kind, written.path, day)
-        self.staged.append(
-            Staged(
-                key=key,
-                path=written.path,
-                file=ColdFile(
-                    file_id=written.path.stem,
-                    batch_id=self._batch_id,
-                    kind=kind,
-                    day=day,
-                    url=f"{self._cold_url}/{key}",
-                    rows=written.rows,
-                    file_bytes=written.file_bytes,
-                    checksum=sha256_of(written.path),
-                    created_us=self._created_us,
-                    **described,
-                ),
-            )
+        try:
+            written = file.parquet.close(facts)
+            rows, hashes = sums_read_back(written.path)
+            if (rows, hashes) != (written.rows, file.polars_hash):
+                raise TierCorrupt(
+                    f"{written.path}: read back {rows} rows that are not the {written.rows} written; nothing was archived, "
+                    "the events stay where they were; check memory and disk, then run again"
+                )
+            checksum = sha256_of(written.path)
+        except BaseException:
+            file.parquet.abandon()
+            raise
+        key = f"{file.kind}/day={file.day}/{written.path.name}"
+        return Staged(
+            key=key,
+            path=written.path,
+            file=ColdFile(
+                file_id=written.path.stem,
+                batch_id=self._batch_id,
+                kind=file.kind,
+                day=file.day,
+                url=f"{self._cold_url}/{key}",
+                rows=written.rows,
+                file_bytes=written.file_bytes,
+                checksum=checksum,
+                created_us=self._created_us,
+                **msgspec.structs.asdict(file.bounds.bounds()),
+            ),
         )
-
-    def _described(self, kind: str, path: Path, day: str) -> dict[str, Any]:
-        """Bounds of a file's rows, for pruning."""
-        low, high, with_conversations = _BOUNDS[kind]
-        source = f"read_parquet({quoted(str(path))}, hive_partitioning = false)"
-        times = f"epoch_us(min({low})), epoch_us(max({high}))" if low else "NULL, NULL"
-        names = "min(conversation_id), max(conversation_id)" if with_conversations else "'', ''"
-        [(first, last, lowest, highest)] = self._beside.execute(f"SELECT {times}, {names} FROM {source}").fetchall()
-        types: tuple[str, ...] | None = None
-        if "event_type" in SQL_TYPES[kind]:
-            found = self._beside.execute(f"SELECT DISTINCT event_type FROM {source} LIMIT {EVENT_TYPES_MAX + 1}").fetchall()
-            types = tuple(sorted(name for (name,) in found)) if len(found) <= EVENT_TYPES_MAX else None
-        start_us = int(dt.datetime.fromisoformat(day).replace(tzinfo=dt.UTC).timestamp() * 1e6)
-        return {
-            "timestamp_min_us": start_us if first is None else first,
-            "timestamp_max_us": start_us if last is None else last,
-            "conversation_min": lowest,
-            "conversation_max": highest,
-            "event_types": types,
-        }
 
 
 class _Open:
-    """A file being written, and the sums of what went in."""
+    """A file being written, with the sums and the bounds of what went in."""
 
-    def __init__(self, day: int, parquet: ParquetFile) -> None:
+    def __init__(self, kind: str, day: str, parquet: ParquetFile) -> None:
+        self.kind = kind
         self.day = day
         self.parquet = parquet
+        self.bounds = BoundsOf(kind, day)
         self.row_hash = 0
         self.polars_hash = 0
 
-    def add(self, rows: pa.Table, kind: str) -> None:
+    def takes(self, kind: str, day: str, bytes_max: int) -> bool:
+        """Whether rows of that kind and day go on in this file."""
+        return (kind, day) == (self.kind, self.day) and self.parquet.file_bytes < bytes_max
+
+    def add(self, rows: pa.Table) -> None:
         self.row_hash += int(pc.sum(pc.cast(rows["_hash"], pa.decimal128(38, 0))).as_py())
-        schema = SCHEMAS[kind]
+        schema = SCHEMAS[self.kind]
         table = pa.Table.from_arrays([rows[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
+        self.bounds.add(table)
         self.polars_hash += row_hashes(_plain(table))
         self.parquet.add(table)
+
+
+def _sorted(part: Part) -> str:
+    """SELECT of the rows of a part with their types and hashes, in order."""
+    by_day = ["_day"] if part.day is None else []
+    columns = ", ".join([*(f"{name}::{sql_type} AS {name}" for name, sql_type in SQL_TYPES[part.kind].items()), *by_day])
+    ordered = f"SELECT * FROM ({part.select}) ORDER BY {', '.join([*by_day, *SORT[part.kind]])}"
+    return f"SELECT *, {row_hash(part.kind)} AS _hash FROM (SELECT {columns} FROM ({ordered}))"
 
 
 def _plain(table: pa.Table) -> pa.Table:
@@ -246,5 +248,6 @@ def prefetched(items: Iterator[T], *, depth: int = 2) -> Iterator[T]:
         maker.join()
 
 
-def _day_text(day: int) -> str:
+def day_text(day: int) -> str:
+    """The date of a number of days since 1970."""
     return (dt.date(1970, 1, 1) + dt.timedelta(days=day)).isoformat()

@@ -22,7 +22,11 @@ _MEMORY_PER_BYTE = 6
 """Memory DuckDB needs to read, sort and write a byte of large rows (measured: 256 MiB is too little for 57 MiB of events
 of 1 MB each, 384 MiB is enough)."""
 _DAY = f"epoch_us(timestamp) // {_DAY_US}"
-_BYTES = "sum(strlen(content) + coalesce(strlen(metadata::VARCHAR), 0))::BIGINT"
+COUNTS = (
+    f"{_DAY} AS day, conversation_id, count(*) AS rows,"
+    " sum(strlen(content) + coalesce(strlen(metadata::VARCHAR), 0))::BIGINT AS bytes"
+)
+"""The columns of what `shares` counts by, of rows of events GROUP BY day, conversation_id."""
 
 
 class Share(msgspec.Struct, frozen=True, kw_only=True):
@@ -36,17 +40,23 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def shares(con: Connection, rows: str, settings: WarmSettings) -> list[Share]:
+    """`counted_shares` of rows that are counted here."""
+    counts = fresh_name("counts")
+    con.execute(f"CREATE TEMP TABLE {counts} AS SELECT {COUNTS} FROM {rows} GROUP BY ALL")
+    found = counted_shares(con, rows, counts, settings)
+    con.execute(f"DROP TABLE {counts}")
+    return found
+
+
+def counted_shares(con: Connection, rows: str, counts: str, settings: WarmSettings) -> list[Share]:
     """The outputs of a merge of `rows`, a relation with the columns of events: days in order, the mixed ones last.
 
     A day with day_rows_min rows in this merge is its own; all others stay together. What passes segment_rows_max or
     segment_bytes_max (of content and metadata) becomes equal parts of whole conversations; one conversation beyond the
     limit stays whole. A step is about settle_batch_events or settle_batch_bytes at most, and fits memory_bytes_max.
+
+    counts  a table of COUNTS of the rows
     """
-    counts = fresh_name("counts")
-    con.execute(
-        f"CREATE TEMP TABLE {counts} AS SELECT {_DAY} AS day, conversation_id, count(*) AS rows, {_BYTES} AS bytes"
-        f" FROM {rows} GROUP BY ALL"
-    )
     days = con.execute(f"SELECT day, sum(rows) FROM {counts} GROUP BY day ORDER BY day").fetchall()
     large = [day for day, count in days if count >= settings.day_rows_min]
     found = [
@@ -64,7 +74,6 @@ def shares(con: Connection, rows: str, settings: WarmSettings) -> list[Share]:
     if len(large) < len(days):
         others = f"day NOT IN ({', '.join(map(str, large))})" if large else "true"
         found += _parts(con, rows, f"(SELECT * FROM {counts} WHERE {others})", None, others.replace("day", f"({_DAY})"), settings)
-    con.execute(f"DROP TABLE {counts}")
     return found
 
 

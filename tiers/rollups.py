@@ -176,6 +176,13 @@ def combined(name: str, rolled: Sequence[str], raw: Sequence[str], *, repeatable
     return " UNION ALL ".join(parts)
 
 
+def totals(name: str, rolled: Sequence[str], raw: str | None) -> str:
+    """SELECT of one rollup table over tables of that kind and one raw relation, one row for each key. Same rows, same bits."""
+    if raw is not None and not rolled:
+        return _named(name).text(raw, repeatable=True)
+    return added_up(name, f"({combined(name, rolled, [raw] if raw is not None else [], repeatable=True)})")
+
+
 def added_up(name: str, source: str) -> str:
     """SELECT of one rollup table from `source`, a relation with its columns whose keys repeat. Same rows, same bits."""
     rollup = _named(name)

@@ -15,7 +15,7 @@ import pytest
 from tests.waiting import wait_until
 from thermocline.errors import TierCorrupt
 from thermocline.tiers import parquet_file
-from thermocline.tiers.batch_files import BatchFiles, prefetched, sha256_of
+from thermocline.tiers.batch_files import BatchFiles, Part, prefetched, sha256_of
 from thermocline.tiers.cold_schema import SCHEMAS
 from thermocline.tiers.duck import Connection, connect
 from thermocline.tiers.parquet_file import GROUP_ROWS, ParquetFile, facts_of, page_problem, sums_read_back
@@ -47,13 +47,17 @@ def tasks(first: int, last: int, task: str = "'t'") -> str:
     return f"SELECT printf('c%07d', i) AS conversation_id, {task} AS task_id FROM range({first}, {last}) AS numbers(i)"
 
 
+def parts(*selects: str) -> list[Part]:
+    return [Part(KIND, select, DAY) for select in selects]
+
+
 def conversations(paths: list[Path]) -> list[str]:
     return pa.concat_tables([pq.read_table(path) for path in paths])["conversation_id"].to_pylist()
 
 
 def test_a_file_ends_with_the_row_group_that_passes_the_limit(con: Connection, folder: Path) -> None:
     files = batch(con, folder, bytes_max=1)
-    files.write(KIND, [tasks(0, 2 * GROUP_ROWS)], day=DAY)
+    files.write(parts(tasks(0, 2 * GROUP_ROWS)))
     paths = [one.path for one in files.staged]
     assert [pq.read_metadata(path).num_rows for path in paths] == [GROUP_ROWS] * 2
     assert [pq.read_metadata(path).num_row_groups for path in paths] == [1, 1]
@@ -64,7 +68,7 @@ def test_a_file_ends_with_the_row_group_that_passes_the_limit(con: Connection, f
 
 def test_a_file_below_the_limit_has_row_groups_of_one_size_whatever_pieces_come(con: Connection, folder: Path) -> None:
     files = batch(con, folder, bytes_max=1 << 30)
-    files.write(KIND, [tasks(0, 100_000), tasks(100_000, 100_001), tasks(100_001, GROUP_ROWS + 10)], day=DAY)
+    files.write(parts(tasks(0, 100_000), tasks(100_000, 100_001), tasks(100_001, GROUP_ROWS + 10)))
     [one] = files.staged
     found = pq.read_metadata(one.path)
     assert [found.row_group(number).num_rows for number in range(found.num_row_groups)] == [GROUP_ROWS, 10]
@@ -74,7 +78,7 @@ def test_a_file_below_the_limit_has_row_groups_of_one_size_whatever_pieces_come(
 
 def test_no_rows_are_no_file(con: Connection, folder: Path) -> None:
     files = batch(con, folder)
-    files.write(KIND, [tasks(0, 0)], day=DAY)
+    files.write(parts(tasks(0, 0)))
     assert files.staged == []
     assert list(folder.iterdir()) == []
 
@@ -84,10 +88,10 @@ def test_a_query_that_fails_leaves_no_file_however_much_was_written(con: Connect
     files = batch(con, folder)
     broken = tasks(10, 20, "CASE WHEN i = 15 THEN error('broken off') ELSE 't' END")
     with pytest.raises(duckdb.Error, match="broken off"):
-        files.write(KIND, [tasks(0, before), broken], day=DAY)
+        files.write(parts(tasks(0, before), broken))
     assert files.staged == []
     assert list(folder.iterdir()) == []
-    files.write(KIND, [tasks(0, 3)], day=DAY)
+    files.write(parts(tasks(0, 3)))
     assert [one.file.rows for one in files.staged] == [3]
 
 
@@ -107,14 +111,14 @@ def test_what_reads_back_otherwise_than_it_went_in_is_not_staged(
     with monkeypatch.context() as patch:
         patch.setattr(ParquetFile, "close", close_and_change)
         with pytest.raises(TierCorrupt, match=r"read back 2 rows that are not the 2 written; nothing was archived"):
-            files.write(KIND, [tasks(0, 2)], day=DAY)
+            files.write(parts(tasks(0, 2)))
     assert files.staged == []
     assert list(folder.iterdir()) == []
 
 
 def test_a_damaged_file_is_told_by_every_look_at_it(con: Connection, folder: Path) -> None:
     files = batch(con, folder)
-    files.write(KIND, [tasks(0, 1000, "md5(i::VARCHAR)")], day=DAY)
+    files.write(parts(tasks(0, 1000, "md5(i::VARCHAR)")))
     path = files.staged[0].path
     sound = path.read_bytes()
     assert page_problem(path) == ""
