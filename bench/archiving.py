@@ -30,7 +30,7 @@ def archive_figures(count: int, folder: Path) -> list[Figure]:
     """Archive `count` events of a week, keeping all and by the default policy; in between DuckDB writes the same rows."""
     figures = []
     for name, sampling in (("everything kept", KEEP_ALL), ("the default policy", {"rules": []})):
-        rounds = [_round(count, folder, f"{name.replace(' ', '-')}-{number}", sampling) for number in range(ROUNDS)]
+        rounds = [_round(count, folder / f"{name.replace(' ', '-')}-{number}", sampling) for number in range(ROUNDS)]
         rows, kept = rounds[0][:2]
         taken_s, bare_s = (median(one[place] for one in rounds) for place in (2, 3))
         ratio = median(bare / taken for _, _, taken, bare in rounds)
@@ -45,17 +45,9 @@ def archive_figures(count: int, folder: Path) -> list[Figure]:
     return figures
 
 
-def _round(count: int, folder: Path, namespace: str, sampling: dict[str, Any]) -> tuple[int, int, float, float]:
-    """(events, of them kept, seconds to archive them, seconds of the bare write) of a new namespace."""
-    settings = load(
-        {
-            "data_dir": folder / "archive",
-            "namespace": namespace,
-            "sampling": sampling,
-            "warm": {"window_days": 10_000},
-        },
-        environ={},
-    )
+def _round(count: int, folder: Path, sampling: dict[str, Any]) -> tuple[int, int, float, float]:
+    """(events, of them kept, seconds to archive them, seconds of the bare write) of a new data directory."""
+    settings = load({"data_dir": folder, "sampling": sampling, "warm": {"window_days": 10_000}}, environ={})
     fill(settings, count, seed=5)
     with open_tiers(settings) as tiers:
         Worker(tiers).once()
