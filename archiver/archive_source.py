@@ -10,11 +10,11 @@ import msgspec
 from thermocline.config import Settings, WarmSettings
 from thermocline.policy import Policy
 from thermocline.tiers import rollups
-from thermocline.tiers.batch_files import BatchFiles, Part, day_text
+from thermocline.tiers.batch_files import BatchFiles, Part
 from thermocline.tiers.checksum import COLUMN_LIST, ROW_HASH
 from thermocline.tiers.duck import fresh_name, quoted
 from thermocline.tiers.ledger import Segment
-from thermocline.tiers.merge_split import COUNTS, counted_shares, equal_ranges
+from thermocline.tiers.merge_split import COUNTS, counted_shares, day_text, equal_ranges
 from thermocline.tiers.opening import Tiers
 
 from . import sampler
@@ -144,10 +144,8 @@ class ArchiveSource:
                     yield day_text(start), f"{span} AND {step}"
 
     def _first_day(self) -> str:
-        [(day,)] = self.con.execute(
-            f"SELECT strftime(DATE '1970-01-01' + min(day)::INTEGER, '%Y-%m-%d') FROM {self._counts}"
-        ).fetchall()
-        return str(day)
+        [(day,)] = self.con.execute(f"SELECT min(day) FROM {self._counts}").fetchall()
+        return day_text(day)
 
     def _is_rolled(self, segment: Segment) -> bool:
         return segment.has_rollups and segment.segment_id in self._whole

@@ -6,7 +6,6 @@ at once: DuckDB makes the next rows, the last ones are summed, and full files ar
 
 from __future__ import annotations
 
-import datetime as dt
 import hashlib
 import itertools
 import queue
@@ -31,6 +30,7 @@ from .cold_bounds import BoundsOf
 from .cold_schema import SCHEMAS, SORT, SQL_TYPES
 from .duck import Connection
 from .ledger import ColdFile
+from .merge_split import day_text
 from .parquet_file import GROUP_ROWS, ParquetFile, row_hashes, sums_read_back
 
 T = TypeVar("T")
@@ -246,8 +246,3 @@ def prefetched(items: Iterator[T], *, depth: int = 2) -> Iterator[T]:
     finally:
         stopped.set()
         maker.join()
-
-
-def day_text(day: int) -> str:
-    """The date of a number of days since 1970."""
-    return (dt.date(1970, 1, 1) + dt.timedelta(days=day)).isoformat()

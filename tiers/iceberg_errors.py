@@ -55,7 +55,7 @@ def translation(error: Exception, what: str) -> ThermoclineError | None:
         return ConfigError(f"cold.catalog_properties: {what}: the catalog refuses us ({said}); give it a token or credential")
     if isinstance(error, _UNUSABLE):
         return ConfigError(f"cold.catalog_url: {what}: cannot be used ({said}); give a SQLAlchemy or http(s) URL, or none")
-    if isinstance(error, NotImplementedError):  # pyiceberg's for a table format or endpoint that it or the server does not know
+    if isinstance(error, RuntimeError) and not isinstance(error, RecursionError):  # what pyiceberg or the server cannot do
         return ConfigError(f"cold.catalog_url: {what}: {said}; upgrade pyiceberg or the catalog, or give another one")
     if isinstance(error, exc.DatabaseError) and _is_damaged(error):
         return TierCorrupt(f"{what}: the catalog is damaged ({said}); move it aside, the next archive makes it anew")

@@ -66,7 +66,7 @@ def counted_shares(con: Connection, rows: str, counts: str, settings: WarmSettin
             con,
             rows,
             f"(SELECT * FROM {counts} WHERE day = {day})",
-            _date(day),
+            day_text(day),
             f"timestamp >= make_timestamptz({day * _DAY_US}) AND timestamp < make_timestamptz({(day + 1) * _DAY_US})",
             settings,
         )
@@ -77,7 +77,8 @@ def counted_shares(con: Connection, rows: str, counts: str, settings: WarmSettin
     return found
 
 
-def _date(day: int) -> str:
+def day_text(day: int) -> str:
+    """The date of a number of days since 1970."""
     return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(days=day)).strftime("%Y-%m-%d")
 
 

@@ -36,6 +36,7 @@ from thermocline.tiers.cold_folder import FolderCold
 from thermocline.tiers.cold_opening import open_cold
 from thermocline.tiers.cold_schema import KINDS, SCHEMAS
 from thermocline.tiers.iceberg import IcebergTables
+from thermocline.tiers.iceberg_errors import translated
 from thermocline.tiers.iceberg_io import ColdFileIO, Handed
 
 FIRST_DAY = datetime(2026, 11, 1, tzinfo=UTC)
@@ -803,6 +804,12 @@ def test_a_commit_whose_reply_the_server_loses_is_found(tmp_path: Path, server: 
     assert rows_in(site.latest()) == ROWS
     assert len(StaticTable.from_metadata(site.latest()).snapshots()) == 1
     site.close()
+
+
+@pytest.mark.parametrize("error", [RecursionError("too deep"), AttributeError("x"), AssertionError("y")])
+def test_what_can_only_be_a_bug_is_not_translated(error: Exception) -> None:
+    with pytest.raises(type(error)), translated("events"):
+        raise error
 
 
 def test_a_server_that_cannot_do_what_is_needed_is_told_so(tmp_path: Path, server: RestCatalogServer) -> None:
