@@ -24,8 +24,8 @@ from thermocline.errors import InvalidEvent, ThermoclineError
 from thermocline.event import Event, Metadata, Receipt, TextId
 from thermocline.tiers.block import Block
 
-from .call import Call, Parcel
-from .encode import Line, blocks_of, line_of
+from .call import Call, Parcel, append_one
+from .encode import Line, block_of, blocks_of, line_of
 from .pool import Pool
 from .source import Config, OpenTiers, Source, renew_in_child, settings_of
 from .validate import check_conversation_id, check_expected_seq, event_of, fields_of
@@ -44,6 +44,7 @@ class Client:
         """
         self._source = Source(settings_of(config, overrides), tiers)
         self._ingest = self._source.settings.ingest
+        self._shards = self._source.settings.hot.shards
         self._pool = Pool(self._source)
         self._closed = False
         renew_in_child(self)
@@ -81,8 +82,8 @@ class Client:
         line = line_of(fields, time.time_ns() // 1000)
         if expected_seq is not None:
             expected_seq = check_expected_seq(expected_seq)
-        parcel = Parcel(self._blocks(conversation_id, [line]), [[0]])
-        return Call(parcel, [], deadline_s=self._ingest.deadline_s, expected_seq=expected_seq).run(self._usable_pool())[0]
+        block = block_of(conversation_id, [line], self._shards)
+        return append_one(block, expected_seq, self._usable_pool(), deadline_s=self._ingest.deadline_s)
 
     def append_many(self, events: Iterable[Event | Mapping[str, Any]]) -> list[Receipt]:
         """One receipt per event, in order. Any mix of conversations; the order within each is kept.
@@ -122,7 +123,7 @@ class Client:
     def _blocks(self, conversation_id: str, lines: list[Line]) -> list[Block]:
         ingest = self._ingest
         limits = {"events_max": ingest.block_events_max, "bytes_max": ingest.block_bytes_max}
-        return list(blocks_of(conversation_id, lines, shards=self._source.settings.hot.shards, **limits))
+        return list(blocks_of(conversation_id, lines, shards=self._shards, **limits))
 
     def _usable_pool(self) -> Pool:
         if self._closed:

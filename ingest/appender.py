@@ -34,7 +34,7 @@ from thermocline.tiers.block import Block
 from thermocline.tiers.hot import AppendSession, OutcomeLost
 
 from .numbering import Numbering
-from .sending import Outcome, Sending
+from .sending import Outcome, Sending, Stored
 
 PAUSE_FIRST_S = 0.01
 PAUSE_MAX_S = 0.5
@@ -94,6 +94,30 @@ class Appender:
         Unresolved when a block may be stored. Every other trouble is an outcome.
         """
         return self.resume(Sending(blocks, expected_seq), deadline_s=deadline_s)
+
+    def try_one(self, block: Block, expected_seq: int | None, *, deadline_s: float) -> Stored | Sending:
+        """Send one block in one round trip; what `resume` goes on from when that did not store it."""
+        if not self._connected or self._lasts or self._era_grew or self._unreported:
+            return Sending([block], expected_seq)
+        number = self._numbering.last(block.shard) + 1
+        try:
+            [reply] = self._session.send(self._numbering.producer, [(block, number, expected_seq)], deadline_s=deadline_s)
+        except (TierUnavailable, TierCorrupt, ConfigError):
+            self._connected = False
+            return Sending([block], expected_seq)
+        except OutcomeLost:
+            self._connected = False
+            return Sending.in_doubt_about(block, expected_seq, self._numbering)
+        except BaseException:
+            self._connected = False
+            raise
+        if reply.code != "OK":
+            return Sending([block], expected_seq)  # which gets the same answer
+        self._numbering.acknowledged(block.shard, number, block.lines - len(reply.skipped), self._clock())
+        if reply.era > self._era:
+            self._era, self._era_grew = reply.era, True
+            self._account_at_leisure()
+        return Stored(seq_first=reply.seq_first, skipped=reply.skipped)
 
     def resume(self, sending: Sending, *, deadline_s: float) -> list[Outcome]:
         """Go on with a call that ended Unresolved."""

@@ -52,16 +52,17 @@ class Call:
     """Events on their way to one end: receipts, or the error that `append` and `append_many` document. Thread-safe."""
 
     def __init__(
-        self, parcel: Parcel, events: Sequence[Event], *, deadline_s: float, expected_seq: int | None = None, now_us: int = 0
+        self, parcel: Parcel, events: Sequence[Event], *, deadline_s: float, sending: Sending | None = None, now_us: int = 0
     ) -> None:
-        """events  those of `parcel`, for the error's rest; empty for a single append, whose error needs none
-        now_us  the timestamp that those without one were given
+        """events   those of `parcel`, for the error's rest; empty for a single append, whose error needs none
+        sending  of `parcel`, to go on from
+        now_us   the timestamp that those without one were given
         """
         self._parcel = parcel
         self._events = events
         self._deadline_s = deadline_s
         self._now_us = now_us
-        self._sending = Sending(parcel.blocks, expected_seq)
+        self._sending = Sending(parcel.blocks) if sending is None else sending
         self._durability = ""
         self._appender: Appender | None = None
         self._give_back: Callable[[Appender], None] = Appender.close
@@ -69,8 +70,11 @@ class Call:
 
     def run(self, pool: Pool) -> list[Receipt]:
         """Send everything; one receipt per event, or the error."""
+        return self.finish(pool, pool.borrow())
+
+    def finish(self, pool: Pool, appender: Appender) -> list[Receipt]:
+        """`run` with an appender of the pool's that the caller has borrowed."""
         everything = range(self._parcel.count)
-        appender = pool.borrow()
         try:
             appender.resume(self._sending, deadline_s=self._deadline_s)
         except BaseException as exc:
@@ -150,6 +154,21 @@ class Call:
         )
         error.__cause__ = reason
         return error
+
+
+def append_one(block: Block, expected_seq: int | None, pool: Pool, *, deadline_s: float) -> Receipt:
+    """The receipt of the one event of `block`, or the error; a Call is only made when one round trip does not do."""
+    appender = pool.borrow()
+    try:
+        found = appender.try_one(block, expected_seq, deadline_s=deadline_s)
+    except BaseException:
+        pool.discard(appender)
+        raise
+    if isinstance(found, Stored):
+        durability = appender.durability
+        pool.give_back(appender)
+        return _receipts(block, found, durability)[0]
+    return Call(Parcel([block], [[0]]), [], deadline_s=deadline_s, sending=found).finish(pool, appender)[0]
 
 
 def count_up(sizes: Iterable[int]) -> list[range]:

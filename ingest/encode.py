@@ -66,13 +66,14 @@ def blocks_of(conversation_id: str, lines: Sequence[Line], *, shards: int, event
     for end, line in enumerate(lines):
         size += len(line.payload) + 1
         if end > start and (size - 1 > bytes_max or end - start >= events_max):
-            yield _block(conversation_id, lines[start:end], shards)
+            yield block_of(conversation_id, lines[start:end], shards)
             start, size = end, len(line.payload) + 1
     if lines:
-        yield _block(conversation_id, lines[start:], shards)
+        yield block_of(conversation_id, lines[start:], shards)
 
 
-def _block(conversation_id: str, lines: Sequence[Line], shards: int) -> Block:
+def block_of(conversation_id: str, lines: Sequence[Line], shards: int) -> Block:
+    """All of these lines as one block."""
     payload = b"\n".join([line.payload for line in lines])
     stamps = [line.timestamp_us for line in lines]
     earliest, latest = min(stamps), max(stamps)

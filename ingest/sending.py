@@ -95,6 +95,13 @@ class Sending:
         self.blocks: list[Block] = []
         self.extend(blocks)
 
+    @classmethod
+    def in_doubt_about(cls, block: Block, expected_seq: int | None, numbering: Numbering) -> Sending:
+        """Of one block that was sent under its next number, and whose reply was lost."""
+        sending = cls([block], expected_seq)
+        sending.in_doubt = sending.fill(numbering, 1)
+        return sending
+
     def extend(self, blocks: Sequence[Block]) -> None:
         """More blocks, to be sent after those there are."""
         for place, block in enumerate(blocks, len(self.blocks)):

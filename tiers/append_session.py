@@ -5,18 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import xxhash
-
 from thermocline.config import HotSettings
 from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
-from thermocline.event import CLOCK_AHEAD_MAX_US, FORMAT
+from thermocline.event import FORMAT
 
-from .block import Block, head_place
+from .append_command import APPEND, AppendCommand
+from .block import Block
 from .hot import OutcomeLost, Reply
 from .hot_keys import Keys
-from .redis_link import Command, CommandFailed, Link, Script, exchange
+from .redis_link import Command, CommandFailed, Link, exchange, exchange_packed
 
-APPEND = Script("append")
 LOSSES_TTL_S = 7 * 86_400
 DURABILITY = {"always": "fsync", "everysec": "memory", "no": "memory"}
 
@@ -33,18 +31,27 @@ class RedisAppendSession:
         self.durability = "memory"
         self._buckets = settings.buckets
         self._known = False
+        self._command: AppendCommand | None = None
 
     def send(self, producer: str, requests: Sequence[tuple[Block, int, int | None]], *, deadline_s: float) -> list[Reply]:
         """One reply per (block, number, expected_seq). OutcomeLost: some of them may be stored."""
         if not self._known:
             self._learn()
-        commands = [APPEND.command(*self._call(producer, *request)) for request in requests]
-        timeout_s = max(0.05, min(deadline_s, self._settings.timeout_s))
-        answers = self._exchange(commands, timeout_s)
-        if any(isinstance(answer, CommandFailed) and answer.no_script for answer in answers):
+        if self._command is None or self._command.producer != producer:
+            self._command = AppendCommand(
+                self._keys, self._settings, producer=producer, incarnation=self.incarnation, buckets=self._buckets
+            )
+        pack = self._command.packed
+        packed = b"".join([pack(*request) for request in requests])
+        timeout_s = None if deadline_s >= self._settings.timeout_s else max(0.05, deadline_s)
+        answers = self._exchange_packed(packed, len(requests), timeout_s)
+        failures = [answer for answer in answers if type(answer) is CommandFailed]
+        if any(failure.no_script for failure in failures):
             self._exchange([("SCRIPT", "LOAD", APPEND.text)])
-            answers = self._exchange(commands, timeout_s)  # the numbers make a second sending harmless
-        self._refuse_unless_known(answers)
+            answers = self._exchange_packed(packed, len(requests), timeout_s)  # the numbers make a second sending harmless
+            failures = [answer for answer in answers if type(answer) is CommandFailed]
+        if failures:
+            self._refuse_unless_known(failures, len(answers))
         replies = [self._reply(answer) for answer in answers]
         if self._settings.replicas_min and any(reply.code in ("OK", "DUP") for reply in replies):
             self._await_replicas(deadline_s)
@@ -53,70 +60,30 @@ class RedisAppendSession:
     def _exchange(self, commands: Sequence[Command], timeout_s: float | None = None) -> list[Any]:
         return exchange(self._connection, commands, shown_url=self._link.shown_url, timeout_s=timeout_s)
 
-    def _call(self, producer: str, block: Block, number: int, expected_seq: int | None) -> tuple[list[Any], list[Any]]:
-        keys, shard, settings = self._keys, block.shard, self._settings
-        bucket, field = head_place(block.conversation_id, self._buckets)
-        names = [
-            keys.meta(shard),
-            keys.log(shard),
-            keys.pointers(shard, block.conversation_id),
-            keys.heads(shard, bucket),
-            keys.producer(shard, producer),
-            keys.ids(shard, "now"),
-            keys.ids(shard, "prev"),
-        ]
-        args: list[Any] = [
-            FORMAT,
-            self.incarnation,
-            block.conversation_id,
-            field,
-            number,
-            "" if expected_seq is None else expected_seq,
-            block.lines,
-            block.timestamp_min_us,
-            block.timestamp_max_us,
-            block.block_id,
-            block.sizes,
-            block.checksum,
-            block.payload,
-            CLOCK_AHEAD_MAX_US,
-            settings.unsettled_bytes_max,
-            settings.unsettled_blocks_max,
-            max(1, int(settings.cache_window_s * 1000)),
-            int(settings.ids_window_s * 1e6),
-            settings.ids_max,
-        ]
-        if block.event_ids:
-            conversation = xxhash.xxh64_hexdigest(block.conversation_id.encode(), seed=0)
-            for ordinal, event_id in block.event_ids:
-                args += (ordinal, conversation + event_id.replace("-", ""))
-        return names, args
+    def _exchange_packed(self, packed: bytes, count: int, timeout_s: float | None) -> list[Any]:
+        return exchange_packed(self._connection, packed, count, shown_url=self._link.shown_url, timeout_s=timeout_s)
 
-    def _refuse_unless_known(self, answers: Sequence[Any]) -> None:
-        """TierUnavailable when every request was refused for who we are; OutcomeLost when an error says too little."""
-        failures = [answer for answer in answers if isinstance(answer, CommandFailed) and not _state(answer)]
+    def _refuse_unless_known(self, refused: Sequence[CommandFailed], count: int) -> None:
+        """TierUnavailable when all of `count` requests were refused for who we are; OutcomeLost when an error says too little."""
+        failures = [failure for failure in refused if not _state(failure)]
         if not failures:
             return
-        if len(failures) == len(answers) and all(str(failure).startswith(_NOT_ALLOWED) for failure in failures):
+        if len(failures) == count and all(str(failure).startswith(_NOT_ALLOWED) for failure in failures):
             raise self._link.refusal(failures[0]) from failures[0]
         raise OutcomeLost(f"Redis at {self._link.shown_url}: {failures[0]}") from failures[0]
 
     def _reply(self, answer: Any) -> Reply:
         if isinstance(answer, CommandFailed):
             return Reply(code=_state(answer))
-        code = answer[0].decode()
+        code, *said = [part.decode() for part in answer]
         if code in ("OK", "DUP"):
-            skipped = dict(_skip(pair) for pair in answer[5].split(b",")) if answer[5] else {}
+            first, position, events_total, era, skips = said
+            skipped = dict(_skip(pair) for pair in skips.split(",")) if skips else {}
             return Reply(
-                code=code,
-                seq_first=int(answer[1]),
-                position=answer[2].decode(),
-                events_total=int(answer[3]),
-                era=int(answer[4]),
-                skipped=skipped,
+                code=code, seq_first=int(first), position=position, events_total=int(events_total), era=int(era), skipped=skipped
             )
         if code in ("OLD", "GAP", "CONFLICT", "CLOCK", "BUSY"):
-            return Reply(code=code, detail=int(answer[1]), era=int(answer[2]))
+            return Reply(code=code, detail=int(said[0]), era=int(said[1]))
         return Reply(code=code)
 
     def _await_replicas(self, deadline_s: float) -> None:
@@ -160,6 +127,7 @@ class RedisAppendSession:
                 f"was {self.incarnation}): check redis_url, then open the producer again"
             )
         self.incarnation, self._buckets, self._known = incarnation, int(meta[3]), True
+        self._command = None
         fsync = "no" if b"aof_enabled:0" in persistence else "everysec"
         if fsync != "no" and not isinstance(config, CommandFailed) and config:
             fsync = config[1].decode()
@@ -202,7 +170,7 @@ def _rights(unused: str) -> list[Command]:
         ("XADD", unused, "NOMKSTREAM", "*", "x", "x"),
         ("HGET", unused, "x"),
         ("HLEN", unused),
-        ("EXPIRE", unused, 1),
+        ("PTTL", unused),
         ("PEXPIRE", unused, 1),
         ("RENAME", unused, unused),
         ("HSET", unused, "x", "x"),
@@ -217,6 +185,6 @@ def _state(failure: CommandFailed) -> str:
     return "UNCONFIRMED" if str(failure).startswith(("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN")) else ""
 
 
-def _skip(pair: bytes) -> tuple[int, int]:
-    ordinal, _, seq = pair.partition(b":")
+def _skip(pair: str) -> tuple[int, int]:
+    ordinal, _, seq = pair.partition(":")
     return int(ordinal), int(seq)

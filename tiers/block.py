@@ -90,8 +90,12 @@ def payload_checksum(
     payload: bytes,
 ) -> str:
     """16 hex digits over what the client made: header field `x`."""
-    head = (conversation_id, block_id, str(lines), str(timestamp_min_us), str(timestamp_max_us), BLOCK_FORMAT, sizes)
-    digest = xxhash.xxh64(b"".join(_prefixed(head)) + b"%d:" % len(payload), seed=0)
+    count, earliest, latest = str(lines), str(timestamp_min_us), str(timestamp_max_us)
+    head = (  # each part after its length in bytes; only the first may be more than ASCII
+        f"{len(conversation_id.encode())}:{conversation_id}{len(block_id)}:{block_id}{len(count)}:{count}"
+        f"{len(earliest)}:{earliest}{len(latest)}:{latest}{len(BLOCK_FORMAT)}:{BLOCK_FORMAT}{len(sizes)}:{sizes}{len(payload)}:"
+    )
+    digest = xxhash.xxh64(head.encode(), seed=0)
     digest.update(payload)
     return digest.hexdigest()
 

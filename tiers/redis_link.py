@@ -1,4 +1,5 @@
-"""A connection pool to one Redis, with errors translated in one place. The only module that imports redis.
+"""A connection pool to one Redis, with errors translated in one place. The only module that imports redis and
+hiredis.
 
 Replies come raw (bytes, lists), never parsed per event. redis-py's own retries are off: a write is repeated by its block
 number or not at all.
@@ -8,12 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import redis
+from hiredis import ProtocolError, Reader, ReplyError, pack_command
 from redis.backoff import NoBackoff
 from redis.connection import ConnectionPool
 from redis.retry import Retry
@@ -26,6 +29,9 @@ from .hot import OutcomeLost
 SCRIPTS = Path(__file__).parent / "scripts"
 CONNECTIONS_MAX = 256
 """Calls of one process to one Redis at once; sessions come on top."""
+
+_READ_BYTES = 65_536
+_MORE: Any = object()
 
 Connection = Any
 """A redis-py connection; its methods are not typed."""
@@ -172,6 +178,18 @@ _STATES = {
 _MEMORY = "it is full; raise maxmemory, or start the worker, which makes room"
 
 
+def bulk_strings(arguments: Sequence[Arg]) -> bytes:
+    """The arguments of a command, or some of them, as the wire has them: without the head that says how many they are."""
+    packed = _packed(arguments)
+    return packed[packed.index(b"\n") + 1 :]
+
+
+def _packed(arguments: Sequence[Arg]) -> bytes:
+    pack: Any = pack_command  # its types say one argument, and it takes any number
+    packed: bytes = pack(tuple(arguments))
+    return packed
+
+
 def exchange(
     connection: Connection,
     commands: Sequence[Command],
@@ -187,29 +205,62 @@ def exchange(
     TierUnavailable: nothing can have been done. OutcomeLost: some may have been done; the connection is closed.
     """
     sent = [("MULTI",), *commands, ("EXEC",)] if transaction else commands
+    packed = b"".join([_packed(command) for command in sent])
+    replies = exchange_packed(connection, packed, len(sent), shown_url=shown_url, timeout_s=timeout_s)
+    if not transaction:
+        return replies
+    result = replies[-1]
+    if isinstance(result, CommandFailed):
+        return [next((reply for reply in replies if isinstance(reply, CommandFailed)), result)]
+    return [CommandFailed(str(reply)) if isinstance(reply, ReplyError) else reply for reply in result]
+
+
+def exchange_packed(
+    connection: Connection, packed: bytes, count: int, *, shown_url: str, timeout_s: float | None = None
+) -> list[Any]:
+    """`exchange` for commands that are bytes already (hiredis' pack_command): `count` of them, so many replies.
+
+    redis-py makes the connection; what it does for every command it sends and every reply it reads costs more than Redis takes
+    to answer, so bytes go through its socket straight to hiredis here.
+    """
     try:
-        connection.connect()
-        packed = connection.pack_commands(sent)
+        if not connection.is_connected:
+            connection.connect()
+        sock = connection._get_socket()
     except redis.AuthenticationError as exc:
         raise TierUnavailable(f"Redis at {shown_url} refuses the login ({exc}): check user and password") from exc
     except (redis.RedisError, OSError) as exc:
         connection.disconnect()
         raise TierUnavailable(f"Redis at {shown_url} does not answer ({_reason(exc)}): is it running?") from exc
     try:
-        connection.send_packed_command(packed)
-        options = {} if timeout_s is None else {"timeout": timeout_s}
-        replies = [_read(connection, options) for _ in sent]
+        if timeout_s is not None:
+            sock.settimeout(timeout_s)
+        sock.sendall(packed)
+        replies = _read(sock, count)
+        if timeout_s is not None:
+            sock.settimeout(connection.socket_timeout)
+        return replies
     except BaseException as exc:
         connection.disconnect()
-        if isinstance(exc, (redis.RedisError, OSError)):
+        if isinstance(exc, (ProtocolError, OSError)):
             raise OutcomeLost(_reason(exc)) from exc
         raise
-    if not transaction:
-        return replies
-    result = replies[-1]
-    if isinstance(result, CommandFailed):
-        return [next((reply for reply in replies if isinstance(reply, CommandFailed)), result)]
-    return [_failed(reply) if isinstance(reply, redis.ResponseError) else reply for reply in result]
+
+
+def _read(sock: socket.socket, count: int) -> list[Any]:
+    """The next `count` replies; refused commands as CommandFailed."""
+    reader = Reader(notEnoughData=_MORE)
+    replies: list[Any] = []
+    while len(replies) < count:
+        reply = reader.gets()
+        if reply is _MORE:
+            received = sock.recv(_READ_BYTES)
+            if not received:
+                raise ConnectionError("connection closed by the server")
+            reader.feed(received)
+        else:
+            replies.append(CommandFailed(str(reply)) if isinstance(reply, ReplyError) else reply)
+    return replies
 
 
 def _greet(connection: Connection) -> None:
@@ -223,20 +274,6 @@ def _greet(connection: Connection) -> None:
         raise
     except redis.ResponseError:
         pass
-
-
-def _read(connection: Connection, options: dict[str, float]) -> Any:
-    try:
-        return connection.read_response(disconnect_on_error=False, **options)
-    except redis.RedisError as exc:
-        if not isinstance(exc, redis.ResponseError) and not getattr(exc, "status_code", None):
-            raise
-        return _failed(exc)
-
-
-def _failed(exc: redis.RedisError) -> CommandFailed:
-    code = getattr(exc, "status_code", None)  # redis-py cuts the error's first word off and keeps it here
-    return CommandFailed(f"{code} {exc}" if code else str(exc))
 
 
 def _reason(exc: BaseException) -> str:

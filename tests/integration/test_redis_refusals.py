@@ -111,7 +111,7 @@ def test_no_append_ends_half_way_for_want_of_a_right(server: RedisServer, settin
     """The append script would store the block, then fail, and store it again when it is resent."""
     with Client(settings_of(server)) as client:
         client.append("c", "t", "1")
-        for command in ("time", "xlen", "xadd", "hget", "hlen", "hset", "expire", "pexpire", "rename"):
+        for command in ("time", "xlen", "xadd", "hget", "hlen", "hset", "pttl", "pexpire", "rename"):
             limit_rights(server, command, "+@all", f"-{command}")
             with (
                 Client(settings_of(server, command, ingest={"deadline_s": 0.1})) as limited,
