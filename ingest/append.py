@@ -25,7 +25,8 @@ from thermocline.event import Event, Metadata, Receipt, TextId
 from thermocline.tiers.block import Block
 
 from .call import Call, Parcel, append_one
-from .encode import Line, block_of, blocks_of, line_of
+from .encode import block_of, blocks_of
+from .line import Line, line_of
 from .pool import Pool
 from .source import Config, OpenTiers, Source, renew_in_child, settings_of
 from .validate import check_conversation_id, check_expected_seq, event_of, fields_of
@@ -107,8 +108,9 @@ class Client:
             group = grouped.get(conversation_id)
             if group is None:
                 group = grouped[conversation_id] = ([], [])
-            group[0].append(index)
-            group[1].append(line)
+            indices, lines = group
+            indices.append(index)
+            lines.append(line)
         blocks, places = [], []
         for conversation_id, (indices, lines) in grouped.items():
             start = 0

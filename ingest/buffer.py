@@ -17,8 +17,8 @@ from thermocline.errors import ThermoclineError
 from thermocline.event import Event
 
 from .coalesce import Chunk, mergeable
-from .encode import Line
 from .handed_back import Failure, handed_back
+from .line import Line
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):

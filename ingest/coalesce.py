@@ -16,7 +16,7 @@ import orjson
 
 from thermocline.event import INT64_MAX, INT64_MIN
 
-from .encode import Line, encoded
+from .line import Line, encoded
 from .validate import FIELDS
 
 COALESCED_TYPE: Final = "output.chunk"

@@ -1,63 +1,20 @@
-"""Events as bytes: event → line → block, and a block's events back. Pure, but for the ids it draws (docs/formats.md, "Block")."""
+"""Lines as blocks, and a block's events back. Pure, but for the ids it draws (docs/formats.md, "Block")."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
 
-import msgspec
 import orjson
 import uuid_utils
 
-from thermocline.errors import InvalidEvent
-from thermocline.event import EVENT_BYTES_MAX, NULLABLE_COLUMNS, Event
+from thermocline.event import NULLABLE_COLUMNS, Event
 from thermocline.tiers.block import Block, payload_checksum, shard_of
 
-from .validate import Fields, checked
+from .line import Line
 
 _shard_of = lru_cache(maxsize=65_536)(shard_of)
-_nulls_of: dict[tuple[str, ...], int] = {}
-"""Keys of a line → bits of the nullable columns that are not among them; bounded by the columns' combinations."""
-
-
-class Line(msgspec.Struct, frozen=True, gc=False):
-    """One event, checked and encoded: all that is left of it between append and Redis."""
-
-    payload: bytes
-    timestamp_us: int
-    content_bytes: int
-    metadata_bytes: int
-    nulls: int
-    """Bit i is set when NULLABLE_COLUMNS[i] is NULL."""
-    event_id: str | None
-
-
-def line_of(fields: Fields, now_us: int) -> Line:
-    """The line of an event given as values in the order of validate.FIELDS; InvalidEvent when it breaks a rule."""
-    return encoded(checked(fields, now_us))
-
-
-def encoded(values: Mapping[str, Any]) -> Line:
-    """The line of values that `checked` gave; InvalidEvent when it is too long."""
-    payload = orjson.dumps(values)
-    if len(payload) > EVENT_BYTES_MAX:
-        problem = f"makes the event {len(payload):,} bytes as JSON, at most {EVENT_BYTES_MAX:,}: split it over several events"
-        raise InvalidEvent("content", problem)
-    names = tuple(values)
-    nulls = _nulls_of.get(names)
-    if nulls is None:
-        nulls = _nulls_of[names] = sum(1 << bit for bit, name in enumerate(NULLABLE_COLUMNS) if name not in values)
-    content, metadata = values.get("content", ""), values.get("metadata", "")
-    return Line(
-        payload,
-        values["timestamp"],
-        len(content) if content.isascii() else len(content.encode()),
-        len(metadata) if metadata.isascii() else len(metadata.encode()),
-        nulls,
-        values.get("event_id"),
-    )
 
 
 def blocks_of(conversation_id: str, lines: Sequence[Line], *, shards: int, events_max: int, bytes_max: int) -> Iterator[Block]:

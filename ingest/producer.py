@@ -21,7 +21,7 @@ from thermocline.errors import Backpressure, ConfigError, TierUnavailable
 from thermocline.event import Metadata, TextId
 
 from .buffer import Buffer, Limits
-from .encode import encoded
+from .line import encoded, line_of
 from .sender import Sender
 from .sending import RETRY_AFTER_S
 from .source import Config, OpenTiers, Source, inherit, renew_in_child, settings_of
@@ -123,9 +123,13 @@ class Producer:
         """`append` of a checked conversation_id and values in the order of validate.FIELDS, waiting so long for room."""
         if self._sender is None:
             self._start()
-        values = checked(fields, time.time_ns() // 1000)
-        chunk = values if self._coalesce else None
-        if not self._buffer.put(conversation_id, encoded(values), wait_s, chunk):
+        now_us = time.time_ns() // 1000
+        if self._coalesce:
+            values = checked(fields, now_us)
+            taken = self._buffer.put(conversation_id, encoded(values), wait_s, values)
+        else:
+            taken = self._buffer.put(conversation_id, line_of(fields, now_us), wait_s)
+        if not taken:
             trouble = self._buffer.trouble or "events come faster than they can be sent"
             raise Backpressure(
                 f"the Producer's buffer is full ({self._buffer.events:,} events wait: ingest.buffer_events_max or "

@@ -23,7 +23,8 @@ from thermocline.tiers.block import Block
 from .appender import Appender, Unresolved
 from .buffer import Buffer
 from .call import Call
-from .encode import Line, blocks_of, events_of, line_of, timestamps_of
+from .encode import blocks_of, events_of, timestamps_of
+from .line import Line, line_of
 from .sending import ROUND_BYTES_MAX, ClockAhead, Sending, Stored
 from .source import Source
 from .validate import fields_of

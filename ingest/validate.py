@@ -69,8 +69,8 @@ def checked(fields: Fields, now_us: int) -> dict[str, Any]:
     line: dict[str, Any] = {}
     if event_id is not None:
         line["event_id"] = _check_uuid("event_id", event_id)
-    line["event_type"] = _check_event_type("event_type", event_type)
-    line["timestamp"] = now_us if timestamp is None else _check_timestamp("timestamp", timestamp)
+    line["event_type"] = check_event_type("event_type", event_type)
+    line["timestamp"] = now_us if timestamp is None else check_timestamp("timestamp", timestamp)
     if agent_id is not None:
         line["agent_id"] = _check_name("agent_id", agent_id)
     if task_id is not None:
@@ -157,7 +157,7 @@ def _check_name(field: str, value: Any) -> str:
     return text
 
 
-def _check_event_type(field: str, value: Any) -> str:
+def check_event_type(field: str, value: Any) -> str:
     if type(value) is str and value in _known_types:
         return value
     if value is None:
@@ -206,7 +206,7 @@ def _check_content(field: str, value: Any) -> str:
     return text
 
 
-def _check_timestamp(field: str, value: Any) -> int:
+def check_timestamp(field: str, value: Any) -> int:
     if type(value) is int:
         us = value
     elif isinstance(value, datetime):

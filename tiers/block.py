@@ -36,7 +36,7 @@ class Position(NamedTuple):
 ORIGIN = Position(0, 0)
 
 
-class Block(msgspec.Struct, frozen=True, kw_only=True):
+class Block(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Events of one conversation, encoded and ready to be appended. Immutable: a resend sends the same bytes."""
 
     conversation_id: str

@@ -15,7 +15,7 @@ import msgspec
 
 from thermocline.errors import Backpressure, InvalidEvent, OutcomeUnknown, PartialAppend, ThermoclineError, TierUnavailable
 from thermocline.event import Event, Receipt
-from thermocline.ingest.encode import line_of
+from thermocline.ingest.line import line_of
 from thermocline.ingest.validate import check_conversation_id, fields_of
 from thermocline.ndjson import LINE_BYTES_MAX, parse_line
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from thermocline.config import load
 from thermocline.event import Event
-from thermocline.ingest.encode import blocks_of, line_of
+from thermocline.ingest.encode import blocks_of
+from thermocline.ingest.line import line_of
 from thermocline.ingest.validate import fields_of
 from thermocline.tiers.opening import open_tiers
 

@@ -17,7 +17,8 @@ from tests.site import DAY_US, Site, changed, chats
 from thermocline.config import MIB
 from thermocline.errors import IncompleteAnswer, TierCorrupt, TierUnavailable
 from thermocline.event import COLUMN_NAMES
-from thermocline.ingest.encode import blocks_of, line_of
+from thermocline.ingest.encode import blocks_of
+from thermocline.ingest.line import line_of
 from thermocline.ingest.validate import event_of, fields_of
 from thermocline.query.relations import Sources, relation_sql
 from thermocline.query.tail import EMPTY, Tail

@@ -12,7 +12,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from tests.model_store import NOW_US, ModelShard, ModelStore
 from thermocline.event import Event
 from thermocline.ingest.appender import Appender, Unresolved
-from thermocline.ingest.encode import blocks_of, events_of, line_of
+from thermocline.ingest.encode import blocks_of, events_of
+from thermocline.ingest.line import line_of
 from thermocline.ingest.sending import Sending, Stored
 from thermocline.ingest.validate import fields_of
 from thermocline.tiers.block import Block, shard_of

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from thermocline.errors import InvalidEvent
 from thermocline.event import COLUMN_NAMES, EVENT_BYTES_MAX, Event
-from thermocline.ingest.encode import Line, blocks_of, line_of
+from thermocline.ingest.encode import blocks_of
+from thermocline.ingest.line import Line, line_of
 from thermocline.ingest.validate import fields_of
 from thermocline.tiers.block import derived_event_id
 from thermocline.tiers.duck import Connection, connect

@@ -7,7 +7,8 @@ import pytest
 import xxhash
 
 from thermocline.config import HotSettings
-from thermocline.ingest.encode import block_of, line_of
+from thermocline.ingest.encode import block_of
+from thermocline.ingest.line import line_of
 from thermocline.tiers import append_command
 from thermocline.tiers.append_command import APPEND, AppendCommand
 from thermocline.tiers.block import Block, head_place

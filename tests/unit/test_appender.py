@@ -8,7 +8,8 @@ from tests.model_store import NOW_US, ModelShard, ModelStore
 from thermocline.errors import Backpressure, ConfigError, InvalidEvent, SequenceConflict, TierCorrupt, TierUnavailable
 from thermocline.event import Event
 from thermocline.ingest.appender import Appender, Unresolved
-from thermocline.ingest.encode import blocks_of, line_of
+from thermocline.ingest.encode import blocks_of
+from thermocline.ingest.line import line_of
 from thermocline.ingest.numbering import PRODUCER_TTL_S, REMEMBERED_BLOCKS_MAX, Numbering
 from thermocline.ingest.sending import ROUND_BYTES_MAX, ClockAhead, Sending, Stored
 from thermocline.ingest.validate import fields_of

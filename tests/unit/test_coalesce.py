@@ -9,7 +9,7 @@ import pytest
 
 from thermocline.event import Event
 from thermocline.ingest.coalesce import Chunk, mergeable
-from thermocline.ingest.encode import encoded, line_of
+from thermocline.ingest.line import encoded, line_of
 from thermocline.ingest.validate import checked, fields_of
 
 NOW_US = 1_780_000_000_000_000

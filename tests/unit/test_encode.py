@@ -9,7 +9,8 @@ import pytest
 
 from thermocline.errors import InvalidEvent
 from thermocline.event import EVENT_BYTES_MAX, NULLABLE_COLUMNS, Event
-from thermocline.ingest.encode import Line, blocks_of, events_of, line_of, timestamps_of
+from thermocline.ingest.encode import blocks_of, events_of, timestamps_of
+from thermocline.ingest.line import Line, line_of
 from thermocline.ingest.validate import fields_of
 from thermocline.tiers.block import Block, payload_checksum, shard_of
 

@@ -13,7 +13,7 @@ from thermocline import feed as feeding
 from thermocline.errors import Backpressure, InvalidEvent, OutcomeUnknown, PartialAppend, SequenceConflict, ThermoclineError
 from thermocline.event import Event, Receipt
 from thermocline.feed import Rejected, StoppedAt, batches, feed
-from thermocline.ingest.encode import line_of
+from thermocline.ingest.line import line_of
 from thermocline.ingest.validate import check_conversation_id, fields_of
 from thermocline.ndjson import LINE_BYTES_MAX
 

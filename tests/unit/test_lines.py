@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from thermocline.event import COLUMNS
-from thermocline.ingest.encode import blocks_of, line_of
+from thermocline.ingest.encode import blocks_of
+from thermocline.ingest.line import line_of
 from thermocline.ingest.validate import event_of, fields_of
 from thermocline.query.lines import LINES_MAX, PLACES, SCHEMA, decoded, few
 from thermocline.query.relations import COLUMNS_SQL
