@@ -1,51 +1,138 @@
-"""`python -m bench`: run the benchmarks in a temporary data directory and print a Markdown table."""
+"""`python -m bench`, or `bench/run`: measure tables, resume, report."""
 
 from __future__ import annotations
 
 import argparse
-import platform
-import shutil
+import sys
 import tempfile
+import time
+import traceback
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from thermocline.config import load
+from . import machine
+from .case import Bench, Case, Table
+from .peers import PEERS
+from .report import printed, write
+from .results import Result, Results, Row, identity_of
+from .servers import redis_version
+from .tables import TABLES
 
-from .appending import append_figures
-from .archiving import archive_figures
-from .querying import query_figures
-from .settling import settle_figures
-from .timing import Figure, table
+QUICK_EVENTS = 1_000_000
+UNITS = {"k": 1_000, "M": 1_000_000}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench")
-    parser.add_argument("--events", type=int, default=1_000_000)
-    parser.add_argument("--only", choices=["append", "settle", "query", "archive"])
-    options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="thermocline-bench-"))
-    settings = load({"data_dir": folder / "data"}, environ={})
-    figures: list[Figure] = []
+def main(argv: Sequence[str] | None = None) -> int:
+    """0; 1 when a case failed, 2 when what was asked for does not exist."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    results = Results(options.results)
+    names = {table.name for table in TABLES}
+    asked = set(options.tables) - {"all"} if "all" not in options.tables else names
+    if not options.tables:
+        if not options.quick:
+            parser.print_help()
+            return 2
+        asked = names
+    if asked == {"report"}:
+        write(results.all(), options.docs)
+        return 0
+    if asked - names:
+        parser.error(f"no table {', '.join(sorted(asked - names))}; there are {', '.join(sorted(names))}")
+    found, failures = _measure([table for table in TABLES if table.name in asked], results, options)
+    print(printed(found))
+    return 1 if failures else 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="bench/run",
+        description="Measure Thermocline beside what one would pick instead.",
+        epilog=f"tables: {', '.join(table.name for table in TABLES)}, all; or `report`, which writes the docs and plots. "
+        "What was measured by the same code on this machine is not measured again, so a run that was cut short goes on.",
+    )
+    parser.add_argument("tables", nargs="*", help="tables to measure, all, or report")
+    parser.add_argument("--quick", action="store_true", help="every row, small: at most 1M events, within five minutes")
+    parser.add_argument("--events", type=_sizes, help="sizes instead of each table's own: 1M,10M,100M")
+    parser.add_argument("--again", action="store_true", help="measure again what was measured already")
+    parser.add_argument("--results", type=Path, default=Path("bench-results"), help="folder of the results (bench-results)")
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder that `report` writes to (docs)")
+    parser.add_argument(
+        "--scratch", type=Path, help="folder for what is measured; the full run needs 60 GB (the system's temporary one)"
+    )
+    return parser
+
+
+def _sizes(text: str) -> list[int]:
     try:
-        if options.only in (None, "append"):
-            figures += append_figures(
-                load({"data_dir": folder / "data", "namespace": "append"}, environ={}), options.events, folder
-            )
-        if options.only in (None, "settle", "query"):
-            settled = settle_figures(settings, options.events, folder)
-            figures += settled if options.only != "query" else []
-        if options.only in (None, "settle"):
-            repeated = load({"data_dir": folder / "data", "namespace": "repeated"}, environ={})
-            figures += settle_figures(repeated, options.events, folder, all_repeated=True)
-        if options.only in (None, "query"):
-            figures += query_figures(settings)
-        if options.only in (None, "archive"):
-            figures += archive_figures(options.events, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    print(f"{options.events:,} events, {datetime.now(UTC):%Y-%m-%d}, Python {platform.python_version()}, {platform.machine()}\n")
-    print(table(figures))
+        return [int(float(one.rstrip("kM")) * UNITS.get(one[-1], 1)) for one in text.split(",")]
+    except (ValueError, IndexError) as exc:
+        raise argparse.ArgumentTypeError("sizes are numbers, k or M behind them: 500k,1M") from exc
+
+
+def chosen_cases(tables: Sequence[Table], *, quick: bool, events: Sequence[int] | None) -> list[tuple[Table, Case]]:
+    """What to measure, the smallest sizes first, so that cases of one size share what they load."""
+    found = []
+    for table in tables:
+        sizes = events or ((QUICK_EVENTS,) if quick else table.sizes)
+        found += [(table, case) for size in dict.fromkeys(sizes) for case in table.cases(size, quick)]
+    return sorted(found, key=lambda one: (one[1].events, one[1].group))
+
+
+def _measure(tables: Sequence[Table], results: Results, options: argparse.Namespace) -> tuple[list[Result], int]:
+    found: list[Result] = []
+    failures = 0
+    with tempfile.TemporaryDirectory(prefix="thermocline-bench-", dir=options.scratch, ignore_cleanup_errors=True) as name:
+        bench = Bench(Path(name), quick=options.quick)
+        try:
+            for table, case in chosen_cases(tables, quick=options.quick, events=options.events):
+                identity = identity_of(table.name, product=case.product)
+                known = results.find(table.name, case.key, case.events, quick=options.quick, identity=identity)
+                if known is not None and not options.again:
+                    found.append(known)
+                    continue
+                result, whole = _run(bench, table, case, identity)
+                failures += not whole
+                if whole:
+                    results.put(result)
+                found.append(result)
+                for row in result.rows:
+                    print(f"{table.name}: {row.what}: {row.value}", file=sys.stderr, flush=True)
+        finally:
+            bench.close()
+    return found, failures
+
+
+def _run(bench: Bench, table: Table, case: Case, identity: str) -> tuple[Result, bool]:
+    """(what was measured, whether it worked); what did not has a row that says why."""
+    begin, whole = time.perf_counter(), True
+    try:
+        bench.begin(case.events, case.group)
+        rows = tuple(case.run(bench))
+    except Exception as exc:
+        traceback.print_exc()
+        problem = " ".join(str(exc).split())[:300]
+        rows, whole = (Row(what=case.key, events=case.events, value=f"failed: {type(exc).__name__}: {problem}"),), False
+    result = Result(
+        table=table.name,
+        case=case.key,
+        events=case.events,
+        quick=bench.quick,
+        identity=identity,
+        commit=machine.commit(),
+        machine=machine.described(),
+        measured_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
+        versions={**machine.packages(), "redis-server": redis_version(), **_peer_versions()},
+        taken_s=round(time.perf_counter() - begin, 1),
+        rows=rows,
+    )
+    return result, whole and not any(row.value.startswith("not installed") for row in rows)
+
+
+def _peer_versions() -> dict[str, str]:
+    return {peer.title: version for peer in PEERS if not peer.missing() and (version := peer.version())}
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,259 @@
+"""Processes beside the one that measures: `python -m bench.child ROLE JSON`. Each says when it is ready, reads orders from stdin, one
+a line, and answers each with one line of JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import cycle, islice
+from pathlib import Path
+from typing import IO, Any
+
+from thermocline.config import Settings, load
+from thermocline.errors import Backpressure
+from thermocline.ingest.append import Client
+from thermocline.ingest.producer import Producer
+from thermocline.store import connect
+
+from . import stores
+from .measure import forget_peak, peak_bytes
+from .workload import Workload, kwargs_of
+
+ROOT = Path(__file__).parents[1]
+MARKER = "marker"
+TICK_S = 0.005
+Answer = dict[str, Any]
+
+
+class Child:
+    """A process in a role, seen from the one that measures. A context manager."""
+
+    def __init__(self, role: str, config: Settings | None = None, **arguments: Any) -> None:
+        given = {"config": _portable(config) if config is not None else None, **arguments}
+        environ = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        command = [sys.executable, "-m", "bench.child", role, json.dumps(given)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
+        self.pid = self._process.pid
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._orders: IO[str] = self._process.stdin
+        self._answers: IO[str] = self._process.stdout
+
+    def ready(self) -> Child:
+        """Wait until it can take orders."""
+        self.answer()
+        return self
+
+    def order(self, text: str) -> None:
+        self._orders.write(text + "\n")
+        self._orders.flush()
+
+    def answer(self) -> Answer:
+        """What it says next; RuntimeError when it ended instead."""
+        line = self._answers.readline()
+        if not line:
+            raise RuntimeError(f"a process of the benchmark ended with {self._process.wait()}")
+        found: Answer = json.loads(line)
+        return found
+
+    def ask(self, text: str) -> Answer:
+        self.order(text)
+        return self.answer()
+
+    def close(self) -> None:
+        if self._process.poll() is None:
+            self._orders.close()
+            try:
+                self._process.wait(30)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+        self._answers.close()
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _portable(config: Settings) -> Answer:
+    return {key: value for key, value in config.model_dump(mode="json", exclude_unset=True).items() if value is not None}
+
+
+def _say(answer: Answer) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+def _orders() -> Iterator[str]:
+    return (line.strip() for line in sys.stdin)
+
+
+def work(config: Settings) -> None:
+    """A worker that settles, merges or archives when told to, and says what it took and how much memory it ever had."""
+    from .tables.archive import archived
+
+    with stores.working(config) as steps:
+        _say({})
+        for order in _orders():
+            events: float = 0
+            if order == "settle":
+                events = steps.settle()[0]
+                steps.merge(force=False)
+                steps.tidy()
+            elif order == "archive":
+                events = archived(steps)[0]
+            _say({"events": events, "peak_bytes": peak_bytes()})
+
+
+def run_worker(config: Settings) -> None:
+    """The worker as it always runs, until stdin ends."""
+    from thermocline.archiver.worker import Worker
+    from thermocline.tiers.opening import open_tiers
+
+    with open_tiers(config) as tiers:
+        worker = Worker(tiers)
+        worker.start()
+        _say({})
+        for _ in _orders():
+            _say({"peak_bytes": peak_bytes(), "problem": worker.problem})
+        worker.stop()
+
+
+def write(config: Settings, end_us: int, per_s: int, duration_s: float) -> None:
+    """Append at a steady rate; the times (µs) at which each marker was appended."""
+    given = _given(20_000, end_us)
+    with Producer(config) as producer:
+        producer.append(MARKER, "marker")
+        producer.flush()
+        _say({})
+        next(_orders())
+        stamps: list[int] = []
+        events = cycle(given)
+        each = int(per_s * TICK_S) - 1
+        begin = time.perf_counter()
+        for tick in range(int(duration_s / TICK_S)):
+            for event in islice(events, each):
+                producer.append(**event)
+            stamps.append(time.time_ns() // 1000)
+            producer.append(MARKER, "marker")
+            pause_s = begin + (tick + 1) * TICK_S - time.perf_counter()
+            if pause_s > 0:
+                time.sleep(pause_s)
+        taken_s = time.perf_counter() - begin
+        producer.flush()
+    _say({"stamps": stamps, "events": len(stamps) * (each + 1), "taken_s": taken_s})
+    next(_orders(), None)
+
+
+def _given(count: int, end_us: int) -> list[dict[str, Any]]:
+    """Events as Python values, to happen when they are appended."""
+    found = []
+    for table in Workload(count, end_us=end_us).arrivals():
+        for event in kwargs_of(table):
+            del event["timestamp"]
+            found.append(event)
+    return found
+
+
+def read(config: Settings, pause_s: float) -> None:
+    """Ask again and again for the newest marker until stdin ends; (time of the answer in µs, its seq) of each query."""
+    query = f"SELECT max(seq) FROM events WHERE conversation_id = '{MARKER}'"
+    seen: list[tuple[int, int]] = []
+    with connect(config) as store, ThreadPoolExecutor(1) as pool:
+        store.sql(query).fetchall()
+        _say({})
+        ended = pool.submit(next, _orders(), None)
+        while not ended.done():
+            [(seq,)] = store.sql(query).fetchall()
+            seen.append((time.time_ns() // 1000, seq or 0))
+            time.sleep(pause_s)
+    _say({"seen": seen})
+
+
+def produce(config: Settings, count: int, end_us: int, seed: int) -> None:
+    """Append `count` events through a Producer when told to; seconds it took until all were acknowledged."""
+    given = [event for table in Workload(count, end_us=end_us, seed=seed).arrivals() for event in kwargs_of(table)]
+    for event in given:
+        event["conversation_id"] += f"-{seed}"
+    with Producer(config) as producer:
+        producer.append(**given[0])
+        producer.flush()
+        _say({})
+        next(_orders())
+        begin = time.time()
+        for event in given:
+            producer.append(**event)
+        producer.flush()
+        _say({"events": len(given), "begin_s": begin, "end_s": time.time(), "peak_bytes": peak_bytes()})
+        next(_orders(), None)
+
+
+def agents(config: Settings, threads: int) -> None:
+    """For each order `NAME FIRST COUNT CONCURRENT APPENDS`: so many agents, each with so many appends under way at any moment.
+
+    Latencies, and how many were refused: an event that is refused with `retry_after_s` is appended again after that time, as
+    often as it takes.
+    """
+    with Client(config) as client, ThreadPoolExecutor(threads) as pool:
+        client.append("agent", "agent.started")
+        _say({})
+        for order in _orders():
+            name, *numbers = order.split()
+            forget_peak()
+            begin = time.time()
+            tally = asyncio.run(_Agents(client, pool, name).run(*map(int, numbers)))
+            _say({**tally, "begin_s": begin, "end_s": time.time(), "peak_bytes": peak_bytes()})
+
+
+class _Agents:
+    def __init__(self, client: Client, pool: ThreadPoolExecutor, name: str) -> None:
+        self._client = client
+        self._pool = pool
+        self._name = name
+        self._latencies_s: list[float] = []
+        self._refused = 0
+
+    async def run(self, first: int, count: int, concurrent: int, appends: int) -> Answer:
+        streams = count * concurrent
+        each, more = divmod(appends, streams)
+        tasks = [self._stream(f"{self._name}-{first + number % count}", each + (number < more)) for number in range(streams)]
+        await asyncio.gather(*tasks)
+        return {"latencies_s": self._latencies_s, "refused": self._refused}
+
+    async def _stream(self, agent: str, appends: int) -> None:
+        loop = asyncio.get_running_loop()
+        for number in range(appends):
+            begin = time.perf_counter()
+            while True:
+                try:
+                    await loop.run_in_executor(self._pool, self._append, agent, number)
+                    break
+                except Backpressure as exc:
+                    self._refused += 1
+                    await asyncio.sleep(exc.retry_after_s)
+            self._latencies_s.append(time.perf_counter() - begin)
+
+    def _append(self, agent: str, number: int) -> None:
+        text = f"step {number} of {agent}: looked up the order and told the customer when it will arrive"
+        self._client.append(agent, "message.assistant", text, agent_id=agent, model="gpt-4o", output_tokens=19)
+
+
+ROLES: dict[str, Callable[..., None]] = {
+    "work": work, "worker": run_worker, "write": write, "read": read, "produce": produce, "agents": agents,
+}  # fmt: skip
+
+
+def main() -> None:
+    given = json.loads(sys.argv[2])
+    overrides = given.pop("config")
+    ROLES[sys.argv[1]](**({"config": load(overrides, environ={})} if overrides else {}), **given)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""A store with many events in warm, made without Redis: its segments are written by the product's own segment writer, day by day
+and sorted, as merging leaves them, and listed in its ledger one by one. `load` checks the count and runs `verify`.
+
+Beside the merged days it has the largest backlog of unmerged segments that the design allows: one less than a merge takes, each
+as large as may be without rollups.
+"""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import uuid_utils
+
+from thermocline.config import Settings
+from thermocline.event import COLUMNS
+from thermocline.store import connect
+from thermocline.tiers import segment_file
+from thermocline.tiers.block import Position, shard_of
+from thermocline.tiers.duck import Connection
+from thermocline.tiers.duck import connect as open_duck
+from thermocline.tiers.ledger import Segment, ShardRange, ShardState
+from thermocline.tiers.ledger_sql import SqlLedger
+from thermocline.tiers.merge_split import day_text
+
+from .workload import DAY_US, Ints, Workload, as_strings
+
+PIECE_ROWS = 200_000
+"""Rows sorted and inserted at once."""
+MERGED_LEVEL = 3
+BYTES_PER_EVENT = 680
+"""What the shards' byte counters are told; only sums are compared."""
+
+
+def backlog(events: int, config: Settings) -> tuple[int, int]:
+    """(segments, rows of each) that wait for a merge; fewer rows when that would be more than a tenth of all."""
+    segments = config.warm.fan_in - 1
+    return segments, min(config.warm.rollup_rows_min - 1, events // (10 * segments))
+
+
+def workload(events: int, config: Settings, *, end_us: int) -> Workload:
+    """The events of `load`."""
+    segments, rows = backlog(events, config)
+    return Workload(events, end_us=end_us, today_events=segments * rows)
+
+
+def load(load_: Workload, config: Settings) -> None:
+    """Make the store of `config` hold the events of `load_`. ValueError when it does not afterwards."""
+    (config.namespace_dir / "segments").mkdir(parents=True, exist_ok=True)
+    con = open_duck(memory_bytes=2 << 30, threads=2, temp_dir=str(config.namespace_dir / "spill-loading"))
+    ledger = SqlLedger(f"sqlite:///{config.namespace_dir.resolve()}/ledger.db", folder=config.namespace_dir)
+    try:
+        ledger.create(incarnation=uuid.uuid4().hex, shards=config.hot.shards, buckets=config.hot.buckets, now_us=load_.start_us)
+        writer = _Writer(load_, config, con, ledger)
+        for day in range(load_.full_days):
+            writer.merged_day(day)
+        if load_.days > load_.full_days:
+            writer.backlog_day(load_.full_days)
+    finally:
+        ledger.close()
+        con.close()
+    _check(load_, config)
+
+
+def _check(load_: Workload, config: Settings) -> None:
+    with connect(config) as store:
+        [(count,)] = store.sql("SELECT count(*) FROM events").fetchall()
+        [(rolled,)] = store.sql("SELECT sum(event_count) FROM hourly_stats").fetchall()
+        found = store.verify()
+    if (count, rolled) != (load_.events, load_.events) or not found.ok:
+        raise ValueError(f"{load_.events:,} events were loaded, {count:,} and {rolled:,} are there; verify: {found.problems}")
+
+
+class _Writer:
+    def __init__(self, load_: Workload, config: Settings, con: Connection, ledger: SqlLedger) -> None:
+        self._load = load_
+        self._config = config
+        self._con = con
+        self._ledger = ledger
+        self._epoch = ledger.take_epoch("bench", load_.start_us)
+        self._states = {state.shard: state for state in ledger.view().shards}
+        numbers = np.arange(load_.conversations)
+        shards = config.hot.shards
+        self._shard_of = np.array([shard_of(name, shards) for name in load_.names(numbers)], np.int16)
+
+    def merged_day(self, day: int) -> None:
+        """Write a closed day as final segments, in conversation ranges of at most segment_rows_max rows."""
+        conversations, firsts, counts = self._load.of_day(day)
+        date = day_text((self._load.start_us + day * DAY_US) // DAY_US)
+        rows_max = self._config.warm.segment_rows_max
+        parts = list(_ranges(counts, rows_max * 9 // 10))
+        for number, (first, last) in enumerate(parts, start=1):
+            part = slice(first, last)
+            pieces = self._load.grouped(day, conversations[part], firsts[part], counts[part], rows_max=PIECE_ROWS)
+            self._write(
+                pieces,
+                self._per_shard(conversations[part], counts[part]),
+                level=MERGED_LEVEL,
+                day=date,
+                part=(number, len(parts)),
+            )
+
+    def backlog_day(self, day: int) -> None:
+        """Write the last day as unmerged segments, each of events that came in one after the other."""
+        rows = pa.concat_tables(as_strings(table) for table in self._load.day(day)).sort_by("timestamp")
+        segments, size = backlog(self._load.events, self._config)
+        for start in range(0, rows.num_rows, max(size, 1)):
+            piece = rows.slice(start, size if start // max(size, 1) < segments - 1 else rows.num_rows)
+            names, counts = np.unique(piece["conversation_id"].to_numpy(zero_copy_only=False), return_counts=True)
+            per_shard = self._of_names(names.tolist(), counts)
+            self._write(iter([piece]), per_shard, level=0, day=None, part=(1, 1))
+            if piece.num_rows > size:
+                break
+
+    def _per_shard(self, conversations: Ints, counts: Ints) -> Ints:
+        return np.bincount(self._shard_of[conversations], weights=counts, minlength=self._config.hot.shards).astype(np.int64)
+
+    def _of_names(self, names: list[str], counts: Ints) -> Ints:
+        shards = np.array([shard_of(name, self._config.hot.shards) for name in names])
+        return np.bincount(shards, weights=counts, minlength=self._config.hot.shards).astype(np.int64)
+
+    def _write(self, pieces: Iterator[pa.Table], per_shard: Ints, *, level: int, day: str | None, part: tuple[int, int]) -> None:
+        ranges = tuple(self._range(shard, events) for shard, events in enumerate(per_shard.tolist()) if events)
+        rows = int(per_shard.sum())
+        label = segment_file.Label(
+            level=level,
+            day=day,
+            move_id=uuid_utils.uuid7().hex,
+            part=part[0],
+            parts=part[1],
+            inputs=(),
+            created_us=self._load.start_us + 8 * DAY_US,
+        )
+        segment = segment_file.write(
+            self._con,
+            self._config.namespace_dir / "segments",
+            _Pieces(self._con, pieces),
+            label,
+            ranges=lambda _: ranges,
+            rollup_rows_min=0 if level else self._config.warm.rollup_rows_min,
+            block_bytes=segment_file.LARGE_BLOCK_BYTES if rows > 50_000 else segment_file.SMALL_BLOCK_BYTES,
+            group_rows=segment_file.MERGED_GROUP_ROWS if level else segment_file.SETTLED_GROUP_ROWS,
+        )
+        assert segment is not None
+        self._list(segment)
+
+    def _list(self, segment: Segment) -> None:
+        moved = []
+        for one in segment.ranges:
+            old = self._states[one.shard]
+            new = msgspec.structs.replace(old, position=one.upto, events=one.events_upto, bytes=one.bytes_upto)
+            moved.append(new)
+            self._states[one.shard] = new
+        self._ledger.settled(self._epoch, segment, moved, now_us=segment.created_us)
+
+    def _range(self, shard: int, events: int) -> ShardRange:
+        state: ShardState = self._states[shard]
+        return ShardRange(
+            shard=shard,
+            after=state.position,
+            upto=Position(self._load.start_us // 1000 + state.events + events, 0),
+            events=events,
+            events_upto=state.events + events,
+            bytes_upto=state.bytes + events * BYTES_PER_EVENT,
+            rejected_upto=0,
+        )
+
+
+class _Pieces:
+    """Relations with the columns of events, one at a time: each is dropped when the next is asked for."""
+
+    def __init__(self, con: Connection, pieces: Iterator[pa.Table]) -> None:
+        self._con = con
+        self._pieces = pieces
+
+    def __iter__(self) -> Iterator[str]:
+        for piece in self._pieces:
+            self._con.register("bench_piece", piece)
+            yield f"(SELECT {SELECT} FROM bench_piece)"
+            self._con.unregister("bench_piece")
+
+
+def _selected(name: str, sql_type: str, columns: Any) -> str:
+    if name == "ingested_at":
+        return "timestamp AS ingested_at"
+    if name == "sample_rate":
+        return "1.0::DOUBLE AS sample_rate"
+    return f"{name}::{sql_type} AS {name}" if name in columns else f"NULL::{sql_type} AS {name}"
+
+
+_GIVEN = set(Workload(10, end_us=8 * DAY_US).sample().column_names)
+SELECT = ", ".join(_selected(column.name, column.sql_type, _GIVEN) for column in COLUMNS)
+"""The columns of a segment from a table of the workload."""
+
+
+def _ranges(counts: Ints, rows_max: int) -> Iterator[tuple[int, int]]:
+    """As few ranges of whole conversations as fit `rows_max`, about equal in rows."""
+    ends = np.cumsum(counts)
+    parts = max(1, -(-int(ends[-1]) // rows_max)) if len(ends) else 0
+    cuts = np.searchsorted(ends, [ends[-1] * number // parts for number in range(1, parts)], side="left") + 1 if parts else []
+    edges = [0, *[int(one) for one in cuts], len(counts)]
+    yield from ((first, last) for first, last in itertools.pairwise(edges) if last > first)

@@ -1,0 +1,105 @@
+"""What the tables of reads share: a loaded store of ours, loaded peers, and which conversations and times are asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from thermocline.store import connect
+
+from . import loader, stores
+from .case import DAY_US, Bench
+from .measure import forget_files
+from .peers.peer import Peer
+from .servers import RedisServer
+from .workload import Workload
+
+GROUP = "reads"
+ASKED = 50
+"""Conversations that are asked for, one after the other."""
+
+
+class Own:
+    """Our store with `size` events, most of them merged."""
+
+    def __init__(self, bench: Bench, size: int) -> None:
+        self.folder = bench.folder("own")
+        self._server = RedisServer(self.folder / "redis")
+        self.config = stores.settings(self.folder, self._server)
+        self.load = loader.workload(size, self.config, end_us=bench.end_us)
+        loader.load(self.load, self.config)
+        self.store = connect(self.config)
+
+    def cold(self) -> None:
+        """Open it anew, with none of its files in the kernel's cache."""
+        self.store.close()
+        forget_files(self.config.namespace_dir / "segments")
+        self.store = connect(self.config)
+
+    def close(self) -> None:
+        self.store.close()
+        self._server.close()
+
+
+class Loaded:
+    """A peer with the same events."""
+
+    def __init__(self, bench: Bench, size: int, peer: type[Peer]) -> None:
+        self.folder = bench.folder(peer.name)
+        self.peer = peer(self.folder)
+        self.peer.open()
+        config = stores.settings(self.folder)
+        for table in loader.workload(size, config, end_us=bench.end_us).tables():
+            self.peer.load(table)
+        self.peer.loaded()
+
+    def cold(self) -> None:
+        self.peer.close()
+        forget_files(self.folder)
+        self.peer.open()
+
+    def close(self) -> None:
+        self.peer.close()
+
+
+def group(peer: type[Peer]) -> str:
+    """The group of the cases that load a peer: one peer at a time takes its room on disk."""
+    return f"{GROUP}/{peer.name}"
+
+
+def own(bench: Bench, size: int) -> Own:
+    made: Own = bench.shared((GROUP, "own", size), lambda: Own(bench, size))
+    return made
+
+
+def loaded(bench: Bench, size: int, peer: type[Peer]) -> Loaded:
+    made: Loaded = bench.shared((group(peer), size), lambda: Loaded(bench, size, peer))
+    return made
+
+
+def runs(load: Workload) -> list[str]:
+    """Conversations that ended days ago, from all over the week."""
+    numbers = np.linspace(load.hot_count, load.conversations - 1, ASKED + 2)[1:-1].astype(np.int64)
+    return load.names(numbers)
+
+
+def hot(load: Workload) -> list[str]:
+    """Conversations that went on all week."""
+    return load.names(np.arange(min(load.hot_count, ASKED)))
+
+
+def hours(load: Workload, count: int) -> list[tuple[int, int]]:
+    """Spans of `count` hours (µs, half-open), one in each day of the week."""
+    begins = [load.start_us + day * DAY_US + 6 * 3_600_000_000 for day in range(7)]
+    return [(begin, begin + count * 3_600_000_000) for begin in begins]
+
+
+def days(load: Workload) -> list[tuple[int, int]]:
+    return [(load.start_us + day * DAY_US, load.start_us + (day + 1) * DAY_US) for day in range(7)]
+
+
+def pick(asked: Sequence[str] | Sequence[tuple[int, int]], number: int) -> tuple[object, ...]:
+    """The parameters of the call of that number."""
+    found = asked[number % len(asked)]
+    return (found,) if isinstance(found, str) else tuple(found)

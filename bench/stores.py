@@ -1,0 +1,116 @@
+"""Thermocline's side of a benchmark: settings, filling a store through append_many, one worker step at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from thermocline.archiver.lease import Lease
+from thermocline.archiver.merge import Merger
+from thermocline.archiver.purge import Purger
+from thermocline.archiver.settle import Settler
+from thermocline.archiver.trim import Trimmer
+from thermocline.config import Settings, load
+from thermocline.event import Event
+from thermocline.ingest.append import Client
+from thermocline.tiers.opening import Tiers, open_tiers
+
+from .measure import Clock
+from .servers import RedisServer
+from .workload import kwargs_of
+
+WARM_ONLY = {"window_days": 10_000}
+"""Nothing is due for the archive but what a case archives by hand."""
+KEEP_ALL = {"rules": [{"name": "all", "keep": True}]}
+LIST_EVENTS = 20_000
+SETTLE_WAIT_S = 30.0
+
+
+def settings(folder: Path, server: RedisServer | None = None, *, url: str | None = None, **overrides: Any) -> Settings:
+    """Settings of a store in `folder`, on `server`, or with a Redis of its own."""
+    redis_url = url or (server.url if server is not None else None)
+    chosen = {"data_dir": folder, "redis_url": redis_url, "warm": WARM_ONLY, **overrides}
+    return load(chosen, environ={})
+
+
+def append(config: Settings, tables: Iterable[pa.Table]) -> int:
+    """Append the rows of the tables; how many there were."""
+    count = 0
+    with Client(config) as client:
+        for table in tables:
+            events = [Event(**one) for one in kwargs_of(table)]
+            for start in range(0, len(events), LIST_EVENTS):
+                client.append_many(events[start : start + LIST_EVENTS])
+            count += len(events)
+    return count
+
+
+class Steps:
+    """The worker's steps one by one, each as long as there is something to do."""
+
+    def __init__(self, tiers: Tiers) -> None:
+        self.tiers = tiers
+        self._lease = Lease(tiers.settings.namespace_dir, tiers.ledger)
+        self.epoch = self._lease.epoch
+        self._waited_s = 0.0
+        self._settler = Settler(tiers, self.epoch, sleep=self._sleep)
+        self._merger = Merger(tiers, self.epoch)
+        self._trimmer = Trimmer(tiers)
+        self._purger = Purger(tiers, self.epoch)
+
+    def _sleep(self, pause_s: float) -> None:
+        time.sleep(pause_s)
+        self._waited_s += pause_s
+
+    def wait_durable(self) -> None:
+        """Wait until Redis has on disk what was appended, so that settling does not have to."""
+        time.sleep(self.tiers.settings.hot.durable_lag_s + 0.2)
+
+    def settle(self) -> tuple[int, float, float]:
+        """(events, wall seconds, CPU seconds) of settling all that waits; pauses for Redis' disk are not counted."""
+        clock, events, last_s = Clock(), 0, time.monotonic()
+        self._waited_s = 0.0
+        while True:
+            step = self._settler.step(force=True)
+            events += step.events
+            if step.events:
+                last_s = time.monotonic()
+                if step.events >= step.waiting_events:
+                    return events, clock.wall_s - self._waited_s, clock.cpu_s
+            elif not step.waiting_events:
+                return events, clock.wall_s - self._waited_s, clock.cpu_s
+            elif time.monotonic() - last_s > SETTLE_WAIT_S:
+                raise TimeoutError(f"{step.waiting_events:,} events did not settle within {SETTLE_WAIT_S:g} s")
+            else:
+                self._sleep(0.02)
+
+    def merge(self, *, force: bool) -> tuple[int, float, float]:
+        """(events written again, wall seconds, CPU seconds) of every merge that is due."""
+        clock, events = Clock(), 0
+        while merged := self._merger.step(force=force):
+            events += merged.rows
+        return events, clock.wall_s, clock.cpu_s
+
+    def tidy(self) -> None:
+        """Make room: in Redis and on disk."""
+        self._trimmer.step()
+        self._purger.step()
+
+    def close(self) -> None:
+        self._lease.release()
+
+
+@contextmanager
+def working(config: Settings) -> Iterator[Steps]:
+    """A store opened for work."""
+    with open_tiers(config) as tiers:
+        steps = Steps(tiers)
+        try:
+            yield steps
+        finally:
+            steps.close()

@@ -1,0 +1,71 @@
+"""Memory of the worker: the most it ever had resident while settling and merging many events, and while archiving a large day."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from bench import loader, stores
+from bench.case import Bench, Case, Table
+from bench.child import Child
+from bench.results import Row
+from bench.servers import RedisServer
+from bench.workload import Workload
+
+LIMIT_BYTES = 1 << 30
+ROUND_EVENTS = 400_000
+
+
+def _cases(size: int, quick: bool) -> list[Case]:
+    return [
+        Case("settle", size, partial(_settle, size=min(size, 400_000) if quick else size)),
+        Case("archive", size, partial(_archive, size=size)),
+    ]
+
+
+def _settle(bench: Bench, *, size: int) -> Sequence[Row]:
+    folder = bench.folder("memory")
+    with RedisServer(folder / "redis", appendfsync="always") as server:
+        config = stores.settings(folder, server, warm={**stores.WARM_ONLY, "purge_grace_s": 1}, hot={"cache_window_s": 5})
+        count, peak = 0, 0
+        with Child("work", config) as worker:
+            worker.ready()
+            for table in Workload(size, end_us=bench.end_us).arrivals(rows_max=ROUND_EVENTS):
+                stores.append(config, [table])
+                told = worker.ask("settle")
+                count, peak = count + told["events"], told["peak_bytes"]
+    if count != size:
+        raise ValueError(f"{count:,} events settled, {size:,} were appended")
+    return [_row("worker settling and merging", size, peak)]
+
+
+def _archive(bench: Bench, *, size: int) -> Sequence[Row]:
+    folder = bench.folder("memory")
+    with RedisServer(folder / "redis") as server:
+        config = stores.settings(folder, server, sampling=stores.KEEP_ALL)
+        loader.load(Workload(size, end_us=bench.end_us, days=1), config)
+        with Child("work", config) as worker:
+            told = worker.ready().ask("archive")
+    if told["events"] != size:
+        raise ValueError(f"{told['events']:,} events were archived, there are {size:,}")
+    return [_row("worker archiving one day, everything kept", size, told["peak_bytes"])]
+
+
+def _row(what: str, size: int, peak: int) -> Row:
+    return Row(
+        what=what,
+        events=size,
+        value=f"{peak / (1 << 20):,.0f} MiB",
+        target="≤ 1 GiB at 10 M events",
+        met=peak <= LIMIT_BYTES,
+        figures={"peak_bytes": peak},
+    )
+
+
+TABLE = Table(
+    name="memory",
+    title="Memory of the worker",
+    about="VmHWM of a process that does nothing else: the most it had resident at any moment, DuckDB, Arrow and Python included.",
+    sizes=(10_000_000,),
+    cases=_cases,
+)

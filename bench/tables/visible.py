@@ -1,0 +1,87 @@
+"""From append to an answer of SQL that has the event, under load."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from functools import partial
+
+from bench import stores
+from bench.case import Bench, Case, Table
+from bench.child import Child
+from bench.measure import percentile, spread
+from bench.results import Row
+from bench.servers import RedisServer
+
+RATE = 20_000
+READERS = 3
+PAUSE_S = 0.005
+LIMIT_S = 0.050
+WARM_UP_S = 2
+
+
+def _cases(size: int, quick: bool) -> list[Case]:
+    duration_s = 10.0 if quick else 60.0
+    return [Case("own", 0, partial(_own, per_s=min(RATE, size), duration_s=duration_s if size >= 100_000 else 3.0))]
+
+
+def _own(bench: Bench, *, per_s: int, duration_s: float) -> Sequence[Row]:
+    folder = bench.folder("visible")
+    with RedisServer(folder / "redis") as server:
+        config = stores.settings(folder, server)
+        with (
+            Child("worker", config) as worker,
+            Child("write", config, end_us=bench.end_us, per_s=per_s, duration_s=duration_s) as writer,
+        ):
+            worker.ready()
+            writer.ready()
+            readers = [Child("read", config, pause_s=PAUSE_S) for _ in range(READERS)]
+            try:
+                for reader in readers:
+                    reader.ready()
+                written = writer.ask("go")
+                seen = [reader.ask("stop")["seen"] for reader in readers]
+            finally:
+                for reader in readers:
+                    reader.close()
+    first = int(WARM_UP_S / 0.005) if duration_s > 2 * WARM_UP_S else 0
+    taken = [one for reader in seen for one in delays_s(written["stamps"], reader, first=first)]
+    if not taken:
+        raise ValueError("no reader saw a marker")
+    rate = written["events"] / written["taken_s"]
+    missing = READERS * (len(written["stamps"]) - first) - len(taken)
+    p99_s = percentile(taken, 0.99)
+    queries = sum(len(one) for one in seen)
+    return [
+        Row(
+            what=f"append → visible to SQL, {READERS} reader processes",
+            value=spread(taken),
+            target=f"p99 ≤ {LIMIT_S * 1e3:.0f} ms at {RATE:,} events/s",
+            met=p99_s <= LIMIT_S and rate >= 0.97 * RATE,
+            note=f"{rate:,.0f} events/s; {queries:,} queries; {missing} of the last markers were not waited for",
+            figures={"p50_s": percentile(taken, 0.5), "p99_s": p99_s, "events_per_s": rate},
+        )
+    ]
+
+
+def delays_s(stamps: Sequence[int], seen: Sequence[Sequence[int]], *, first: int) -> list[float]:
+    """For each marker from the `first` on: from its append to the end of the first query that had it, if any did.
+
+    stamps  µs at which the markers 2, 3 … were appended
+    seen    (µs of the answer, newest marker in it) of each query of a reader
+    """
+    newest = [one[1] for one in seen]
+    places = [(stamp, bisect_left(newest, number + 2)) for number, stamp in enumerate(stamps)][first:]
+    return [(seen[place][0] - stamp) / 1e6 for stamp, place in places if place < len(seen)]
+
+
+TABLE = Table(
+    name="visible",
+    title="From append to SQL",
+    about=f"One process appends {RATE:,} events/s through a Producer, one of them a marker every 5 ms; a worker settles and "
+    f"merges; {READERS} processes ask `SELECT max(seq) … WHERE conversation_id = 'marker'` again {PAUSE_S * 1e3:.0f} ms "
+    "after each answer. The delay is from the call of append to the end of the first query that has the marker, over all "
+    "markers and readers, so it includes the wait for the next query.",
+    sizes=(1_000_000,),
+    cases=_cases,
+)
