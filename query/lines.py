@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -29,7 +30,10 @@ _ARROW: Final = {
 SCHEMA: Final = pa.schema([(column.name, _ARROW.get(column.sql_type, pa.string())) for column in COLUMNS])
 """The columns of `events` as a query gives them."""
 PLACES: Final = pa.schema([("shard", pa.int32()), ("position_ms", pa.int64()), ("position_seq", pa.int64())])
+WITH_PLACES: Final = pa.schema([*SCHEMA, *PLACES])
 
+_NAMES: Final = WITH_PLACES.names
+_KINDS: Final = dict(zip(SCHEMA.names, SCHEMA.types, strict=True))
 _PYTHON: Final = {"VARCHAR": str, "BIGINT": int, "DOUBLE": float}
 _FIELDS: Final = tuple(column.name for column in COLUMNS if column.in_line)
 """The keys of a line, in the order they are written in."""
@@ -44,6 +48,9 @@ _Line: Any = msgspec.defstruct(
 )
 _EVENT_ID, _TYPE, _TIMESTAMP = (_FIELDS.index(name) for name in ("event_id", "event_type", "timestamp"))
 _CONTENT, _METADATA = _FIELDS.index("content"), _FIELDS.index("metadata")
+_OF_BLOCK: Final = {"conversation_id": "conversation_id", "ingested_at": "ingested_us"} | {name: name for name in PLACES.names}
+"""Columns that all events of a block share, and their names in hot.BLOCKS_SCHEMA."""
+_OF_IDS: Final = ("payload", "block_id", "events", "skip")
 _NULLABLE: Final = [_FIELDS.index(name) for name in NULLABLE_COLUMNS]
 _decode: Any = msgspec.json.Decoder(_Line).decode
 _encode: Any = msgspec.json.Encoder().encode
@@ -55,51 +62,79 @@ def few(blocks: pa.Table) -> bool:
 
 
 def decoded(blocks: pa.Table) -> pa.Table | None:
-    """The rows of `blocks` (hot.BLOCKS_SCHEMA): SCHEMA, then PLACES, in log order. None when a line is not as we write it."""
+    """The rows of `blocks` (hot.BLOCKS_SCHEMA): WITH_PLACES, in log order. None when a line is not as we write it."""
+    if blocks.num_rows == 0:
+        return WITH_PLACES.empty_table()
     try:
-        found = [_rows(block) for block in blocks.to_pylist()]
-        if None in found:
-            return None
-        rows = [row for part in found if part is not None for row in part]
-        names = [*_FIELDS, "conversation_id", "seq", "ingested_at", "sample_rate", *PLACES.names]
-        by_name = dict(zip(names, zip(*rows, strict=True), strict=True)) if rows else dict.fromkeys(names, ())
-        arrays = [_array(by_name[field.name], field.type) for field in (*SCHEMA, *PLACES)]
+        columns = None if blocks["fault"].null_count < blocks.num_rows else _columns(blocks.combine_chunks())
     except (ValueError, OverflowError, msgspec.MsgspecError):
         return None
-    return pa.Table.from_arrays(arrays, schema=pa.schema([*SCHEMA, *PLACES]))
+    return None if columns is None else pa.Table.from_arrays([columns[name] for name in _NAMES], schema=WITH_PLACES)
+
+
+def _columns(blocks: pa.Table) -> dict[str, pa.Array] | None:
+    """Values by column, of every event that is not skipped; None when something about a block is odd."""
+    by_line = _parsed("\n".join(blocks["payload"].to_pylist()).encode())
+    if by_line is None or not _fit(by_line) or _sizes(by_line) != _stated_sizes(blocks):
+        return None
+    kept = _kept(blocks, by_line[_EVENT_ID])
+    if kept is None:
+        return None
+    lines, event_ids = kept
+    if len(lines) < len(by_line[0]):
+        by_line = [[values[line] for line in lines] for values in by_line]
+    columns = {name: _array(values, _KINDS[name]) for name, values in zip(_FIELDS, by_line, strict=True)}
+    events = blocks["events"].to_numpy()
+    of_block = np.repeat(np.arange(blocks.num_rows), events)
+    columns |= {name: blocks[given].chunk(0).take(pa.array(of_block)) for name, given in _OF_BLOCK.items()}
+    columns["ingested_at"] = columns["ingested_at"].cast(_KINDS["ingested_at"])
+    first = np.cumsum(events) - events
+    columns["seq"] = pa.array(blocks["seq_first"].to_numpy()[of_block] + np.arange(len(of_block)) - first[of_block])
+    columns["sample_rate"] = pa.array(np.ones(len(of_block)))
+    columns["event_id"] = pa.array(event_ids, pa.string())
+    return columns
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    if pa.types.is_timestamp(kind):
-        return pa.array(values, pa.int64()).cast(kind)
-    return pa.array(values, kind)
+    if values.count(None) == len(values):
+        return pa.nulls(len(values), kind)
+    return pa.array(values, pa.int64()).cast(kind) if kind == _KINDS["timestamp"] else pa.array(values, kind)
 
 
-def _rows(block: dict[str, Any]) -> list[tuple[Any, ...]] | None:
-    """One tuple per event of the block; None when something about it is odd."""
-    payload, skip = block["payload"], block["skip"] or ()
-    lines = payload.encode().split(b"\n")
-    if block["fault"] is not None or len(lines) != block["events"] + len(skip) or "\\u0000" in payload:
+def _parsed(text: bytes) -> list[Sequence[Any]] | None:
+    """The values of lines by field; None when a line is not as we write it: keys twice, blanks, numbers in other forms."""
+    lines = text.split(b"\n")
+    parsed = list(map(_decode, lines))
+    if b"\\u0000" in text:
         return None
-    parsed = [_decode(line) for line in lines]
-    if [_encode(line) for line in parsed] != lines and not all(orjson.dumps(orjson.loads(line)) == line for line in lines):
-        return None  # keys twice, blanks, numbers in other forms: not ours
-    values = [msgspec.structs.astuple(line) for line in parsed]
-    by_field = list(zip(*values, strict=True))
-    if _sizes(by_field) != block["sizes"] or not _fit(by_field):
+    if b"\n".join(map(_encode, parsed)) != text and not all(orjson.dumps(orjson.loads(line)) == line for line in lines):
         return None
-    rest = (block["ingested_us"], 1.0, block["shard"], block["position_ms"], block["position_seq"])
-    seq, rows = block["seq_first"], []
-    for ordinal, line in enumerate(values):
-        if ordinal not in skip:
-            event_id = line[_EVENT_ID]
-            if event_id is None:
-                event_id = derived_event_id(block["block_id"], ordinal)
-            elif event_id != str(uuid.UUID(event_id)):
-                return None  # braces and the like: not ours
-            rows.append((event_id, *line[1:], block["conversation_id"], seq, *rest))
-            seq += 1
-    return rows
+    return list(zip(*map(msgspec.structs.astuple, parsed), strict=True))
+
+
+def _kept(blocks: pa.Table, given_ids: Sequence[str | None]) -> tuple[list[int], list[str]] | None:
+    """(lines that are not skipped, their event ids); None when a block has more or fewer lines than it says."""
+    lines: list[int] = []
+    event_ids: list[str] = []
+    line = 0
+    for payload, block_id, events, skip in zip(*(blocks[name].to_pylist() for name in _OF_IDS), strict=True):
+        count = payload.count("\n") + 1
+        if count != events + len(skip or ()):
+            return None
+        ordinals = [ordinal for ordinal in range(count) if ordinal not in skip] if skip else range(count)
+        lines += [line + ordinal for ordinal in ordinals]
+        event_ids += [given_ids[line + ordinal] or derived_event_id(block_id, ordinal) for ordinal in ordinals]
+        line += count
+    if any(event_id is not None and event_id != str(uuid.UUID(event_id)) for event_id in given_ids):
+        return None  # braces and the like: not ours
+    return lines, event_ids
+
+
+def _stated_sizes(blocks: pa.Table) -> list[int]:
+    """What the headers say the lines add up to (docs/formats.md, `w`)."""
+    sizes = pc.list_flatten(blocks["sizes"]).to_numpy()
+    totals: list[int] = sizes.reshape(blocks.num_rows, -1).sum(axis=0).tolist()
+    return totals
 
 
 def _fit(by_field: Sequence[Sequence[Any]]) -> bool:
@@ -110,7 +145,7 @@ def _fit(by_field: Sequence[Sequence[Any]]) -> bool:
 
 
 def _sizes(by_field: Sequence[Sequence[Any]]) -> list[int]:
-    """What the block's header should state (docs/formats.md, `w`)."""
+    """What the lines add up to, as headers state it."""
     content = len("".join(by_field[_CONTENT]).encode())
     metadata = len("".join(filter(None, by_field[_METADATA])).encode())
     return [content, metadata, *(by_field[place].count(None) for place in _NULLABLE)]

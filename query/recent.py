@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Final
 
-import pyarrow as pa
+import numpy as np
 
 from thermocline.errors import QueryRefused, TierUnavailable
 from thermocline.tiers.opening import Tiers
@@ -52,8 +52,8 @@ class Recent:
         if rows is None:
             return None
         rows = rows.select(SCHEMA.names).slice(max(0, rows.num_rows - limit))
-        seqs = rows.column("seq").chunk(0)
-        if not seqs.equals(pa.array(range(head - len(seqs) + 1, head + 1), pa.int64())):
+        seqs = rows.column("seq").to_numpy()
+        if not np.array_equal(seqs, np.arange(head - len(seqs) + 1, head + 1)):
             return None  # something is missing, or was rejected
         if len(seqs) < limit and head != len(seqs):
             return None

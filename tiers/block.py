@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import msgspec
@@ -73,13 +72,6 @@ def parse_head(value: bytes | str) -> tuple[int, int]:
     return int(seq), int(era or 0)
 
 
-def _prefixed(parts: Iterable[bytes | str]) -> Iterable[bytes]:
-    for part in parts:
-        raw = part.encode() if isinstance(part, str) else part
-        yield b"%d:" % len(raw)
-        yield raw
-
-
 def payload_checksum(
     conversation_id: str,
     block_id: str,
@@ -100,10 +92,12 @@ def payload_checksum(
     return digest.hexdigest()
 
 
-def entry_checksum(fields: Mapping[bytes, bytes]) -> bytes:
-    """16 hex digits over what the append script made: header field `y`."""
-    parts = [fields.get(name, b"") for name in (b"c", b"s", b"n", b"N", b"B", b"t", b"k", b"x")]
-    return hashlib.sha1(b"".join(_prefixed(parts)), usedforsecurity=False).hexdigest()[:16].encode()
+def entry_checksum(c: bytes, s: bytes, n: bytes, total: bytes, size: bytes, t: bytes, k: bytes, x: bytes) -> str:
+    """16 hex digits over what the append script made: header field `y`; total and size are N and B."""
+    signed = b"%d:%b%d:%b%d:%b%d:%b%d:%b%d:%b%d:%b%d:%b" % (
+        len(c), c, len(s), s, len(n), n, len(total), total, len(size), size, len(t), t, len(k), k, len(x), x
+    )  # fmt: skip
+    return hashlib.sha1(signed, usedforsecurity=False).hexdigest()[:16]
 
 
 def derived_event_id(block_id: str, ordinal: int) -> str:

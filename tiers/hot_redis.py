@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -20,11 +20,12 @@ from .redis_link import CommandFailed, Link, Script
 
 CUT = Script("cut")
 TRIM = Script("trim")
-RECENT = Script("recent")
 PUT_META = Script("put_meta")
 PAGE_ENTRIES_FIRST = 4
 """As many of the largest blocks as a page of the default size holds."""
 PAGE_ENTRIES_MAX = 5000
+RECENT_ENTRIES_FIRST = 8
+"""Enough to tell how large a conversation's blocks are."""
 CUT_FIELDS = ("inc", "era", "N", "B", "L", "T", "tB")
 SCAN_COUNT = 1000
 
@@ -144,9 +145,34 @@ class RedisHot:
     def recent(self, conversation_id: str, limit: int) -> tuple[int | None, pa.Table]:
         shard = shard_of(conversation_id, self.shards)
         bucket, field = head_place(conversation_id, self._settings.buckets)
-        names = [self.keys.pointers(shard, conversation_id), self.keys.log(shard), self.keys.heads(shard, bucket)]
-        head, *entries = self.link.script(RECENT, names, [field, limit, self._settings.page_bytes_max])
-        return (parse_head(head)[0] if head else None), self._table(shard, entries[::-1])
+        pointers = self.keys.pointers(shard, conversation_id)
+        found, newest = self.link.pipeline(
+            [("HGET", self.keys.heads(shard, bucket), field), ("XREVRANGE", pointers, "+", "-", "COUNT", limit)], transaction=True
+        )
+        if not found:
+            return None, self._table(shard, [])
+        head, _ = parse_head(found)
+        positions: list[bytes] = []
+        for position, (_, first) in newest:
+            positions.append(position)
+            if int(first) <= head - limit + 1:
+                break
+        return head, self._table(shard, self._entries(shard, positions)[::-1])
+
+    def _entries(self, shard: int, positions: Sequence[bytes]) -> list[Any]:
+        """The log's entries there, in that order, up to the first that is trimmed away, or to about a page of them."""
+        log, bytes_max = self.keys.log(shard), self._settings.page_bytes_max
+        entries: list[Any] = []
+        size, count = 0, RECENT_ENTRIES_FIRST
+        while len(entries) < len(positions) and size < bytes_max:
+            asked = positions[len(entries) : len(entries) + count]
+            for got in self.link.pipeline([("XRANGE", log, position, position) for position in asked]):
+                if not got:
+                    return entries
+                entries += got
+                size += len(got[0][1][25])  # d
+            count = max(1, (bytes_max - size) * len(entries) // max(1, size))
+        return entries
 
     def session(self) -> RedisAppendSession:
         return RedisAppendSession(self.link, self.keys, self._settings)

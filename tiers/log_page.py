@@ -8,11 +8,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from .block import BLOCK_FORMAT, Position, entry_checksum, payload_checksum
+from .block import BLOCK_FORMAT, entry_checksum, payload_checksum
 from .hot import BLOCKS_SCHEMA
 
 _NAMES = [b"c", b"s", b"n", b"N", b"B", b"t", b"a", b"z", b"u", b"w", b"x", b"v", b"d", b"y"]
 _NAMES_SKIP = [*_NAMES, b"k"]
+_FORMAT = BLOCK_FORMAT.encode()
 Entry = Sequence[Any]
 """[id, [name, value, …]], bytes."""
 
@@ -31,47 +32,30 @@ def blocks_table(entries: Sequence[tuple[int, Entry]]) -> pa.Table:
 
 
 def _row(shard: int, entry: Entry) -> tuple[Any, ...]:
-    position, flat = Position.parse(entry[0]), entry[1]
-    names, values = flat[0::2], flat[1::2]
-    if names != _NAMES and names != _NAMES_SKIP:
-        raise UnreadableEntry(f"shard {shard}, entry {position}: fields {b' '.join(names)[:80]!r}")
-    c, s, n, total, size, t, _a, _z, u, w, _x, _v, d, _y, *k = values
+    raw, flat = entry
+    ms, _, place = raw.partition(b"-")
+    names, values, k = flat[0::2], flat[1::2], b""
+    if names == _NAMES_SKIP:
+        *values, k = values
+    elif names != _NAMES:
+        raise UnreadableEntry(f"shard {shard}, entry {raw.decode()}: fields {b' '.join(names)[:80]!r}")
+    c, s, n, total, size, t, a, z, u, w, x, v, d, y = values
     try:
         counters = (int(s), int(n), int(total), int(size), int(t))
     except ValueError as exc:
-        raise UnreadableEntry(f"shard {shard}, entry {position}: {exc}") from exc
-    fault = _fault(dict(zip(names, values, strict=True)), k[0] if k else b"")
-    if fault is not None:
-        conversation = c.decode(errors="replace")
-        return (shard, *position, conversation, *counters, "", [], None, base64.b64encode(d).decode(), fault)
-    skip = [int(ordinal) for ordinal in k[0].split(b",")] if k else None
-    sizes = [int(size) for size in w.split(b",")]
-    return (shard, *position, c.decode(), *counters, u.decode(), sizes, skip, d.decode(), None)
-
-
-def _fault(fields: dict[bytes, bytes], skipped: bytes) -> str | None:
-    """Why the block cannot be used, or None."""
-    if fields[b"v"] != BLOCK_FORMAT.encode():
-        return f"block format {fields[b'v'][:16]!r} is not {BLOCK_FORMAT}"
-    if entry_checksum(fields) != fields[b"y"]:
-        return "header checksum y does not match"
+        raise UnreadableEntry(f"shard {shard}, entry {raw.decode()}: {exc}") from exc
     try:
-        lines = int(fields[b"n"]) + (skipped.count(b",") + 1 if skipped else 0)
-        expected = payload_checksum(
-            fields[b"c"].decode(),
-            fields[b"u"].decode(),
-            lines,
-            int(fields[b"a"]),
-            int(fields[b"z"]),
-            fields[b"w"].decode(),
-            fields[b"d"],
-        )
-        if expected.encode() != fields[b"x"]:
-            return "payload checksum x does not match"
-        fields[b"d"].decode()
-        [int(size) for size in fields[b"w"].split(b",")]
-        if skipped:
-            [int(ordinal) for ordinal in skipped.split(b",")]
+        skip = [int(ordinal) for ordinal in k.split(b",")] if k else None
+        conversation, block_id, text, payload = c.decode(), u.decode(), w.decode(), d.decode()
+        if v != _FORMAT:
+            fault = f"block format {v[:16]!r} is not {BLOCK_FORMAT}"
+        elif entry_checksum(c, s, n, total, size, t, k, x) != y.decode():
+            fault = "header checksum y does not match"
+        elif payload_checksum(conversation, block_id, counters[1] + len(skip or ()), int(a), int(z), text, d) != x.decode():
+            fault = "payload checksum x does not match"
+        else:
+            sizes = list(map(int, text.split(",")))
+            return (shard, int(ms), int(place), conversation, *counters, block_id, sizes, skip, payload, None)
     except ValueError as exc:
-        return f"not readable: {exc}"
-    return None
+        fault = f"not readable: {exc}"
+    return (shard, int(ms), int(place), c.decode(errors="replace"), *counters, "", [], None, base64.b64encode(d).decode(), fault)
