@@ -11,6 +11,8 @@ from thermocline.config import Settings, load
 
 STORES = ("folder", pytest.param("moto", marks=pytest.mark.long), "swift")
 """On every change the two that people use; the long ring takes moto's as well."""
+SWIFT_IN_LONG = ("folder", *(pytest.param(store, marks=pytest.mark.long) for store in ("moto", "swift")))
+"""For what does not depend on the store, beside others that go to all of them."""
 
 
 @pytest.fixture(params=STORES)

@@ -14,8 +14,8 @@ from thermocline.store import Store, connect
 from thermocline.tiers.cold_schema import KINDS
 
 DAY_US = 86_400_000_000
-ON_SWIFT = ("upload done", "describe done")
-"""Just before and just after the batch becomes visible. The long ring takes every step."""
+ON_SWIFT = ("describe done",)
+"""When the batch becomes visible. The long ring takes every step."""
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""A short chaos run on every redis-server there is; tests/long has the full ones, which also limit the time of a restart."""
+"""Short chaos runs: one on every change, in the long ring on every redis-server there is. tests/long has the full ones, which
+also limit the time of a restart."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.run import Report, run_chaos
+from tests.servers import redis_binaries
 
 
 def short_run(folder: Path, redis: Path, fsync: str) -> Report:
@@ -26,7 +28,15 @@ def short_run(folder: Path, redis: Path, fsync: str) -> Report:
     )
 
 
-@pytest.mark.parametrize("fsync", ["always", pytest.param("everysec", marks=pytest.mark.long)])
+BINARIES = redis_binaries()
+IN_LONG = [(binary, fsync) for binary in BINARIES for fsync in ("always", "everysec")][1:]
+
+
+@pytest.mark.parametrize(
+    ("redis_binary", "fsync"),
+    [(BINARIES[0], "always"), *(pytest.param(*one, marks=pytest.mark.long) for one in IN_LONG)],
+    ids=str,
+)
 def test_every_acknowledged_event_survives_a_short_run_of_kills(redis_binary: Path, tmp_path: Path, fsync: str) -> None:
     report = short_run(tmp_path, redis_binary, fsync)
     assert report.problems == []

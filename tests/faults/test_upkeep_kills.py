@@ -13,8 +13,8 @@ from tests.killed import BATCH_STEPS, PURGE_STEPS, killed_at, purge
 from tests.tidying import Archive, breaking_at
 
 IN_SHORT = {
-    "compact": ("upload done", "describe done", "publish done"),
-    "purge": ("delete orphans done", "delete objects done", "delete litter done"),
+    "compact": ("upload done", "publish done"),
+    "purge": ("delete orphans done", "delete objects done"),
 }
 """Where something of the objects may be half done. The long ring takes every step."""
 

@@ -19,6 +19,7 @@ from fsspec.implementations.arrow import ArrowFSWrapper
 from pyiceberg.table import StaticTable
 
 from tests.archived import aged_events, append_and_work, archive, compare, statistics
+from tests.cold_stores import SWIFT_IN_LONG
 from thermocline.config import Settings
 from thermocline.errors import IncompleteAnswer
 from thermocline.ingest.append import Client
@@ -135,6 +136,7 @@ def test_a_sample_is_never_passed_off_as_complete(archived: Store) -> None:
     assert exact.coverage.exact
 
 
+@pytest.mark.parametrize("cold_url", SWIFT_IN_LONG, indirect=True)
 def test_a_late_event_of_an_archived_day_follows_its_conversation(archived: Store, cold_settings: Settings) -> None:
     """Many late ones, so that those kept show the rate that was decided before."""
     old = aged_events()[0]
@@ -157,6 +159,7 @@ def test_a_late_event_of_an_archived_day_follows_its_conversation(archived: Stor
     assert archived.verify(deep=True).problems == ()
 
 
+@pytest.mark.parametrize("cold_url", SWIFT_IN_LONG, indirect=True)
 def test_the_same_days_from_a_copy_are_the_same_bytes(cold_settings: Settings, tmp_path: Path) -> None:
     append_and_work(cold_settings, aged_events())
     shutil.copytree(cold_settings.data_dir, tmp_path / "copy")
