@@ -54,6 +54,8 @@ _EXPLAIN: Final = re.compile(r"\s*EXPLAIN(\s+ANALYZE)?(?=[\s(])", re.IGNORECASE)
 _INSTANT: Final = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d{1,6})?)?)? ?(Z|[+-]\d\d(:\d\d)?)?", re.ASCII)
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_VALUES: Final = {"event_count", "total_bytes"}
+_UNKNOWN: Final = (exp.Star, exp.Window, exp.Anonymous, exp.AnonymousAggFunc, exp.Distinct, exp.Lambda, exp.Rand)
 _TABLE_ARGS: Final = {"this", "alias", "joins"}
 _SELECT_ARGS: Final = {
     *("with_", "expressions", "distinct", "from_", "joins", "where", "group"),
@@ -79,6 +81,8 @@ class Reading(msgspec.Struct, frozen=True):
     """For each relation the query may refer to; a relation not named here is not referred to."""
     not_pruned: str = ""
     """Why nothing could be said; empty when the query was understood."""
+    sums_only: bool = False
+    """Of hourly_stats nothing but sums by its keys is asked: rows that share their keys need not be one row."""
 
 
 def everything(reason: str) -> Reading:
@@ -98,6 +102,7 @@ def read(query: str, parameters: Parameters, *, now_us: int) -> Reading:
     if names & RELATIONS.keys():
         return everything("a WITH clause has the name of a relation")
     found: dict[str, Bounds] = {}
+    sums_only = True
     for table in tree.find_all(exp.Table):
         problem = _opaque(table)
         if problem:
@@ -109,7 +114,8 @@ def read(query: str, parameters: Parameters, *, now_us: int) -> Reading:
             except RecursionError:
                 return everything("its conditions are nested too deep")
             found[relation] = found[relation] | bounds if relation in found else bounds
-    return Reading(found)
+            sums_only = sums_only and (relation != "hourly_stats" or _sums_only(table))
+    return Reading(found, sums_only=sums_only and "hourly_stats" in found)
 
 
 @lru_cache(maxsize=256)
@@ -152,6 +158,34 @@ def _opaque(table: exp.Table) -> str:
     if table.name.lower().startswith(("duckdb_", "pg_", "sqlite_")):
         return "a catalog table"
     return ""
+
+
+def _sums_only(table: exp.Table) -> bool:
+    """Whether the SELECT over hourly_stats alone would answer the same if some of its rows were several that add up to them."""
+    select = table.parent.parent if isinstance(table.parent, exp.From) else None
+    if not isinstance(select, exp.Select) or any(value and name not in _TABLE_ARGS for name, value in table.args.items()):
+        return False
+    if any((value and name not in _SELECT_ARGS) or (name == "joins" and value) for name, value in select.args.items()):
+        return False
+    if table.args.get("alias") and table.args["alias"].args.get("columns"):
+        return False
+    parts = list(select.walk())
+    if any(isinstance(part, _UNKNOWN) for part in parts) or sum(isinstance(part, exp.Query) for part in parts) != 1:
+        return False
+    sums = [part for part in parts if isinstance(part, exp.Sum)]
+    others = [part for part in parts if isinstance(part, exp.AggFunc) and not isinstance(part, exp.Sum | exp.Min | exp.Max)]
+    if not sums or others or any(_value_of(part.this) is None for part in sums):
+        return False
+    names = {part.alias.lower() for part in select.expressions if part.alias}
+    columns = [part for part in parts if isinstance(part, exp.Column)]
+    return all(
+        isinstance(one.parent, exp.Sum) or one.name.lower() in ("hour", "conversation_id", *names - _VALUES) for one in columns
+    )
+
+
+def _value_of(node: exp.Expr) -> str | None:
+    """The value column of hourly_stats that a node is."""
+    return node.name.lower() if isinstance(node, exp.Column) and node.name.lower() in _VALUES else None
 
 
 class _Instant(NamedTuple):

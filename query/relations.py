@@ -38,12 +38,14 @@ class Sources(msgspec.Struct, frozen=True):
 
     segments: tuple[Segment, ...] = ()
     files: tuple[ColdFile, ...] = ()
+    sums_only: bool = False
+    """The query adds its rows up by their keys: they need not be added up before."""
 
     @classmethod
-    def of(cls, relation: str, segments: Iterable[Segment], files: Iterable[ColdFile]) -> Sources:
+    def of(cls, relation: str, segments: Iterable[Segment], files: Iterable[ColdFile], *, sums_only: bool = False) -> Sources:
         """The sources of `relation` among these."""
         kinds = _FILE_KINDS[relation]
-        return cls(tuple(segments), tuple(file for file in files if file.kind in kinds))
+        return cls(tuple(segments), tuple(file for file in files if file.kind in kinds), sums_only)
 
     def sampled_rows(self, whole_batches: Container[str]) -> int:
         """Rows that may stand for others too: archived events, but for those of batches that kept all. Rollups are made before
@@ -72,7 +74,7 @@ def relation_sql(relation: str, sources: Sources, *, tail: str, place: Place) ->
         return rolled + _parquet(sources.files, kind, place)
 
     if relation == "hourly_stats":
-        return rollups.hourly_stats(tables("rollup_hourly"), raw)
+        return rollups.hourly_stats(tables("rollup_hourly"), raw, added_up=not sources.sums_only)
     return rollups.conversation_summary(tables("rollup_conversation"), tables("rollup_task"), raw)
 
 

@@ -60,7 +60,9 @@ class Runner:
             for retries in range(self._settings.view_retries_max):
                 cut = self._reader.take()
                 try:
-                    sources = self._archived.narrowed(sources_of(cut, reading.bounds), reading.bounds)
+                    sources = self._archived.narrowed(
+                        sources_of(cut, reading.bounds, sums_only=reading.sums_only), reading.bounds
+                    )
                     coverage = _coverage(cut, sources, retries=cut.retries + retries, not_pruned=reading.not_pruned)
                     if require == "complete" and not coverage.exact:
                         raise IncompleteAnswer(f"{coverage.reason}; ask without require, or for days that are still warm")
@@ -208,14 +210,14 @@ def open_memory(settings: Settings) -> Connection:
     return connect(memory_bytes=limits.memory_bytes_max, threads=limits.threads, temp_dir=str(spill))
 
 
-def sources_of(cut: Cut, bounds: Mapping[str, Bounds]) -> dict[str, Sources]:
-    """What each relation has to read."""
+def sources_of(cut: Cut, bounds: Mapping[str, Bounds], *, sums_only: bool = False) -> dict[str, Sources]:
+    """What each relation has to read. sums_only: as prune.Reading has it."""
     found = {}
     for relation, bound in bounds.items():
         by_hour = relation == "hourly_stats"
         segments: list[Segment] = chosen(cut.view.segments, bound, by_hour=by_hour)
         files: list[ColdFile] = chosen(cut.view.files, bound, by_hour=by_hour)
-        found[relation] = Sources.of(relation, segments, files)
+        found[relation] = Sources.of(relation, segments, files, sums_only=sums_only and by_hour)
     return found
 
 

@@ -122,11 +122,12 @@ def create_statements(schema: str, rows: str) -> list[str]:
     ]
 
 
-def hourly_stats(rolled: Sequence[str], raw: Sequence[str]) -> str:
+def hourly_stats(rolled: Sequence[str], raw: Sequence[str], *, added_up: bool = True) -> str:
     """SELECT of (hour, conversation_id, event_count, total_bytes): one row per hour and conversation that has events.
 
-    rolled  tables rollup_hourly, or what has its columns
-    raw     relations with the columns of `events` that are in none of them: tables, views or parenthesized SELECTs
+    added_up  False: there may be several, which add up to it; takes a fraction of the time
+    rolled    tables rollup_hourly, or what has its columns
+    raw       relations with the columns of `events` that are in none of them: tables, views or parenthesized SELECTs
     """
     columns = "hour, conversation_id, events AS event_count, content_bytes AS total_bytes"
     parts = [f"SELECT {columns} FROM {table}" for table in rolled]
@@ -136,6 +137,8 @@ def hourly_stats(rolled: Sequence[str], raw: Sequence[str]) -> str:
         for rows in raw
     ]
     parts = parts or ["SELECT NULL::TIMESTAMPTZ AS hour, '' AS conversation_id, 0 AS event_count, 0 AS total_bytes LIMIT 0"]
+    if not added_up:
+        return " UNION ALL ".join(parts)
     return (
         "SELECT hour, conversation_id, sum(event_count)::BIGINT AS event_count, sum(total_bytes)::BIGINT AS total_bytes"
         f" FROM ({' UNION ALL '.join(parts)}) GROUP BY hour, conversation_id"

@@ -33,12 +33,21 @@ SELECT conversation_id, min(timestamp) AS started_at, max(timestamp) AS ended_at
        count(*) FILTER (event_type = 'intervention' OR event_type LIKE 'intervention.%') AS interventions
 FROM events GROUP BY ALL ORDER BY ALL
 """
+SUMS = (
+    "SELECT hour, sum(event_count) AS n, sum(total_bytes) AS size FROM {} GROUP BY hour ORDER BY ALL",
+    "SELECT conversation_id, min(hour), sum(event_count) AS n FROM {} GROUP BY 1 HAVING sum(event_count) > 3 ORDER BY ALL",
+    "SELECT sum(total_bytes) / sum(event_count) FROM {} WHERE conversation_id > 'c'",
+)
+"""Of these several rows with one key are as good as one, which the store makes use of."""
 DAY_US = 86_400_000_000
 
 
 def assert_equal(store: Store) -> int:
     """Both views against the events; how many conversations there are."""
     assert store.sql(HOURLY).to_arrow().to_pylist() == store.sql(HOURLY_FROM_EVENTS).to_arrow().to_pylist()
+    for query in SUMS:
+        wrapped = query.format("(SELECT * FROM hourly_stats)")
+        assert store.sql(query.format("hourly_stats")).to_arrow().equals(store.sql(wrapped).to_arrow())
     summary = store.sql(SUMMARY).to_arrow().to_pylist()
     assert summary == store.sql(SUMMARY_FROM_EVENTS).to_arrow().to_pylist()
     return len(summary)

@@ -201,6 +201,50 @@ def test_explain_is_pruned_like_what_it_explains() -> None:
     assert bounds_of("EXPLAIN ANALYZE FROM events WHERE event_type = 'x'") == Bounds(event_types=Texts.of(["x"]))
 
 
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT hour, sum(event_count) FROM hourly_stats GROUP BY hour",
+        "SELECT date_trunc('day', h.hour) AS day, sum(h.total_bytes) AS n FROM hourly_stats h GROUP BY ALL ORDER BY n",
+        "SELECT sum(total_bytes) / sum(event_count) AS size, min(hour), max(conversation_id) FROM hourly_stats WHERE hour > ?",
+        "SELECT conversation_id, sum(event_count) FILTER (hour > ?) FROM hourly_stats GROUP BY 1 HAVING sum(event_count) > 3",
+        "WITH days AS (SELECT hour, sum(event_count) AS n FROM hourly_stats GROUP BY hour) SELECT count(*), avg(n) FROM days",
+    ],
+)
+def test_a_query_that_only_adds_hourly_stats_up_by_their_keys_is_known(query: str) -> None:
+    assert read(query, [None, None], now_us=NOW_US).sums_only
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT * FROM hourly_stats",
+        "SELECT hour, conversation_id FROM hourly_stats",
+        "SELECT count(*), sum(event_count) FROM hourly_stats",
+        "SELECT count(hour), sum(event_count) FROM hourly_stats",
+        "SELECT count(DISTINCT conversation_id), sum(event_count) FROM hourly_stats",
+        "SELECT avg(event_count), sum(event_count) FROM hourly_stats",
+        "SELECT max(event_count), sum(event_count) FROM hourly_stats",
+        "SELECT sum(event_count * event_count) FROM hourly_stats",
+        "SELECT sum(DISTINCT event_count) FROM hourly_stats",
+        "SELECT sum(event_count) FROM hourly_stats WHERE event_count > 2",
+        "SELECT event_count, sum(event_count) FROM hourly_stats GROUP BY event_count",
+        "SELECT hour, sum(event_count) OVER (PARTITION BY hour) FROM hourly_stats",
+        "SELECT list(hour), sum(event_count) FROM hourly_stats",
+        "SELECT some_function(hour), sum(event_count) FROM hourly_stats GROUP BY 1",
+        "SELECT sum(event_count) FROM hourly_stats JOIN conversation_summary USING (conversation_id)",
+        "SELECT sum(event_count) FROM hourly_stats USING SAMPLE 10 ROWS",
+        "SELECT sum(event_count) FROM hourly_stats WHERE hour = (SELECT max(hour) FROM hourly_stats)",
+        "SELECT sum(event_count) FROM hourly_stats UNION ALL SELECT event_count FROM hourly_stats",
+        "SELECT sum(event_count) FROM (SELECT * FROM hourly_stats)",
+        "SELECT sum(event_count) FROM hourly_stats AS h(hour, event_count)",
+        "SELECT sum(total_events) FROM conversation_summary",
+    ],
+)
+def test_a_query_that_could_tell_one_row_of_hourly_stats_from_two_is_not(query: str) -> None:
+    assert not read(query, None, now_us=NOW_US).sums_only
+
+
 def test_hourly_stats_are_bounded_by_the_start_of_the_hour() -> None:
     late = Piece("late", NOV_13_US + 30 * 60_000_000, NOV_13_US + 40 * 60_000_000, "a", "b", ("x",))
     reading = read("FROM hourly_stats WHERE hour = '2024-11-13' AND conversation_id = 'a'", None, now_us=NOW_US)
