@@ -20,6 +20,8 @@ from .servers import redis_version
 from .tables import TABLES
 
 QUICK_EVENTS = 1_000_000
+ABSENT = ("not installed", "left out")
+"""What a row says of a peer that was not measured: it is looked for again the next time."""
 UNITS = {"k": 1_000, "M": 1_000_000}
 
 
@@ -27,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0; 1 when a case failed, 2 when what was asked for does not exist."""
     parser = _parser()
     options = parser.parse_args(argv)
+    for peer in PEERS:
+        peer.left_out = options.peers is not None and peer.name not in options.peers
     results = Results(options.results)
     names = {table.name for table in TABLES}
     asked = set(options.tables) - {"all"} if "all" not in options.tables else names
@@ -56,6 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="every row, small: at most 1M events, within five minutes")
     parser.add_argument("--events", type=_sizes, help="sizes instead of each table's own: 1M,10M,100M")
     parser.add_argument("--again", action="store_true", help="measure again what was measured already")
+    parser.add_argument("--peers", type=_peers, help=f"measure these only: {', '.join(peer.name for peer in PEERS)}")
     parser.add_argument("--results", type=Path, default=Path("bench-results"), help="folder of the results (bench-results)")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder that `report` writes to (docs)")
     parser.add_argument(
@@ -69,6 +74,13 @@ def _sizes(text: str) -> list[int]:
         return [int(float(one.rstrip("kM")) * UNITS.get(one[-1], 1)) for one in text.split(",")]
     except (ValueError, IndexError) as exc:
         raise argparse.ArgumentTypeError("sizes are numbers, k or M behind them: 500k,1M") from exc
+
+
+def _peers(text: str) -> set[str]:
+    names = {peer.name for peer in PEERS}
+    if not set(text.split(",")) <= names:
+        raise argparse.ArgumentTypeError(f"peers are {', '.join(sorted(names))}")
+    return set(text.split(","))
 
 
 def chosen_cases(tables: Sequence[Table], *, quick: bool, events: Sequence[int] | None) -> list[tuple[Table, Case]]:
@@ -94,7 +106,7 @@ def _measure(tables: Sequence[Table], results: Results, options: argparse.Namesp
                     continue
                 result, whole = _run(bench, table, case, identity)
                 failures += not whole
-                if whole:
+                if whole and not any(row.value.startswith(ABSENT) for row in result.rows):
                     results.put(result)
                 found.append(result)
                 for row in result.rows:
@@ -127,7 +139,7 @@ def _run(bench: Bench, table: Table, case: Case, identity: str) -> tuple[Result,
         taken_s=round(time.perf_counter() - begin, 1),
         rows=rows,
     )
-    return result, whole and not any(row.value.startswith("not installed") for row in rows)
+    return result, whole
 
 
 def _peer_versions() -> dict[str, str]:

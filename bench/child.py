@@ -1,5 +1,5 @@
-"""Processes beside the one that measures: `python -m bench.child ROLE JSON`. Each says when it is ready, reads orders from stdin, one
-a line, and answers each with one line of JSON."""
+"""Processes beside the one that measures: `python -m bench.child ROLE JSON`. Each says when it is ready, reads orders from stdin,
+one a line, and answers each with one line of JSON."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import cycle, islice
 from pathlib import Path
 from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.feather
 
 from thermocline.config import Settings, load
 from thermocline.errors import Backpressure
@@ -23,7 +27,7 @@ from thermocline.store import connect
 
 from . import stores
 from .measure import forget_peak, peak_bytes
-from .workload import Workload, kwargs_of
+from .workload import Workload, as_strings, kwargs_of
 
 ROOT = Path(__file__).parents[1]
 MARKER = "marker"
@@ -35,7 +39,7 @@ class Child:
     """A process in a role, seen from the one that measures. A context manager."""
 
     def __init__(self, role: str, config: Settings | None = None, **arguments: Any) -> None:
-        given = {"config": _portable(config) if config is not None else None, **arguments}
+        given = {"config": portable(config) if config is not None else None, **arguments}
         environ = {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
         command = [sys.executable, "-m", "bench.child", role, json.dumps(given)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environ)
@@ -66,13 +70,14 @@ class Child:
         return self.answer()
 
     def close(self) -> None:
-        if self._process.poll() is None:
+        """Let it end; it ends when there are no more orders."""
+        with suppress(OSError):  # it may have ended before
             self._orders.close()
-            try:
-                self._process.wait(30)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
         self._answers.close()
 
     def __enter__(self) -> Child:
@@ -82,7 +87,8 @@ class Child:
         self.close()
 
 
-def _portable(config: Settings) -> Answer:
+def portable(config: Settings) -> Answer:
+    """Settings as another process can load them."""
     return {key: value for key, value in config.model_dump(mode="json", exclude_unset=True).items() if value is not None}
 
 
@@ -125,20 +131,22 @@ def run_worker(config: Settings) -> None:
         worker.stop()
 
 
-def write(config: Settings, end_us: int, per_s: int, duration_s: float) -> None:
+def write(config: Settings, events: str, per_s: int, duration_s: float) -> None:
     """Append at a steady rate; the times (µs) at which each marker was appended."""
-    given = _given(20_000, end_us)
+    given = given_events(events)
+    for event in given:
+        del event["timestamp"]  # it happens when it is appended
     with Producer(config) as producer:
         producer.append(MARKER, "marker")
         producer.flush()
         _say({})
         next(_orders())
         stamps: list[int] = []
-        events = cycle(given)
+        endless = cycle(given)
         each = int(per_s * TICK_S) - 1
         begin = time.perf_counter()
         for tick in range(int(duration_s / TICK_S)):
-            for event in islice(events, each):
+            for event in islice(endless, each):
                 producer.append(**event)
             stamps.append(time.time_ns() // 1000)
             producer.append(MARKER, "marker")
@@ -151,14 +159,16 @@ def write(config: Settings, end_us: int, per_s: int, duration_s: float) -> None:
     next(_orders(), None)
 
 
-def _given(count: int, end_us: int) -> list[dict[str, Any]]:
-    """Events as Python values, to happen when they are appended."""
-    found = []
-    for table in Workload(count, end_us=end_us).arrivals():
-        for event in kwargs_of(table):
-            del event["timestamp"]
-            found.append(event)
-    return found
+def write_events(path: Path, load_: Workload) -> str:
+    """A file of events as they come in, for a process to append; its path."""
+    table = pa.concat_tables(as_strings(one) for one in load_.arrivals())
+    pyarrow.feather.write_feather(table, path, compression="uncompressed")
+    return str(path)
+
+
+def given_events(path: str) -> list[dict[str, Any]]:
+    """The events of such a file as Python values."""
+    return kwargs_of(pyarrow.feather.read_table(path))
 
 
 def read(config: Settings, pause_s: float) -> None:
@@ -176,22 +186,21 @@ def read(config: Settings, pause_s: float) -> None:
     _say({"seen": seen})
 
 
-def produce(config: Settings, count: int, end_us: int, seed: int) -> None:
-    """Append `count` events through a Producer when told to; seconds it took until all were acknowledged."""
-    given = [event for table in Workload(count, end_us=end_us, seed=seed).arrivals() for event in kwargs_of(table)]
+def produce(events: str, name: str) -> None:
+    """For each order, the settings of a store: append the events to it through a Producer; when that began and ended."""
+    given = given_events(events)
     for event in given:
-        event["conversation_id"] += f"-{seed}"
-    with Producer(config) as producer:
-        producer.append(**given[0])
-        producer.flush()
-        _say({})
-        next(_orders())
-        begin = time.time()
-        for event in given:
-            producer.append(**event)
-        producer.flush()
-        _say({"events": len(given), "begin_s": begin, "end_s": time.time(), "peak_bytes": peak_bytes()})
-        next(_orders(), None)
+        event["conversation_id"] += f"-{name}"
+    _say({})
+    for order in _orders():
+        with Producer(load(json.loads(order), environ={})) as producer:
+            producer.append(**given[0])
+            producer.flush()
+            begin = time.time()
+            for event in given:
+                producer.append(**event)
+            producer.flush()
+            _say({"events": len(given), "begin_s": begin, "end_s": time.time()})
 
 
 def agents(config: Settings, threads: int) -> None:

@@ -1,58 +1,49 @@
-"""What was measured as text: Markdown for the terminal and for docs/benchmarks.md."""
+"""What was measured as text: for the terminal, and as docs/benchmarks.md with its plots."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from .case import Table
-from .measure import shown_count
+from .markdown import markdown
 from .peers import PEERS
-from .plots import draw
-from .results import Result, Row
+from .plots import MISSING, draw
+from .results import Result, Row, identity_of
 from .tables import TABLES
 
-MARKS = {True: "met", False: "**missed**", None: ""}
+NOTES = Path(__file__).parent / "notes.md"
+"""What is kept by hand and stands at the end of the report."""
 
 
 def printed(results: Sequence[Result]) -> str:
     """Every row, table by table."""
-    parts = []
-    for table in TABLES:
-        rows = rows_of(table, results)
-        if rows:
-            parts.append(f"## {table.title}\n\n{markdown(rows)}")
+    parts = [f"## {table.title}\n\n{markdown(rows)}" for table in TABLES if (rows := rows_of(table, results))]
     taken_s = sum(one.taken_s for one in results)
     return "\n\n".join([*parts, f"{sum(len(one.rows) for one in results)} rows, measured in {taken_s:.0f} s"])
 
 
 def rows_of(table: Table, results: Sequence[Result]) -> list[Row]:
-    """The rows of a table, small sizes first, and those that follow from several of its results."""
-    mine = sorted((one for one in results if one.table == table.name), key=lambda one: one.events)
+    """The rows of a table in the order of its cases, small sizes first, and those that follow from several of its results."""
+    mine = [one for one in results if one.table == table.name]
+    sizes = {one.events or 1_000_000 for one in mine}
+    places = {case.key: place for size in sizes for place, case in enumerate(table.cases(size, False))}
+    mine.sort(key=lambda one: (one.events, places.get(one.case, len(places))))
     return [row for one in mine for row in one.rows] + table.derived(mine)
-
-
-def markdown(rows: Iterable[Row]) -> str:
-    """A Markdown table."""
-    lines = ["| what | events | figure | against | target | |", "|---|---|---|---|---|---|"]
-    for row in rows:
-        value = f"{row.value} ({row.note})" if row.note else row.value
-        cells = (row.what, shown_count(row.events) if row.events else "", value, row.against, row.target, MARKS[row.met])
-        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
-    return "\n".join(lines)
 
 
 def write(results: Sequence[Result], docs: Path) -> None:
     """Write <docs>/benchmarks.md and the plots in <docs>/benchmarks/."""
     if not results:
         raise SystemExit("nothing was measured yet: bench/run --quick, or bench/run all")
-    docs.mkdir(parents=True, exist_ok=True)
     plots = draw(results, docs / "benchmarks")
-    (docs / "benchmarks.md").write_text(_document(results, plots))
+    docs.mkdir(parents=True, exist_ok=True)
+    (docs / "benchmarks.md").write_text(document(results, plots))
 
 
-def _document(results: Sequence[Result], plots: dict[str, str]) -> str:
-    parts = [_head(results)]
+def document(results: Sequence[Result], plots: dict[str, str]) -> str:
+    """The whole page: tables that were not measured are named, and what missed its target stands beside what met it."""
+    parts = [_head(results, plots), _missed(results)]
     for table in TABLES:
         rows = rows_of(table, results)
         part = f"## {table.title}\n\n`bench/run {table.name}`. {table.about}\n\n"
@@ -61,33 +52,55 @@ def _document(results: Sequence[Result], plots: dict[str, str]) -> str:
             part += f"\n\n![{table.title}](benchmarks/{plots[table.name]})"
         parts.append(part)
     parts.append(_peers(results))
-    kept = Path(__file__).parent / "report_sizes.md"
-    parts.append(kept.read_text().strip())
-    return "\n\n".join(parts) + "\n"
+    parts.append(NOTES.read_text().strip())
+    return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _head(results: Sequence[Result]) -> str:
-    machines = sorted({one.machine for one in results})
+def _head(results: Sequence[Result], plots: dict[str, str]) -> str:
     dates = sorted({one.measured_at[:10] for one in results})
-    commits = sorted({one.commit for one in results})
+    commits = ", ".join(sorted({one.commit for one in results}))
     quick = sorted({one.table for one in results if one.quick})
-    rows = [row for one in results for row in one.rows if row.met is not None]
-    missed = sum(not row.met for row in rows)
+    judged = [row for table in TABLES for row in rows_of(table, results) if row.met is not None]
     lines = [
         "# Benchmarks",
         "",
         "Ratios decide: what is compared was measured in one run, taking turns. Absolute figures are of this machine and day.",
         "",
-        f"* Machine: {'; '.join(machines)}",
-        f"* Measured: {dates[0]}{f' to {dates[-1]}' if len(dates) > 1 else ''}, commit {', '.join(commits)}",
+        f"* Machine: {'; '.join(sorted({one.machine for one in results}))}",
+        f"* Measured: {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, commit {commits}",
         f"* Versions: {_versions(results)}",
-        "* Commands: `bench/run all`, then `bench/run report`; `bench/run --quick` prints every row in five minutes. Peers "
-        "come with `pip install -e .[bench]` and `apt install postgresql nats-server redis-server`.",
-        f"* Targets: {len(rows) - missed} of {len(rows)} rows that have one meet it; the others are marked.",
+        "* Commands: `bench/run all`, which goes on where it was cut short, then `bench/run report`. `bench/run --quick` prints",
+        "  every row, small, in five minutes. Peers come with `pip install -e .[bench]` and",
+        "  `apt install postgresql nats-server redis-server`.",
+        f"* Targets: {sum(bool(row.met) for row in judged)} of {len(judged)} rows that have one meet it.",
     ]
     if quick:
-        lines.append(f"* Measured by the quick run only, so small: {', '.join(quick)}")
-    return "\n".join([*lines, "", _workload()])
+        lines.append(f"* Measured by the quick run only, so on few events: {', '.join(quick)}.")
+    old = sum(
+        one.identity not in (identity_of(one.table, product=True), identity_of(one.table, product=False)) for one in results
+    )
+    if old:
+        lines.append(
+            f"* {old} of {len(results)} results are of older code or another machine: `bench/run all` measures them again."
+        )
+    if not plots:
+        lines.append(f"* No plots: {MISSING}")
+    return "\n".join([*lines, "", WORKLOAD])
+
+
+WORKLOAD = """\
+The workload (`bench/workload.py`, `bench/shape.py`) is synthetic, seeded, and shaped like 200 recorded conversations of an agent
+with tools: their event types, the lengths of their texts and metadata, 7 to 90 events each. A fifth of the events belong to hot
+conversations of 5,000 events that go on all week; the others are idle after some minutes. About half of all bytes of text are
+unique, the rest come from 20 system prompts and 500 other texts of each type. An event is about 690 bytes as JSON."""
+
+
+def _missed(results: Sequence[Result]) -> str:
+    rows = [(table, row) for table in TABLES for row in rows_of(table, results) if row.met is False]
+    if not rows:
+        return ""
+    lines = [f"* {table.title}: {row.what}: {row.value}; target {row.target}" for table, row in rows]
+    return "\n".join(["## Targets that were missed", "", *lines])
 
 
 def _versions(results: Sequence[Result]) -> str:
@@ -95,20 +108,12 @@ def _versions(results: Sequence[Result]) -> str:
     for one in results:
         for name, version in one.versions.items():
             found.setdefault(name, set()).add(version)
-    return ", ".join(f"{name} {' and '.join(sorted(versions))}" for name, versions in found.items())
-
-
-def _workload() -> str:
-    return (
-        "The workload (`bench/workload.py`, `bench/shape.py`) is synthetic, seeded, and has the shape of 200 recorded "
-        "conversations of an agent with tools: their event types, the lengths of their texts and metadata, 7 to 90 events "
-        "each. A fifth of the events belong to hot conversations of 5,000 events that go on for the whole week; the others "
-        "are idle after some minutes. About half of all bytes of text are unique, the rest are one of 20 system prompts or "
-        "500 other texts. About 680 bytes an event as JSON."
-    )
+    return ", ".join(f"{name} {' and '.join(sorted(versions))}" for name, versions in sorted(found.items()))
 
 
 def _peers(results: Sequence[Result]) -> str:
-    lines = ["## How each peer was set up", "", "| peer | configuration |", "|---|---|"]
-    lines += [f"| {peer.title} | {peer.configuration} |" for peer in PEERS]
+    lines = ["## How each peer was set up", "", "| peer | version | configuration | measured up to |", "|---|---|---|---|"]
+    for peer in PEERS:
+        versions = sorted({one.versions[peer.title] for one in results if peer.title in one.versions})
+        lines.append(f"| {peer.title} | {', '.join(versions)} | {peer.configuration} | {peer.events_max // 1_000_000} M events |")
     return "\n".join(lines)

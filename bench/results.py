@@ -67,10 +67,10 @@ class Results:
         new.replace(path)
 
     def all(self) -> list[Result]:
-        """Everything there is. What was measured in full takes the place of what was measured quickly at that size."""
+        """Everything there is, but for what the quick run gave of cases that were measured in full."""
         found = [one for path in sorted(self._folder.glob("*/*.json")) if (one := self._read(path)) is not None]
-        full = {(one.table, one.case, one.events) for one in found if not one.quick}
-        return [one for one in found if not one.quick or (one.table, one.case, one.events) not in full]
+        full = {(one.table, one.case) for one in found if not one.quick}
+        return [one for one in found if not one.quick or (one.table, one.case) not in full]
 
     def _path(self, table: str, case: str, events: int, *, quick: bool) -> Path:
         return self._folder / table / f"{case}-{events}{'-quick' if quick else ''}.json"

@@ -1,7 +1,7 @@
 """The shape of real agent conversations, as constants.
 
-Measured on 200 recorded runs of a customer-service agent with tools, 6,672 events, of which the shipped sample has 40. Lengths are
-bytes at the quantiles of QUANTILES.
+Measured on 200 recorded runs of a customer-service agent with tools, 6,672 events, of which the shipped sample has 40 runs.
+Lengths are bytes at the quantiles of QUANTILES.
 """
 
 from __future__ import annotations

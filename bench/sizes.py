@@ -27,14 +27,15 @@ from thermocline.store import connect
 from thermocline.tiers.ledger import View
 from thermocline.tiers.opening import open_tiers
 
-from .timing import Figure, table
+from .markdown import markdown
+from .results import Row
 
 DAY_US = 86_400_000_000
 KEEP_ALL = {"rules": [{"name": "all", "keep": True}]}
 WARM_ONLY = {"window_days": 10_000}
 
 
-def size_figures(runs: Path, days: float) -> list[Figure]:
+def size_figures(runs: Path, days: float) -> list[Row]:
     """Bytes per event, and the share of SQLite's."""
     events = list(events_of(load_runs(runs), end_us=_last_midnight_us(), days=days))
     count = len(events)
@@ -50,10 +51,10 @@ def size_figures(runs: Path, days: float) -> list[Figure]:
         few, _ = _archived_bytes(sampled)
         [(left,)] = _rows(sampled, "SELECT count(*) FROM events")
 
-    def figure(what: str, size: int, beside: str = "") -> Figure:
+    def figure(what: str, size: int, beside: str = "") -> Row:
         share = f"1/{sqlite / size:.1f} of SQLite" if size != sqlite else ""
         against = "; ".join(part for part in (share, beside) if part)
-        return Figure(what=what, value=f"{size / count:,.1f} B/event", against=against)
+        return Row(what=what, value=f"{size / count:,.1f} B/event", against=against)
 
     return [
         figure("SQLite, one table, one index (conversation, time)", sqlite, f"{count:,} events, {sqlite:,} B"),
@@ -120,7 +121,7 @@ def main() -> None:
     parser.add_argument("file", nargs="?", type=Path, default=SAMPLE)
     parser.add_argument("--days", type=float, default=1)
     options = parser.parse_args()
-    print(table(size_figures(options.file, options.days)))
+    print(markdown(size_figures(options.file, options.days)))
 
 
 if __name__ == "__main__":

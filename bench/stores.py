@@ -27,6 +27,8 @@ from .workload import kwargs_of
 WARM_ONLY = {"window_days": 10_000}
 """Nothing is due for the archive but what a case archives by hand."""
 KEEP_ALL = {"rules": [{"name": "all", "keep": True}]}
+ROOM = {"unsettled_bytes_max": 16 << 30, "log_bytes_max": 16 << 30}
+"""For what is about the way in: nothing settles meanwhile."""
 LIST_EVENTS = 20_000
 SETTLE_WAIT_S = 30.0
 

@@ -42,7 +42,7 @@ class ClickHouse(Peer):
     def missing(cls) -> str:
         try:
             return super().missing()
-        except ModuleNotFoundError:
+        except ModuleNotFoundError:  # of a package that is not there no part can be looked for
             return f"not installed: {cls.install}"
 
     @classmethod

@@ -28,6 +28,8 @@ class Peer:
     install: ClassVar[str] = ""
     modules: ClassVar[tuple[str, ...]] = ()
     programs: ClassVar[tuple[str, ...]] = ()
+    left_out: ClassVar[bool] = False
+    """It is not to be measured in this run, though it may be installed."""
     events_max: ClassVar[int] = 100_000_000
     """It is not measured at more."""
     queries: ClassVar[dict[str, str]] = {}
@@ -38,7 +40,9 @@ class Peer:
 
     @classmethod
     def missing(cls) -> str:
-        """What has to be installed; empty when all is there."""
+        """Why it cannot be measured, with what has to be installed; empty when all is there."""
+        if cls.left_out:
+            return "left out of this run"
         there = all(importlib.util.find_spec(one) for one in cls.modules) and all(
             shutil.which(one, path=_PATH) for one in cls.programs
         )

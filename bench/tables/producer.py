@@ -23,8 +23,6 @@ from thermocline.ingest.producer import Producer
 ROUND_EVENTS = 50_000
 LIST_EVENTS = 500
 PRODUCER_RATIO, PRODUCER_RATE, LISTS_RATIO = 2.5, 250_000, 4.0
-ROOM = {"unsettled_bytes_max": 16 << 30, "log_bytes_max": 16 << 30}
-"""Nothing settles here: what is measured is the way in."""
 Events = list[dict[str, Any]]
 
 
@@ -60,7 +58,7 @@ def _ours(bench: Bench, *, count: int, active: int, burst: int) -> Sequence[Row]
     folder = bench.folder("producer")
     with RedisServer(folder / "redis") as server, pure_python(server) as slow:
         for number, given in enumerate(rounds(bench, count, active=active, burst=burst)):
-            config = stores.settings(folder, server, namespace=f"round-{number}", hot=ROOM)
+            config = stores.settings(folder, server, namespace=f"round-{number}", hot=stores.ROOM)
             for name, call in _ways(config, server, slow, given).items():
                 with quiet():
                     taken[name].append(seconds(call))

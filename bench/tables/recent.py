@@ -20,14 +20,14 @@ from thermocline.ingest.append import Client
 from thermocline.store import connect
 
 LIMIT = 100
-CONVERSATIONS = 20
-EVENTS = 200
+CONVERSATIONS = 10
+EVENTS = 150
 BLOCKS = {1: (2.5, 0.0012), 10: (1.5, None), 50: (1.5, None)}
 """Events of a block: the most its p50 may be, as a ratio and absolute."""
 
 
 def _cases(size: int, quick: bool) -> list[Case]:
-    calls = min(size, 500 if quick else 3000)
+    calls = min(size // 10, 300 if quick else 3000)
     return [Case(f"blocks-of-{events}", 0, partial(_own, block=events, calls=calls)) for events in BLOCKS]
 
 
@@ -79,7 +79,7 @@ def _fill(bench: Bench, client: redis.Redis, config: Settings, block: int) -> li
 TABLE = Table(
     name="recent",
     title="recent(): the newest events of a conversation, cached",
-    about="The newest 100 of 200 events as Arrow columns, another conversation each time. The bare baseline reads one entry "
+    about="The newest 100 of 150 events as Arrow columns, another conversation each time. The bare baseline reads one entry "
     "per event, as one would store them without blocks, and decodes each to a dict.",
     sizes=(1_000_000,),
     cases=_cases,

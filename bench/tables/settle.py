@@ -103,7 +103,7 @@ def _own(bench: Bench, *, size: int) -> Sequence[Row]:
 
 
 def _naive(bench: Bench, *, size: int) -> Sequence[Row]:
-    limit_s = NAIVE_LIMIT_S[bench.quick]
+    limit_s = min(NAIVE_LIMIT_S[bench.quick], size / 20_000)
     with Naive(bench.folder("naive")) as naive:
         for table in Workload(min(size, 50_000), end_us=bench.end_us).arrivals():
             naive.append(kwargs_of(table)[: 5000 if bench.quick else None])

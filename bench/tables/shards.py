@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 
 from bench import stores
 from bench.case import Bench, Case, Table
-from bench.child import Child
+from bench.child import Child, portable, write_events
 from bench.results import Row
 from bench.servers import RedisServer
+from bench.workload import Workload
 from thermocline.ingest.append import Client
 
 REDISES = (1, 2, 4)
@@ -26,21 +28,29 @@ def _cases(size: int, quick: bool) -> list[Case]:
     ]
 
 
+class Producers:
+    """Processes with events to append, ready for any store."""
+
+    def __init__(self, bench: Bench, each: int) -> None:
+        self._opened = ExitStack()
+        events = write_events(bench.folder("shards") / "events.arrow", Workload(each, end_us=bench.end_us))
+        self.children = [self._opened.enter_context(Child("produce", events=events, name=str(one))) for one in range(PRODUCERS)]
+        for child in self.children:
+            child.ready()
+
+    def close(self) -> None:
+        self._opened.close()
+
+
 def _rate(bench: Bench, *, redises: int, each: int) -> Sequence[Row]:
+    producers: Producers = bench.shared(("", "producers", each), lambda: Producers(bench, each))
     folder = bench.folder("shards")
     with ExitStack() as opened:
         servers = [opened.enter_context(RedisServer(folder / f"redis-{number}")) for number in range(redises)]
-        room = {"unsettled_bytes_max": 8 << 30, "log_bytes_max": 8 << 30}
-        configs = [stores.settings(folder / f"store-{number}", server, hot=room) for number, server in enumerate(servers)]
-        children = [
-            opened.enter_context(Child("produce", configs[number % redises], count=each, end_us=bench.end_us, seed=number + 1))
-            for number in range(PRODUCERS)
-        ]
-        for child in children:
-            child.ready()
-        for child in children:
-            child.order("go")
-        told = [child.answer() for child in children]
+        configs = [stores.settings(folder / f"store-{number}", server, hot=stores.ROOM) for number, server in enumerate(servers)]
+        for number, child in enumerate(producers.children):
+            child.order(json.dumps(portable(configs[number % redises])))
+        told = [child.answer() for child in producers.children]
     wall_s = max(one["end_s"] for one in told) - min(one["begin_s"] for one in told)
     events = sum(one["events"] for one in told)
     return [

@@ -8,14 +8,17 @@ from functools import partial
 
 from bench import stores
 from bench.case import Bench, Case, Table
-from bench.child import Child
+from bench.child import Child, write_events
 from bench.measure import percentile, spread
 from bench.results import Row
 from bench.servers import RedisServer
+from bench.workload import Workload
 
 RATE = 20_000
 READERS = 3
 PAUSE_S = 0.005
+GIVEN_EVENTS = 20_000
+"""They are appended again and again."""
 LIMIT_S = 0.050
 WARM_UP_S = 2
 
@@ -27,11 +30,12 @@ def _cases(size: int, quick: bool) -> list[Case]:
 
 def _own(bench: Bench, *, per_s: int, duration_s: float) -> Sequence[Row]:
     folder = bench.folder("visible")
+    events = write_events(folder / "events.arrow", Workload(GIVEN_EVENTS, end_us=bench.end_us))
     with RedisServer(folder / "redis") as server:
         config = stores.settings(folder, server)
         with (
             Child("worker", config) as worker,
-            Child("write", config, end_us=bench.end_us, per_s=per_s, duration_s=duration_s) as writer,
+            Child("write", config, events=events, per_s=per_s, duration_s=duration_s) as writer,
         ):
             worker.ready()
             writer.ready()

@@ -1,0 +1,48 @@
+"""Every table of the benchmarks measured small, with the peers that the tests' packages bring: each row has a figure."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench import loader, stores
+from bench.__main__ import main
+from bench.tables import TABLES
+from bench.workload import Workload
+from thermocline.store import connect
+from thermocline.tiers import embedded
+
+PEERS = "redis_py,sqlite,duckdb,naive"
+LEFT_OUT = "left out of this run"
+
+
+@pytest.mark.parametrize("table", [table.name for table in TABLES])
+def test_a_quick_run_prints_every_row_of(table: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folders = ["--results", str(tmp_path / "results"), "--scratch", str(tmp_path)]
+    code = main([table, "--quick", "--events", "2k", "--peers", PEERS, *folders])
+    shown = capsys.readouterr()
+    rows = [line for line in shown.out.splitlines() if line.startswith("| ") and not line.startswith(("| what", "| ---"))]
+    [known] = [one for one in TABLES if one.name == table]
+    assert code == 0, shown.err
+    assert len(rows) >= len(known.cases(2_000, True))
+    assert "failed" not in shown.out
+    assert (LEFT_OUT in shown.out) == (table in ("append", "producer", "history", "statistics", "aggregate"))
+    assert [path.name for path in tmp_path.iterdir()] == ["results"]
+
+
+def test_a_loaded_store_holds_every_event_and_is_proved_whole(tmp_path: Path) -> None:
+    config = stores.settings(tmp_path / "data")
+    load = loader.workload(5_000, config, end_us=Workload(1, end_us=0).start_us + 20_500 * 86_400_000_000)
+    loader.load(load, config)
+    try:
+        with connect(config) as store:
+            assert store.verify(deep=True).problems == ()
+            levels = sorted(one.level for one in store.tiers.ledger.view().segments)
+            assert levels == [0] * (config.warm.fan_in - 1) + [3] * 7
+            assert all(one.has_rollups == (one.level == 3) for one in store.tiers.ledger.view().segments)
+            hot = load.names(load.of_day(0)[0][:1])[0]
+            answer = store.sql("SELECT max(seq), count(*) FROM events WHERE conversation_id = ?", [hot]).fetchall()
+            assert answer == [(load.hot_events, load.hot_events)]
+    finally:
+        embedded.stop(config.data_dir)
