@@ -6,7 +6,7 @@ rollups segments carry, and from the events of what has none: small level-0 segm
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -38,6 +38,8 @@ class Sources(msgspec.Struct, frozen=True):
 
     segments: tuple[Segment, ...] = ()
     files: tuple[ColdFile, ...] = ()
+    ranges: Mapping[str, tuple[int, int]] = {}
+    """segment → first and last row of its events that count; all of the others do."""
     sums_only: bool = False
     """The query adds its rows up by their keys: they need not be added up before."""
 
@@ -45,7 +47,7 @@ class Sources(msgspec.Struct, frozen=True):
     def of(cls, relation: str, segments: Iterable[Segment], files: Iterable[ColdFile], *, sums_only: bool = False) -> Sources:
         """The sources of `relation` among these."""
         kinds = _FILE_KINDS[relation]
-        return cls(tuple(segments), tuple(file for file in files if file.kind in kinds), sums_only)
+        return cls(tuple(segments), tuple(file for file in files if file.kind in kinds), sums_only=sums_only)
 
     def sampled_rows(self, whole_batches: Container[str]) -> int:
         """Rows that may stand for others too: archived events, but for those of batches that kept all. Rollups are made before
@@ -65,9 +67,10 @@ Place = Callable[[ColdFile], str]
 def relation_sql(relation: str, sources: Sources, *, tail: str, place: Place) -> str:
     """The SELECT that is `relation` over `sources` and the view `tail`."""
     if relation == "events":
-        return f"SELECT {COLUMNS_SQL} FROM ({_union(tail, sources.segments, _parquet(sources.files, 'events', place))})"
+        files = _parquet(sources.files, "events", place)
+        return f"SELECT {COLUMNS_SQL} FROM ({_union(tail, sources.segments, files, sources.ranges)})"
     plain = [segment for segment in sources.segments if not segment.has_rollups]
-    raw = [f"(SELECT {_RAW_COLUMNS} FROM ({_union(tail, plain, [])}))"]
+    raw = [f"(SELECT {_RAW_COLUMNS} FROM ({_union(tail, plain, [], {})}))"]
 
     def tables(kind: str) -> list[str]:
         rolled = [f"{alias(segment.segment_id)}.{kind}" for segment in sources.segments if segment.has_rollups]
@@ -78,10 +81,19 @@ def relation_sql(relation: str, sources: Sources, *, tail: str, place: Place) ->
     return rollups.conversation_summary(tables("rollup_conversation"), tables("rollup_task"), raw)
 
 
-def _union(tail: str, segments: Sequence[Segment], files: Sequence[str]) -> str:
+def _union(tail: str, segments: Sequence[Segment], files: Sequence[str], ranges: Mapping[str, tuple[int, int]]) -> str:
     """All rows; by name, so that what an older format lacks is NULL. The tail comes first: it has every column."""
-    parts = [tail, *(f"{alias(segment.segment_id)}.events" for segment in segments), *files]
+    parts = [tail, *(_rows(segment, ranges.get(segment.segment_id)) for segment in segments), *files]
     return " UNION ALL BY NAME ".join(f"FROM {part}" for part in parts)
+
+
+def _rows(segment: Segment, span: tuple[int, int] | None) -> str:
+    table = f"{alias(segment.segment_id)}.events"
+    if span is None:
+        return table
+    first, last = span
+    # The LIMIT keeps DuckDB from looking for the conversation in the row groups before it looks at their numbers.
+    return f"(FROM {table} WHERE rowid BETWEEN {first} AND {last} LIMIT {last - first + 1})"
 
 
 def _parquet(files: Iterable[ColdFile], kind: str, place: Place) -> list[str]:

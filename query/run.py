@@ -21,6 +21,7 @@ from thermocline.tiers.opening import Tiers
 from .archived import Archived
 from .attached import SegmentGone
 from .bounds import Bounds, chosen
+from .conversations import Conversations
 from .coverage import EXACT, SAMPLE, Coverage
 from .relations import Place, Sources, relation_sql, tail_sql
 from .result import Result, with_integers
@@ -41,6 +42,7 @@ class Runner:
         self._settings = tiers.settings.query
         self._base = open_memory(tiers.settings)
         self._archived = Archived(tiers, self._base)
+        self._conversations = Conversations(self._base)
         self._reader = Reader(tiers, self._base.cursor())
         self._lock = threading.Lock()
         self._free: list[_Place] = []
@@ -63,10 +65,11 @@ class Runner:
                     sources = self._archived.narrowed(
                         sources_of(cut, reading.bounds, sums_only=reading.sums_only), reading.bounds
                     )
+                    self._reader.attach(segment for source in sources.values() for segment in source.segments)
+                    sources = self._conversations.narrowed(sources, reading.bounds)
                     coverage = _coverage(cut, sources, retries=cut.retries + retries, not_pruned=reading.not_pruned)
                     if require == "complete" and not coverage.exact:
                         raise IncompleteAnswer(f"{coverage.reason}; ask without require, or for days that are still warm")
-                    self._reader.attach(segment for source in sources.values() for segment in source.segments)
                     self._archived.prepare(sources.values())
                     return Result(self._answer(place, cut, sources, query, parameters), coverage)
                 except SegmentGone as exc:

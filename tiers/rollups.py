@@ -131,11 +131,11 @@ def hourly_stats(rolled: Sequence[str], raw: Sequence[str], *, added_up: bool = 
     """
     columns = "hour, conversation_id, events AS event_count, content_bytes AS total_bytes"
     parts = [f"SELECT {columns} FROM {table}" for table in rolled]
-    parts += [
-        f"SELECT {_HOUR} AS hour, conversation_id, count(*) AS event_count, sum(strlen(content)) AS total_bytes"
-        f" FROM {rows} GROUP BY ALL"
-        for rows in raw
-    ]
+    event, text, groups = (
+        ("count(*)", "sum(strlen(content))", "GROUP BY ALL") if added_up else ("1::BIGINT", "strlen(content)", "")
+    )
+    values = f"{event} AS event_count, {text} AS total_bytes"
+    parts += [f"SELECT {_HOUR} AS hour, conversation_id, {values} FROM {rows} {groups}" for rows in raw]
     parts = parts or ["SELECT NULL::TIMESTAMPTZ AS hour, '' AS conversation_id, 0 AS event_count, 0 AS total_bytes LIMIT 0"]
     if not added_up:
         return " UNION ALL ".join(parts)

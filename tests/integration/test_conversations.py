@@ -1,0 +1,80 @@
+"""Queries for conversations open the segments, and read the row groups, that hold them, and answer as if they read everything."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import RedisServer
+from tests.site import Site
+from thermocline.query import conversations
+from thermocline.store import connect
+
+HISTORY = "SELECT seq, content FROM events WHERE conversation_id = ? ORDER BY seq"
+
+
+@pytest.fixture(params=[1, conversations.ROWS_MIN], ids=["by rows", "by segment"])
+def site(tmp_path: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Site]:
+    """Six segments, each with conversations of its own and `conversation-both`; the first three are merged, with rollups."""
+    monkeypatch.setattr(conversations, "ROWS_MIN", request.param)
+    with Site(tmp_path / "data", server.url, warm={"fan_in": 3, "rollup_rows_min": 50_000}) as made:
+        for number in range(6):
+            names = [f"conversation-{number}-{place % 40:03d}" for place in range(400)]
+            made.append(said(name, f"{number}") for name in (*names, "conversation-both", "conversation-both"))
+            made.settle()
+            if number == 2:
+                assert made.merge()
+        yield made
+
+
+def said(conversation_id: str, content: str) -> dict[str, str]:
+    return {"conversation_id": conversation_id, "event_type": "output.chunk", "content": content}
+
+
+def test_a_history_opens_the_segments_that_hold_it(site: Site) -> None:
+    assert len(site.tiers.ledger.view().segments) == 4
+    for name, contents, segments in (
+        ("conversation-1-007", ["1"] * 10, 1),
+        ("conversation-5-039", ["5"] * 10, 1),
+        ("conversation-both", [str(number) for number in range(6) for _ in "ab"], 4),
+        ("conversation-1-999", [], 0),
+    ):
+        result = site.store.sql(HISTORY, [name])
+        assert result.fetchall() == list(enumerate(contents, start=1))
+        assert (result.coverage.segments_read, result.coverage.segments_pruned) == (segments, 4 - segments)
+
+
+def test_what_comes_after_the_first_look_is_seen(site: Site) -> None:
+    name = "conversation-1-007"
+    assert len(site.store.sql(HISTORY, [name])) == 10
+    site.append([said(name, "new")])
+    assert len(site.store.sql(HISTORY, [name])) == 11
+    site.settle()
+    assert len(site.store.sql(HISTORY, [name])) == 11
+    while site.merge():
+        pass
+    assert [row[1] for row in site.store.sql(HISTORY, [name]).fetchall()] == ["1"] * 10 + ["new"]
+
+
+def test_several_conversations_and_statistics_are_found_the_same_way(site: Site) -> None:
+    names = ["conversation-0-001", "conversation-4-001", "nobody"]
+    asked = "conversation_id IN (" + ", ".join(f"'{name}'" for name in names) + ")"
+    for query in (
+        f"SELECT conversation_id, count(*) FROM events WHERE {asked} GROUP BY 1",
+        f"SELECT conversation_id, sum(event_count) FROM hourly_stats WHERE {asked} GROUP BY 1",
+        f"SELECT conversation_id, total_events FROM conversation_summary WHERE {asked}",
+    ):
+        result = site.store.sql(query)
+        assert sorted(result.fetchall()) == [(name, 10) for name in names[:2]]
+        assert result.coverage.segments_read == 2
+
+
+def test_what_is_remembered_is_bounded_and_forgotten_without_harm(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversations, "BYTES_MAX", 700)
+    with connect(site.settings) as store:
+        known = store._runner._conversations._known
+        for number in (0, 5, 3, 0, 4):
+            assert len(store.sql(HISTORY, [f"conversation-{number}-000"])) == 10
+            assert len(known) == 1 or sum(conversations._size(one) for one in known.values()) <= 700
