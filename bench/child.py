@@ -172,16 +172,17 @@ def given_events(path: str) -> list[dict[str, Any]]:
 
 
 def read(config: Settings, pause_s: float) -> None:
-    """Ask again and again for the newest marker until stdin ends; (time of the answer in µs, its seq) of each query."""
+    """Ask again and again for the newest marker until told to stop; (µs at the begin and end of a query, the marker) of each."""
     query = f"SELECT max(seq) FROM events WHERE conversation_id = '{MARKER}'"
-    seen: list[tuple[int, int]] = []
+    seen: list[tuple[int, int, int]] = []
     with connect(config) as store, ThreadPoolExecutor(1) as pool:
         store.sql(query).fetchall()
         _say({})
         ended = pool.submit(next, _orders(), None)
         while not ended.done():
+            begin_us = time.time_ns() // 1000
             [(seq,)] = store.sql(query).fetchall()
-            seen.append((time.time_ns() // 1000, seq or 0))
+            seen.append((begin_us, time.time_ns() // 1000, seq or 0))
             time.sleep(pause_s)
     _say({"seen": seen})
 

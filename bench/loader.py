@@ -1,8 +1,8 @@
 """A store with many events in warm, made without Redis: its segments are written by the product's own segment writer, day by day
 and sorted, as merging leaves them, and listed in its ledger one by one. `load` checks the count and runs `verify`.
 
-Beside the merged days it has the largest backlog of unmerged segments that the design allows: one less than a merge takes, each
-as large as may be without rollups.
+Beside the merged days it has the largest backlog of unmerged segments that the design allows: those that wait for company to
+merge and those that settle while the longest merge runs, each as large as may be without rollups.
 """
 
 from __future__ import annotations
@@ -22,25 +22,28 @@ from thermocline.event import COLUMNS
 from thermocline.store import connect
 from thermocline.tiers import segment_file
 from thermocline.tiers.block import Position, shard_of
-from thermocline.tiers.duck import Connection
+from thermocline.tiers.duck import Connection, fresh_name, registered
 from thermocline.tiers.duck import connect as open_duck
 from thermocline.tiers.ledger import Segment, ShardRange, ShardState
 from thermocline.tiers.ledger_sql import SqlLedger
 from thermocline.tiers.merge_split import day_text
 
+from . import shape
 from .workload import DAY_US, Ints, Workload, as_strings
 
 PIECE_ROWS = 200_000
 """Rows sorted and inserted at once."""
 MERGED_LEVEL = 3
+BACKLOG_SEGMENTS = 24
+"""Ten wait until there is an eleventh (warm.fan_in), and one settles each second while a merge writes up to 8 M rows."""
 BYTES_PER_EVENT = 680
 """What the shards' byte counters are told; only sums are compared."""
 
 
 def backlog(events: int, config: Settings) -> tuple[int, int]:
     """(segments, rows of each) that wait for a merge; fewer rows when that would be more than a tenth of all."""
-    segments = config.warm.fan_in - 1
-    return segments, min(config.warm.rollup_rows_min - 1, events // (10 * segments))
+    room = max(shape.CONVERSATION_EVENTS)  # by so much a day may pass what was asked for
+    return BACKLOG_SEGMENTS, min(config.warm.rollup_rows_min - 1 - room, events // (10 * BACKLOG_SEGMENTS))
 
 
 def workload(events: int, config: Settings, *, end_us: int) -> Workload:
@@ -52,7 +55,7 @@ def workload(events: int, config: Settings, *, end_us: int) -> Workload:
 def load(load_: Workload, config: Settings) -> None:
     """Make the store of `config` hold the events of `load_`. ValueError when it does not afterwards."""
     (config.namespace_dir / "segments").mkdir(parents=True, exist_ok=True)
-    con = open_duck(memory_bytes=2 << 30, threads=2, temp_dir=str(config.namespace_dir / "spill-loading"))
+    con = open_duck(memory_bytes=4 << 30, threads=2, temp_dir=str(config.namespace_dir / "spill-loading"))
     ledger = SqlLedger(f"sqlite:///{config.namespace_dir.resolve()}/ledger.db", folder=config.namespace_dir)
     try:
         ledger.create(incarnation=uuid.uuid4().hex, shards=config.hot.shards, buckets=config.hot.buckets, now_us=load_.start_us)
@@ -136,10 +139,11 @@ class _Writer:
             inputs=(),
             created_us=self._load.start_us + 8 * DAY_US,
         )
+        tables = [self._table(piece) for piece in pieces]
         segment = segment_file.write(
             self._con,
             self._config.namespace_dir / "segments",
-            _Pieces(self._con, pieces),
+            tables,
             label,
             ranges=lambda _: ranges,
             rollup_rows_min=0 if level else self._config.warm.rollup_rows_min,
@@ -147,7 +151,16 @@ class _Writer:
             group_rows=segment_file.MERGED_GROUP_ROWS if level else segment_file.SETTLED_GROUP_ROWS,
         )
         assert segment is not None
+        for table in tables:
+            self._con.execute(f"DROP TABLE {table}")
         self._list(segment)
+
+    def _table(self, piece: pa.Table) -> str:
+        """The rows of a piece as a table that every connection to the database sees."""
+        name = fresh_name("piece")
+        with registered(self._con, piece) as source:
+            self._con.execute(f"CREATE TABLE {name} AS SELECT {SELECT} FROM {source}")
+        return name
 
     def _list(self, segment: Segment) -> None:
         moved = []
@@ -169,20 +182,6 @@ class _Writer:
             bytes_upto=state.bytes + events * BYTES_PER_EVENT,
             rejected_upto=0,
         )
-
-
-class _Pieces:
-    """Relations with the columns of events, one at a time: each is dropped when the next is asked for."""
-
-    def __init__(self, con: Connection, pieces: Iterator[pa.Table]) -> None:
-        self._con = con
-        self._pieces = pieces
-
-    def __iter__(self) -> Iterator[str]:
-        for piece in self._pieces:
-            self._con.register("bench_piece", piece)
-            yield f"(SELECT {SELECT} FROM bench_piece)"
-            self._con.unregister("bench_piece")
 
 
 def _selected(name: str, sql_type: str, columns: Any) -> str:

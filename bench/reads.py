@@ -50,7 +50,7 @@ class Loaded:
         self.peer = peer(self.folder)
         self.peer.open()
         config = stores.settings(self.folder)
-        for table in loader.workload(size, config, end_us=bench.end_us).tables():
+        for table in loader.workload(size, config, end_us=bench.end_us).tables(rows_max=peer.load_rows):
             self.peer.load(table)
         self.peer.loaded()
 

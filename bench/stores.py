@@ -69,10 +69,6 @@ class Steps:
         time.sleep(pause_s)
         self._waited_s += pause_s
 
-    def wait_durable(self) -> None:
-        """Wait until Redis has on disk what was appended, so that settling does not have to."""
-        time.sleep(self.tiers.settings.hot.durable_lag_s + 0.2)
-
     def settle(self) -> tuple[int, float, float]:
         """(events, wall seconds, CPU seconds) of settling all that waits; pauses for Redis' disk are not counted."""
         clock, events, last_s = Clock(), 0, time.monotonic()

@@ -31,6 +31,7 @@ class DuckTable(Peer):
         "Arrow tables of 10,000 events by INSERT … SELECT, a transaction each; rows loaded sorted by day, conversation and time, "
         "as Thermocline's segments are"
     )
+    load_rows = 1_000_000
     modules = ("duckdb",)
     install = "pip install duckdb"
     queries: ClassVar[dict[str, str]] = {

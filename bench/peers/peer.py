@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import pyarrow as pa
 
 Rows = list[tuple[Any, ...]]
@@ -32,6 +33,8 @@ class Peer:
     """It is not to be measured in this run, though it may be installed."""
     events_max: ClassVar[int] = 100_000_000
     """It is not measured at more."""
+    load_rows: ClassVar[int] = 100_000
+    """Rows of a table that `load` is given."""
     queries: ClassVar[dict[str, str]] = {}
     """Text of each query it can answer."""
 
@@ -123,8 +126,7 @@ def plain(table: pa.Table) -> pa.Table:
     for name in table.column_names:
         column = table[name]
         if name == "event_id":
-            storage = pa.chunked_array([chunk.storage for chunk in column.chunks])
-            columns[name] = pa.array([one.hex() for one in storage.to_pylist()])
+            columns[name] = pa.chunked_array([_hex(chunk.storage) for chunk in column.chunks], pa.string())
         elif pa.types.is_string_view(column.type):
             columns[name] = column.cast(pa.string())
         elif name == "timestamp":
@@ -132,6 +134,14 @@ def plain(table: pa.Table) -> pa.Table:
         else:
             columns[name] = column
     return pa.table(columns)
+
+
+def _hex(ids: pa.FixedSizeBinaryArray) -> pa.StringArray:
+    """Ids of 16 bytes as 32 digits."""
+    raw = np.frombuffer(ids.buffers()[1], np.uint8)[16 * ids.offset : 16 * (ids.offset + len(ids))]
+    digits = np.frombuffer(b"0123456789abcdef", np.uint8)[np.stack([raw >> 4, raw & 15], axis=1)]
+    offsets = np.arange(len(ids) + 1, dtype=np.int32) * 32
+    return pa.StringArray.from_buffers(len(ids), pa.py_buffer(offsets), pa.py_buffer(digits.tobytes()))
 
 
 def values_of(event: dict[str, Any]) -> tuple[Any, ...]:

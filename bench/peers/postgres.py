@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pwd
 import shutil
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
 
 from bench.servers import free_port, wait_for
 
@@ -103,8 +106,13 @@ class Postgres(Peer):
             self._copy([values_of(event) for event in events[start : start + BATCH_EVENTS]])
 
     def load(self, table: pa.Table) -> None:
-        columns = plain(table)
-        self._copy(list(zip(*(columns[name].to_pylist() for name in NAMES), strict=True)))
+        rows = plain(table).select(NAMES)
+        for day in pc.unique(pc.divide(rows["timestamp"], DAY_US)).to_pylist():
+            self._partition(day * DAY_US)
+        text = io.BytesIO()
+        pyarrow.csv.write_csv(rows, text, pyarrow.csv.WriteOptions(include_header=False, quoting_style="all_valid"))
+        with self._con.cursor() as cursor, cursor.copy(f"COPY events ({', '.join(NAMES)}) FROM STDIN (FORMAT csv)") as copy:
+            copy.write(text.getbuffer())
 
     def _copy(self, rows: Sequence[tuple[Any, ...]]) -> None:
         place = NAMES.index("timestamp")

@@ -11,6 +11,7 @@ import pyarrow as pa
 from .peer import AGGREGATE, BY_HOUR, COLUMNS, HISTORY, NAMES, ONE_CONVERSATION, ONE_DAY, Peer, Rows, plain, values_of
 
 BATCH_EVENTS = 1000
+INDEXES = {"by_conversation": "conversation_id, timestamp", "by_time": "timestamp"}
 _TYPES = {"text": "TEXT", "int": "INTEGER", "float": "REAL", "time": "INTEGER"}
 
 
@@ -43,9 +44,12 @@ class Sqlite(Peer):
             self._con.execute(f"PRAGMA {pragma}").fetchall()
         columns = ", ".join(f"{name} {_TYPES[kind]}" for name, kind in COLUMNS)
         self._con.execute(f"CREATE TABLE IF NOT EXISTS events ({columns})")
-        self._con.execute("CREATE INDEX IF NOT EXISTS by_conversation ON events (conversation_id, timestamp)")
-        self._con.execute("CREATE INDEX IF NOT EXISTS by_time ON events (timestamp)")
+        self._make_indexes()
         self._insert = f"INSERT INTO events VALUES ({', '.join('?' * len(NAMES))})"
+
+    def _make_indexes(self) -> None:
+        for name, columns in INDEXES.items():
+            self._con.execute(f"CREATE INDEX IF NOT EXISTS {name} ON events ({columns})")
 
     def close(self) -> None:
         self._con.close()
@@ -58,6 +62,8 @@ class Sqlite(Peer):
             self._store([values_of(event) for event in events[start : start + BATCH_EVENTS]])
 
     def load(self, table: pa.Table) -> None:
+        for name in INDEXES:  # made again when all is there, which takes less time
+            self._con.execute(f"DROP INDEX IF EXISTS {name}")
         columns = plain(table)
         self._store(list(zip(*(columns[name].to_pylist() for name in NAMES), strict=True)))
 
@@ -67,14 +73,10 @@ class Sqlite(Peer):
         self._con.execute("COMMIT")
 
     def loaded(self) -> None:
+        self._make_indexes()
         self._con.execute("PRAGMA analysis_limit=1000").fetchall()
         self._con.execute("ANALYZE")
         self._con.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
     def query(self, name: str, parameters: Sequence[Any] = ()) -> Rows:
         return self._con.execute(self.queries[name], parameters).fetchall()
-
-    def reopen(self) -> None:
-        """A new connection, which has nothing in its cache."""
-        self.close()
-        self.open()

@@ -19,7 +19,7 @@ ROUND_EVENTS = 400_000
 def _cases(size: int, quick: bool) -> list[Case]:
     return [
         Case("settle", size, partial(_settle, size=min(size, 400_000) if quick else size)),
-        Case("archive", size, partial(_archive, size=size)),
+        Case("archive", size, partial(_archive, size=min(size, 300_000) if quick else size)),
     ]
 
 

@@ -55,16 +55,21 @@ def _own(bench: Bench, *, per_s: int, duration_s: float) -> Sequence[Row]:
     rate = written["events"] / written["taken_s"]
     missing = READERS * (len(written["stamps"]) - first) - len(taken)
     p99_s = percentile(taken, 0.99)
-    queries = sum(len(one) for one in seen)
+    lags = [one for reader in seen for one in lags_s(written["stamps"], reader, first=first)]
     return [
         Row(
             what=f"append → visible to SQL, {READERS} reader processes",
             value=spread(taken),
             target=f"p99 ≤ {LIMIT_S * 1e3:.0f} ms at {RATE:,} events/s",
             met=p99_s <= LIMIT_S and rate >= 0.97 * RATE,
-            note=f"{rate:,.0f} events/s; {queries:,} queries; {missing} of the last markers were not waited for",
+            note=f"{rate:,.0f} events/s; {len(lags):,} queries; {missing} of the last markers were not waited for",
             figures={"p50_s": percentile(taken, 0.5), "p99_s": p99_s, "events_per_s": rate},
-        )
+        ),
+        Row(
+            what="what a query lacks of what was appended before it began: the age of the oldest such event",
+            value=spread(lags),
+            figures={"lag_p50_s": percentile(lags, 0.5), "lag_p99_s": percentile(lags, 0.99)},
+        ),
     ]
 
 
@@ -72,11 +77,17 @@ def delays_s(stamps: Sequence[int], seen: Sequence[Sequence[int]], *, first: int
     """For each marker from the `first` on: from its append to the end of the first query that had it, if any did.
 
     stamps  µs at which the markers 2, 3 … were appended
-    seen    (µs of the answer, newest marker in it) of each query of a reader
+    seen    (µs at its begin and end, newest marker it had) of each query of a reader
     """
-    newest = [one[1] for one in seen]
+    newest = [one[2] for one in seen]
     places = [(stamp, bisect_left(newest, number + 2)) for number, stamp in enumerate(stamps)][first:]
-    return [(seen[place][0] - stamp) / 1e6 for stamp, place in places if place < len(seen)]
+    return [(seen[place][1] - stamp) / 1e6 for stamp, place in places if place < len(seen)]
+
+
+def lags_s(stamps: Sequence[int], seen: Sequence[Sequence[int]], *, first: int) -> list[float]:
+    """For each query: how long before its begin the first marker was appended that it should have had and had not; 0 if none."""
+    begun = [one for one in seen if one[0] >= stamps[first]]
+    return [max(0, begin - stamps[newest - 1]) / 1e6 if newest - 1 < len(stamps) else 0.0 for begin, _, newest in begun]
 
 
 TABLE = Table(

@@ -39,7 +39,7 @@ def test_a_loaded_store_holds_every_event_and_is_proved_whole(tmp_path: Path) ->
         with connect(config) as store:
             assert store.verify(deep=True).problems == ()
             levels = sorted(one.level for one in store.tiers.ledger.view().segments)
-            assert levels == [0] * (config.warm.fan_in - 1) + [3] * 7
+            assert levels == [0] * loader.BACKLOG_SEGMENTS + [3] * 7
             assert all(one.has_rollups == (one.level == 3) for one in store.tiers.ledger.view().segments)
             hot = load.names(load.of_day(0)[0][:1])[0]
             answer = store.sql("SELECT max(seq), count(*) FROM events WHERE conversation_id = ?", [hot]).fetchall()

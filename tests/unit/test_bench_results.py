@@ -16,7 +16,7 @@ from bench.measure import middle_ratio, percentile
 from bench.peers import PEERS
 from bench.results import Result, Results, Row, identity_of
 from bench.tables import TABLES
-from bench.tables.visible import delays_s
+from bench.tables.visible import delays_s, lags_s
 
 LOST = Row(what="ours", value="3 s", against="theirs: 1 s | ratio 3", target="≤ 1×", met=False)
 
@@ -166,9 +166,21 @@ def test_what_cases_share_ends_with_its_group_and_size_and_a_case_leaves_no_fold
 
 
 def test_a_marker_is_visible_when_the_first_query_that_has_it_ends() -> None:
-    seen = [(1_000_000, 1), (2_000_000, 3), (3_000_000, 3), (4_000_000, 4)]
+    seen = [(0, 1_000_000, 1), (1_500_000, 2_000_000, 3), (2_600_000, 3_000_000, 3), (3_900_000, 4_000_000, 4)]
     assert delays_s([500_000, 900_000, 2_500_000, 3_900_000], seen, first=0) == [1.5, 1.1, 1.5]
     assert delays_s([500_000, 900_000, 2_500_000], seen, first=2) == [1.5]
+
+
+def test_an_answer_lags_by_the_oldest_marker_it_should_have_had() -> None:
+    stamps = [500_000, 900_000, 2_500_000, 3_800_000]
+    seen = [
+        (0, 1_000_000, 1),
+        (1_500_000, 2_000_000, 2),
+        (2_600_000, 3_000_000, 3),
+        (3_700_000, 4_000_000, 4),
+        (9_000_000, 9_100_000, 5),
+    ]
+    assert lags_s(stamps, seen, first=0) == [0.6, 0.1, 0.0, 0.0]
 
 
 def test_percentiles_and_ratios() -> None:
