@@ -18,6 +18,8 @@ from .duck import Connection, fresh_name, quoted
 from .segment_file import MERGED_GROUP_ROWS
 
 _DAY_US = 86_400_000_000
+MERGE_THREADS = 2
+"""Outputs of a merge that are written side by side, or steps of its only one, when warm.threads allows it."""
 _MEMORY_PER_BYTE = 6
 """Memory DuckDB needs to read, sort and write a byte of large rows (measured: 256 MiB is too little for 57 MiB of events
 of 1 MB each, 384 MiB is enough)."""
@@ -37,6 +39,8 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[str, ...]
     """Conditions on the rows of all inputs, to be written one after the other: each is sorted for itself, and what one
     gives is before what the next gives. Over all shares of a merge they are disjoint and cover every row."""
+    counts: str
+    """A relation: what of the table of counts counts these rows."""
 
 
 def shares(con: Connection, rows: str, settings: WarmSettings) -> list[Share]:
@@ -98,12 +102,13 @@ def _parts(con: Connection, rows: str, counts: str, day: str | None, where: str,
             limits.append(f"conversation_id < {quoted(found['conversation_id'][last].as_py())}")
         total, size = int(counted[first:last].sum()), int(sizes[first:last].sum())
         steps = _steps(con, rows, " AND ".join(limits), part, step_rows=_step_rows(total, size, settings))
-        yield Share(day=day, rows=total, steps=tuple(steps))
+        of_counts = f"(SELECT * FROM {counts} WHERE {' AND '.join(limits[1:]) or 'true'})"
+        yield Share(day=day, rows=total, steps=tuple(steps), counts=of_counts)
 
 
 def _step_rows(rows: int, size: int, settings: WarmSettings) -> int:
     """Rows to sort at once: whole row groups, or what is left of one when the rows are large."""
-    bytes_max = min(settings.settle_batch_bytes, settings.memory_bytes_max // _MEMORY_PER_BYTE)
+    bytes_max = min(settings.settle_batch_bytes, settings.memory_bytes_max // (MERGE_THREADS * _MEMORY_PER_BYTE))
     fitting = min(settings.settle_batch_events, bytes_max * rows // max(1, size))
     return max(100, fitting if fitting < MERGED_GROUP_ROWS else fitting // MERGED_GROUP_ROWS * MERGED_GROUP_ROWS)
 

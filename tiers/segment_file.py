@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
@@ -21,7 +22,7 @@ from thermocline.event import COLUMNS, FORMAT
 
 from . import rollups
 from .block import Position
-from .checksum import COLUMN_LIST, SEGMENT_CHECKSUM
+from .checksum import COLUMN_LIST, HASH_KIND, ROW_HASH, SEGMENT_CHECKSUM
 from .duck import Connection, DuckError, fresh_name, quoted, registered
 from .ledger import Segment, ShardRange
 
@@ -90,32 +91,55 @@ class Facts(msgspec.Struct, frozen=True, kw_only=True):
     timestamp_max_us: int
     conversation_min: str
     conversation_max: str
-    event_types: tuple[str, ...] | None
     checksum: str
 
 
 _FACTS: Final = (
-    "count(*), sum(strlen(content))::BIGINT, epoch_us(min(timestamp)), epoch_us(max(timestamp)),"
-    f" min(conversation_id), max(conversation_id), {SEGMENT_CHECKSUM}"
+    "count(*)",
+    "sum(strlen(content))::BIGINT",
+    "epoch_us(min(timestamp))",
+    "epoch_us(max(timestamp))",
+    "min(conversation_id)",
+    "max(conversation_id)",
+    SEGMENT_CHECKSUM,
 )
+_FACTS_OF_COUNTS: Final = (
+    "sum(rows)::BIGINT",
+    "sum(content_bytes)::BIGINT",
+    "min(first_us)",
+    "max(last_us)",
+    "min(conversation_id)",
+    "max(conversation_id)",
+    f"concat({HASH_KIND}, ':', sum(hashes))",
+)
+"""Aggregates that give the fields of Facts: over rows, over counts of them."""
+FACT_COUNTS: Final = (
+    "sum(strlen(content))::BIGINT AS content_bytes, epoch_us(min(timestamp)) AS first_us, epoch_us(max(timestamp)) AS last_us,"
+    f" {ROW_HASH} AS hashes"
+)
+"""Columns beside conversation_id and rows that `counted` needs of rows of events GROUP BY conversation_id and more."""
 
 
 def measured(con: Connection, rows: str, *, beside: Sequence[str] = ()) -> tuple[Facts, list[Any]]:
-    """The facts of a relation with the columns of events and at least one row, and the aggregates `beside` over it:
-    one pass, and one for the types."""
-    [found] = con.execute(f"SELECT {', '.join([_FACTS, *beside])} FROM {rows}").fetchall()
+    """The facts of a relation with the columns of events and at least one row, and the aggregates `beside` over it."""
+    [found] = con.execute(f"SELECT {', '.join([*_FACTS, *beside])} FROM {rows}").fetchall()
+    return _facts(found[: len(_FACTS)]), list(found[len(_FACTS) :])
+
+
+def counted(con: Connection, counts: str) -> Facts:
+    """The facts of the rows that a relation counts: conversation_id, rows and FACT_COUNTS."""
+    [found] = con.execute(f"SELECT {', '.join(_FACTS_OF_COUNTS)} FROM {counts}").fetchall()
+    return _facts(found)
+
+
+def _facts(found: Sequence[Any]) -> Facts:
+    return Facts(**dict(zip(Facts.__struct_fields__, found, strict=True)))
+
+
+def _event_types(con: Connection, rows: str) -> tuple[str, ...] | None:
+    """The event types of a relation, None when they are too many."""
     types = con.execute(f"SELECT DISTINCT event_type FROM {rows} LIMIT {EVENT_TYPES_MAX + 1}").fetchall()
-    facts = Facts(
-        rows=found[0],
-        content_bytes=found[1],
-        timestamp_min_us=found[2],
-        timestamp_max_us=found[3],
-        conversation_min=found[4],
-        conversation_max=found[5],
-        checksum=found[6],
-        event_types=tuple(sorted(kind for (kind,) in types)) if len(types) <= EVENT_TYPES_MAX else None,
-    )
-    return facts, list(found[7:])
+    return tuple(sorted(kind for (kind,) in types)) if len(types) <= EVENT_TYPES_MAX else None
 
 
 @contextmanager
@@ -155,6 +179,8 @@ def write(
     rollup_rows_min: int,
     block_bytes: int,
     group_rows: int,
+    facts: Facts | None = None,
+    at_once: int = 1,
     beside: Sequence[str] = (),
     accept: Callable[[list[Any]], bool] = lambda _: True,
 ) -> Segment | None:
@@ -166,6 +192,8 @@ def write(
     rollup_rows_min  rows from which it carries rollups
     block_bytes      BLOCK_SIZE of the file
     group_rows       its ROW_GROUP_SIZE
+    facts            of all rows, when they are known: then they are not measured, and `beside` is not either
+    at_once          of `rows` that are read and sorted side by side
     accept           whether the values of the aggregates `beside` over what was written are right
 
     Raises what DuckDB and the file system raise, and TierCorrupt when the file is not what was written; the temporary
@@ -178,11 +206,15 @@ def write(
         with attached(con, tmp, options=options) as alias:
             events = f"{alias}.events"
             con.execute(f"CREATE TABLE {events} ({_EVENTS_COLUMNS})")
-            for piece in rows:  # a transaction each: in one, DuckDB would compress all of it again at the commit
-                con.execute(f"INSERT INTO {events} SELECT {COLUMN_LIST} FROM {piece} ORDER BY {_SORTED}")
-            facts, values = measured(con, events, beside=beside)
-            if not accept(values):
-                raise _NotAccepted
+            if at_once == 1:
+                for piece in rows:
+                    con.execute(_insert(events, piece))
+            else:
+                _insert_side_by_side(con, events, rows, at_once=at_once)
+            if facts is None:
+                facts, values = measured(con, events, beside=beside)
+                if not accept(values):
+                    raise _NotAccepted
             con.execute("BEGIN")
             with_rollups = facts.rows >= rollup_rows_min
             for statement in rollups.create_statements(alias, events) if with_rollups else ():
@@ -190,16 +222,10 @@ def write(
             segment = Segment(
                 segment_id=segment_id,
                 **msgspec.structs.asdict(label),
-                rows=facts.rows,
+                **msgspec.structs.asdict(facts),
                 file_bytes=0,
-                content_bytes=facts.content_bytes,
-                timestamp_min_us=facts.timestamp_min_us,
-                timestamp_max_us=facts.timestamp_max_us,
-                conversation_min=facts.conversation_min,
-                conversation_max=facts.conversation_max,
-                event_types=facts.event_types,
+                event_types=_event_types(con, f"{alias}.rollup_hourly" if with_rollups else events),
                 has_rollups=with_rollups,
-                checksum=facts.checksum,
                 ranges=ranges(alias),
             )
             _write_info(con, alias, segment)
@@ -215,6 +241,32 @@ def write(
             _remove(tmp)
         raise
     return msgspec.structs.replace(segment, file_bytes=final.stat().st_size)
+
+
+def _insert(events: str, piece: str) -> str:
+    """A statement that is a transaction of its own: in one with others, DuckDB would compress all rows again at the commit."""
+    return f"INSERT INTO {events} SELECT {COLUMN_LIST} FROM {piece} ORDER BY {_SORTED}"
+
+
+def _insert_side_by_side(con: Connection, events: str, pieces: Sequence[str], *, at_once: int) -> None:
+    """Insert every piece; each commits after the one before it, so that rows lie in the order of the pieces."""
+
+    def insert(piece: str, before: Future[None] | None) -> None:
+        if before is not None and before.done():
+            before.result()  # after an error nothing more is begun
+        with con.cursor() as own:
+            own.execute("BEGIN")
+            own.execute(_insert(events, piece))
+            if before is not None:
+                before.result()
+            own.execute("COMMIT")
+
+    with ThreadPoolExecutor(at_once, "thermocline-merge") as pool:
+        last: Future[None] | None = None
+        for piece in pieces:
+            last = pool.submit(insert, piece, last)
+        if last is not None:
+            last.result()
 
 
 class _NotAccepted(Exception):

@@ -8,6 +8,7 @@ import shutil
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,10 +22,21 @@ from .block import shard_of
 from .checksum import COLUMN_LIST, SEGMENT_CHECKSUM, same_kind
 from .duck import DATA_ERRORS, Connection, DuckError, connect, duckdb_errors, fresh_name
 from .ledger import Segment, ShardRange, ShardState
-from .merge_split import Share, shares
+from .merge_split import COUNTS, MERGE_THREADS, Share, counted_shares
 from .rows import AGREEMENT, agree, are_plain, parse_blocks, trusted
-from .segment_file import LARGE_BLOCK_BYTES, MERGED_GROUP_ROWS, SETTLED_GROUP_ROWS, SMALL_BLOCK_BYTES, SUFFIX, Label, attached
+from .segment_file import (
+    FACT_COUNTS,
+    LARGE_BLOCK_BYTES,
+    MERGED_GROUP_ROWS,
+    SETTLED_GROUP_ROWS,
+    SMALL_BLOCK_BYTES,
+    SUFFIX,
+    Facts,
+    Label,
+    attached,
+)
 from .segment_ranges import merged_ranges, require_conserved, settled_ranges
+from .side_by_side import side_by_side
 from .warm import Settled, Warm
 
 _SEQS_BATCH_ROWS = 65_536
@@ -111,12 +123,16 @@ class DuckWarm(Warm):
 
     def _rewritten(self, inputs: Sequence[Segment], where: str, *, level: int, move_id: str, created_us: int) -> list[Segment]:
         """The rows of `inputs` that `where` leaves, as new segments."""
+        task = f"merging into {self._folder}"
+        with self.reading(inputs, task=task) as (con, aliases):
+            found = _shares(con, _rows(aliases, where), self._settings)
+        at_once = min(MERGE_THREADS, self._settings.threads)
         outputs: list[Segment] = []
         try:
-            with self.reading(inputs, task=f"merging into {self._folder}") as (con, aliases):
-                parts = " UNION ALL ".join(f"SELECT {COLUMN_LIST} FROM {alias}.events{where}" for alias in aliases)
-                found = shares(con, f"({parts})", self._settings)
-                for part, share in enumerate(found, start=1):
+            with self._single_threaded(task) as con, self._attached(con, inputs) as aliases:
+                rows = _rows(aliases, where)
+
+                def write(part: int, share: Share, facts: Facts) -> None:
                     label = Label(
                         level=level,
                         day=share.day,
@@ -126,12 +142,16 @@ class DuckWarm(Warm):
                         inputs=tuple(one.segment_id for one in inputs),
                         created_us=created_us,
                     )
-                    output = self._write_share(con, f"({parts})", share, label, inputs)
-                    outputs += [output] if output else []
+                    with con.cursor() as own:
+                        pieces_at_once = at_once if len(found) == 1 else 1
+                        outputs.append(self._write_share(own, rows, share, facts, label, inputs, at_once=pieces_at_once))
+
+                tasks = [partial(write, part, share, facts) for part, (share, facts) in enumerate(found, start=1)]
+                side_by_side(tasks, at_once=at_once)
         except BaseException:
             self._remove(outputs)
             raise
-        return outputs
+        return sorted(outputs, key=lambda one: one.part)
 
     def _remove(self, outputs: Sequence[Segment]) -> None:
         for output in outputs:
@@ -147,9 +167,19 @@ class DuckWarm(Warm):
         with self._task(task, writing=True) as con, self._attached(con, segments) as aliases:
             yield con, aliases
 
-    def _write_share(self, con: Connection, rows: str, share: Share, label: Label, inputs: Sequence[Segment]) -> Segment | None:
+    def _write_share(
+        self,
+        con: Connection,
+        rows: str,
+        share: Share,
+        facts: Facts,
+        label: Label,
+        inputs: Sequence[Segment],
+        *,
+        at_once: int,
+    ) -> Segment:
         expected = sum(one.file_bytes for one in inputs) * share.rows // max(1, sum(one.rows for one in inputs))
-        return segment_file.write(
+        segment = segment_file.write(
             con,
             self._folder,
             [f"(SELECT * FROM {rows} WHERE {step})" for step in share.steps],
@@ -158,7 +188,11 @@ class DuckWarm(Warm):
             rollup_rows_min=0,
             block_bytes=self._block_bytes(expected),
             group_rows=MERGED_GROUP_ROWS,
+            facts=facts,
+            at_once=at_once,
         )
+        assert segment is not None  # nothing was to be accepted
+        return segment
 
     def _events_per_shard(self, con: Connection, alias: str) -> dict[int, int]:
         """What the rollups of an attached segment say."""
@@ -232,16 +266,31 @@ class DuckWarm(Warm):
             finally:
                 con.close()
 
+    @contextmanager
+    def _single_threaded(self, subject: str) -> Iterator[Connection]:
+        """A DuckDB that runs every statement in the thread that asks for it, for tasks that go on side by side.
+
+        With two threads to a statement DuckDB writes the sorted rows of a merge with one of them all the same, and takes half
+        as much work again: it merges what it has compressed into row groups anew.
+        """
+        with duckdb_errors(subject):
+            con = self._connect(threads=1)
+            try:
+                yield con
+            finally:
+                con.close()
+
     def _cursor(self, *, writing: bool) -> Connection:
         with self._lock:
             if self._instance is None:
                 if writing:
                     self._remove_old_spills()
-                spill = self._folder.parent / f"spill-{os.getpid()}-{next(_instances)}"
-                self._instance = connect(
-                    memory_bytes=self._settings.memory_bytes_max, threads=self._settings.threads, temp_dir=str(spill)
-                )
+                self._instance = self._connect(threads=self._settings.threads)
             return self._instance.cursor()
+
+    def _connect(self, *, threads: int) -> Connection:
+        spill = self._folder.parent / f"spill-{os.getpid()}-{next(_instances)}"
+        return connect(memory_bytes=self._settings.memory_bytes_max, threads=threads, temp_dir=str(spill))
 
     def _discard(self) -> None:
         """Let tasks to come use a new instance: a failed write can leave DuckDB unusable. Tasks under way keep theirs."""
@@ -273,6 +322,20 @@ class DuckWarm(Warm):
                 with duckdb_errors(f"segment {path}", reading=True):
                     aliases.append(stack.enter_context(attached(con, path)))
             yield aliases
+
+
+def _rows(aliases: Sequence[str], where: str) -> str:
+    """The events of attached segments as one relation."""
+    return "(" + " UNION ALL ".join(f"SELECT {COLUMN_LIST} FROM {alias}.events{where}" for alias in aliases) + ")"
+
+
+def _shares(con: Connection, rows: str, settings: WarmSettings) -> list[tuple[Share, Facts]]:
+    """What a merge of `rows` writes. Facts of the inputs: outputs are checked against them when they are read back."""
+    counts = fresh_name("counts")
+    con.execute(f"CREATE TEMP TABLE {counts} AS SELECT {COUNTS}, {FACT_COUNTS} FROM {rows} GROUP BY ALL")
+    found = [(share, segment_file.counted(con, share.counts)) for share in counted_shares(con, rows, counts, settings)]
+    con.execute(f"DROP TABLE {counts}")
+    return found
 
 
 def _contradictions(con: Connection, alias: str, segment: Segment, *, deep: bool) -> list[str]:

@@ -22,7 +22,7 @@ from tests.block_tables import SHARDS, T0_US, block, event, table
 from thermocline.config import WarmSettings
 from thermocline.errors import TierCorrupt, TierUnavailable
 from thermocline.event import COLUMNS
-from thermocline.tiers import segment_file
+from thermocline.tiers import segment_file, warm_duckdb
 from thermocline.tiers.block import Position, shard_of
 from thermocline.tiers.checksum import hash_sum
 from thermocline.tiers.duck import Connection, connect
@@ -327,14 +327,16 @@ def test_what_is_too_large_is_split_by_conversation(warm: DuckWarm, con: Connect
     assert in_order(rows_in(con, warm, outputs)) == in_order(rows_in(con, warm, inputs))
 
 
-def test_a_merge_in_many_steps_keeps_order_and_rows(new_warm: NewWarm, con: Connection) -> None:
-    warm = new_warm(settle_batch_events=500, segment_rows_max=100_000, day_rows_min=2000)
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("days", [["2025-10-09"], ["2025-10-09", "2025-10-10"]])
+def test_a_merge_in_many_steps_keeps_order_and_rows(new_warm: NewWarm, con: Connection, days: list[str], threads: int) -> None:
+    warm = new_warm(settle_batch_events=500, segment_rows_max=100_000, day_rows_min=2000, threads=threads)
     rng = random.Random(8)
-    stamps = [DAY0_US + rng.randrange(2) * DAY_US + rng.randrange(40) for _ in range(6000)]
+    stamps = [DAY0_US + rng.randrange(len(days)) * DAY_US + rng.randrange(40) for _ in range(6000)]
     blocks = blocks_of([10, 3000, 990, 1000, 1000], at_us=lambda n: stamps[n])
     inputs = [settled(warm, blocks.slice(first, 60)) for first in range(0, blocks.num_rows, 60)]
     outputs = warm.write_merged(inputs, level=1, move_id="m", created_us=1)
-    assert [one.day for one in outputs] == ["2025-10-09", "2025-10-10"]
+    assert [one.day for one in outputs] == days
     assert in_order(rows_in(con, warm, outputs)) == in_order(rows_in(con, warm, inputs))
     for one in outputs:
         assert rows_in(con, warm, [one]) == in_order(rows_in(con, warm, [one]))
@@ -405,6 +407,34 @@ def test_a_merge_that_does_not_add_up_leaves_its_inputs_and_nothing_else(warm: D
         with pytest.raises(TierCorrupt, match=inputs[0].segment_id):
             warm.write_merged([odd, inputs[1]], level=1, move_id="m", created_us=1)
         assert warm.stored() == sorted(one.segment_id for one in inputs)
+
+
+@pytest.mark.parametrize("days", [[0], [0, 1, 2, 3, 4]])
+def test_a_merge_that_loses_a_row_on_the_way_is_not_kept(
+    warm: DuckWarm, monkeypatch: pytest.MonkeyPatch, days: list[int]
+) -> None:
+    inputs = [settled(warm, blocks_of([400 * len(days), 20], at_us=lambda n: DAY0_US + days[n // 400 % len(days)] * DAY_US + n))]
+    insert = segment_file._insert
+    monkeypatch.setattr(segment_file, "_insert", lambda *args: insert(*args).replace("ORDER BY", "WHERE seq <> 50 ORDER BY"))
+    with pytest.raises(TierCorrupt, match="read back"):
+        warm.write_merged(inputs, level=1, move_id="m", created_us=1)
+    assert warm.stored() == [inputs[0].segment_id]
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_merge_opens_an_input_twice_however_much_it_writes(warm: DuckWarm, monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    inputs = [settled(warm, blocks_of([400 * count], at_us=lambda n: DAY0_US + n // 400 * DAY_US + n)) for _ in range(3)]
+    opened: list[Path] = []
+
+    @contextmanager
+    def noted(con: Connection, path: Path, **options: Any) -> Iterator[str]:
+        opened.append(path)
+        with attached(con, path, **options) as alias:
+            yield alias
+
+    monkeypatch.setattr(warm_duckdb, "attached", noted)
+    assert len(warm.write_merged(inputs, level=1, move_id="m", created_us=1)) == count
+    assert opened == [Path(warm.path(one.segment_id)) for one in inputs] * 2
 
 
 def test_a_merge_that_misses_an_input_says_which(warm: DuckWarm) -> None:
