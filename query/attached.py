@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
 
 from thermocline.errors import TierCorrupt, TierUnavailable
 from thermocline.tiers.duck import Connection, duckdb_errors, quoted
 from thermocline.tiers.ledger import Segment
+from thermocline.tiers.rollups import TOTAL
 from thermocline.tiers.warm import Warm
+
+ALIAS: Final = "s_"
 
 
 class SegmentGone(Exception):
@@ -22,13 +26,18 @@ class Attached:
         self._con = con
         self._warm = warm
         self._ids: set[str] = set()
+        self.with_totals: frozenset[str] = frozenset()
+        """Those of them that carry rollups.TOTAL: all but the ones an older version wrote."""
 
     def add(self, segments: Iterable[Segment]) -> None:
         """Attach those that are not yet. SegmentGone when a file is missing; TierCorrupt when one cannot be read."""
-        for segment in segments:
-            if segment.segment_id not in self._ids:
-                self._attach(segment)
-                self._ids.add(segment.segment_id)
+        new = [segment for segment in segments if segment.segment_id not in self._ids]
+        for segment in new:
+            self._attach(segment)
+            self._ids.add(segment.segment_id)
+        if new:
+            found = self._con.execute(f"SELECT database_name FROM duckdb_tables() WHERE table_name = '{TOTAL}'").fetchall()
+            self.with_totals = frozenset(name.removeprefix(ALIAS) for (name,) in found)
 
     def keep_only(self, segment_ids: Iterable[str]) -> None:
         """Detach all others. A query that is reading one of them finishes undisturbed."""
@@ -49,4 +58,4 @@ class Attached:
 
 def alias(segment_id: str) -> str:
     """The name a segment is attached under."""
-    return f"s_{segment_id}"
+    return f"{ALIAS}{segment_id}"

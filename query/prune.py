@@ -54,6 +54,7 @@ _EXPLAIN: Final = re.compile(r"\s*EXPLAIN(\s+ANALYZE)?(?=[\s(])", re.IGNORECASE)
 _INSTANT: Final = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d{1,6})?)?)? ?(Z|[+-]\d\d(:\d\d)?)?", re.ASCII)
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_KEYS: Final = {"hour", "conversation_id"}
 _VALUES: Final = {"event_count", "total_bytes"}
 _UNKNOWN: Final = (exp.Star, exp.Window, exp.Anonymous, exp.AnonymousAggFunc, exp.Distinct, exp.Lambda, exp.Rand)
 _TABLE_ARGS: Final = {"this", "alias", "joins"}
@@ -83,6 +84,8 @@ class Reading(msgspec.Struct, frozen=True):
     """Why nothing could be said; empty when the query was understood."""
     sums_only: bool = False
     """Of hourly_stats nothing but sums by its keys is asked: rows that share their keys need not be one row."""
+    hours_only: bool = False
+    """And nothing by conversation: rows of one hour need not be told apart at all."""
 
 
 def everything(reason: str) -> Reading:
@@ -102,7 +105,7 @@ def read(query: str, parameters: Parameters, *, now_us: int) -> Reading:
     if names & RELATIONS.keys():
         return everything("a WITH clause has the name of a relation")
     found: dict[str, Bounds] = {}
-    sums_only = True
+    sums: list[frozenset[str] | None] = []
     for table in tree.find_all(exp.Table):
         problem = _opaque(table)
         if problem:
@@ -114,8 +117,10 @@ def read(query: str, parameters: Parameters, *, now_us: int) -> Reading:
             except RecursionError:
                 return everything("its conditions are nested too deep")
             found[relation] = found[relation] | bounds if relation in found else bounds
-            sums_only = sums_only and (relation != "hourly_stats" or _sums_only(table))
-    return Reading(found, sums_only=sums_only and "hourly_stats" in found)
+            sums += [_sums_keys(table)] if relation == "hourly_stats" else []
+    sums_only = bool(sums) and None not in sums
+    hours_only = sums_only and all("conversation_id" not in (keys or ()) for keys in sums)
+    return Reading(found, sums_only=sums_only, hours_only=hours_only)
 
 
 @lru_cache(maxsize=256)
@@ -160,27 +165,28 @@ def _opaque(table: exp.Table) -> str:
     return ""
 
 
-def _sums_only(table: exp.Table) -> bool:
-    """Whether the SELECT over hourly_stats alone would answer the same if some of its rows were several that add up to them."""
+def _sums_keys(table: exp.Table) -> frozenset[str] | None:
+    """The keys of hourly_stats that the SELECT names, if it adds values up by them and asks for nothing else of this relation
+    alone: it would answer the same if some rows were several that add up to them. None if it might not."""
     select = table.parent.parent if isinstance(table.parent, exp.From) else None
     if not isinstance(select, exp.Select) or any(value and name not in _TABLE_ARGS for name, value in table.args.items()):
-        return False
+        return None
     if any((value and name not in _SELECT_ARGS) or (name == "joins" and value) for name, value in select.args.items()):
-        return False
+        return None
     if table.args.get("alias") and table.args["alias"].args.get("columns"):
-        return False
+        return None
     parts = list(select.walk())
     if any(isinstance(part, _UNKNOWN) for part in parts) or sum(isinstance(part, exp.Query) for part in parts) != 1:
-        return False
+        return None
     sums = [part for part in parts if isinstance(part, exp.Sum)]
     others = [part for part in parts if isinstance(part, exp.AggFunc) and not isinstance(part, exp.Sum | exp.Min | exp.Max)]
     if not sums or others or any(_value_of(part.this) is None for part in sums):
-        return False
+        return None
     names = {part.alias.lower() for part in select.expressions if part.alias}
     columns = [part for part in parts if isinstance(part, exp.Column)]
-    return all(
-        isinstance(one.parent, exp.Sum) or one.name.lower() in ("hour", "conversation_id", *names - _VALUES) for one in columns
-    )
+    if not all(isinstance(one.parent, exp.Sum) or one.name.lower() in {*_KEYS, *names} - _VALUES for one in columns):
+        return None
+    return frozenset(one.name.lower() for one in columns) & _KEYS
 
 
 def _value_of(node: exp.Expr) -> str | None:

@@ -42,6 +42,8 @@ class Sources(msgspec.Struct, frozen=True):
     """segment → first and last row of its events that count; all of the others do."""
     sums_only: bool = False
     """The query adds its rows up by their keys: they need not be added up before."""
+    totals: frozenset[str] = frozenset()
+    """Ids of segments of which rollups.TOTAL does, as the query does not ask about conversations."""
 
     @classmethod
     def of(cls, relation: str, segments: Iterable[Segment], files: Iterable[ColdFile], *, sums_only: bool = False) -> Sources:
@@ -69,15 +71,17 @@ def relation_sql(relation: str, sources: Sources, *, tail: str, place: Place) ->
     if relation == "events":
         files = _parquet(sources.files, "events", place)
         return f"SELECT {COLUMNS_SQL} FROM ({_union(tail, sources.segments, files, sources.ranges)})"
-    plain = [segment for segment in sources.segments if not segment.has_rollups]
+    segments = [segment for segment in sources.segments if segment.segment_id not in sources.totals]
+    plain = [segment for segment in segments if not segment.has_rollups]
     raw = [f"(SELECT {_RAW_COLUMNS} FROM ({_union(tail, plain, [], {})}))"]
 
     def tables(kind: str) -> list[str]:
-        rolled = [f"{alias(segment.segment_id)}.{kind}" for segment in sources.segments if segment.has_rollups]
+        rolled = [f"{alias(segment.segment_id)}.{kind}" for segment in segments if segment.has_rollups]
         return rolled + _parquet(sources.files, kind, place)
 
     if relation == "hourly_stats":
-        return rollups.hourly_stats(tables("rollup_hourly"), raw, added_up=not sources.sums_only)
+        totals = [f"{alias(one.segment_id)}.{rollups.TOTAL}" for one in sources.segments if one.segment_id in sources.totals]
+        return rollups.hourly_stats(tables("rollup_hourly"), raw, totals, added_up=not sources.sums_only)
     return rollups.conversation_summary(tables("rollup_conversation"), tables("rollup_task"), raw)
 
 

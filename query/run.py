@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, Literal
 
+import msgspec
 import pyarrow as pa
 
 from thermocline.config import MIB, QuerySettings, Settings
@@ -65,7 +66,9 @@ class Runner:
                     sources = self._archived.narrowed(
                         sources_of(cut, reading.bounds, sums_only=reading.sums_only), reading.bounds
                     )
-                    self._reader.attach(segment for source in sources.values() for segment in source.segments)
+                    with_totals = self._reader.attach(segment for source in sources.values() for segment in source.segments)
+                    if reading.hours_only:
+                        sources["hourly_stats"] = msgspec.structs.replace(sources["hourly_stats"], totals=with_totals)
                     sources = self._conversations.narrowed(sources, reading.bounds)
                     coverage = _coverage(cut, sources, retries=cut.retries + retries, not_pruned=reading.not_pruned)
                     if require == "complete" and not coverage.exact:

@@ -68,10 +68,11 @@ class Reader:
             self._held[id(cut)] = cut
             return cut
 
-    def attach(self, segments: Iterable[Segment]) -> None:
-        """Make `segments` of a cut that is held readable. SegmentGone: take another cut."""
+    def attach(self, segments: Iterable[Segment]) -> frozenset[str]:
+        """Make `segments` of a cut that is held readable; ids of all that carry rollups.TOTAL. SegmentGone: take another cut."""
         with self._lock:
             self._attached.add(segments)
+            return self._attached.with_totals
 
     def release(self, cut: Cut) -> None:
         """What only this cut used is let go."""

@@ -18,8 +18,8 @@ from .duck import Connection, fresh_name, quoted
 from .segment_file import MERGED_GROUP_ROWS
 
 _DAY_US = 86_400_000_000
-MERGE_THREADS = 2
-"""Outputs of a merge that are written side by side, or steps of its only one, when warm.threads allows it."""
+THREADS_MAX = 2
+"""Outputs of a merge that are written side by side, or steps of its only one, if warm.threads allows it."""
 _MEMORY_PER_BYTE = 6
 """Memory DuckDB needs to read, sort and write a byte of large rows (measured: 256 MiB is too little for 57 MiB of events
 of 1 MB each, 384 MiB is enough)."""
@@ -108,7 +108,7 @@ def _parts(con: Connection, rows: str, counts: str, day: str | None, where: str,
 
 def _step_rows(rows: int, size: int, settings: WarmSettings) -> int:
     """Rows to sort at once: whole row groups, or what is left of one when the rows are large."""
-    bytes_max = min(settings.settle_batch_bytes, settings.memory_bytes_max // (MERGE_THREADS * _MEMORY_PER_BYTE))
+    bytes_max = min(settings.settle_batch_bytes, settings.memory_bytes_max // (THREADS_MAX * _MEMORY_PER_BYTE))
     fitting = min(settings.settle_batch_events, bytes_max * rows // max(1, size))
     return max(100, fitting if fitting < MERGED_GROUP_ROWS else fitting // MERGED_GROUP_ROWS * MERGED_GROUP_ROWS)
 

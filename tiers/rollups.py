@@ -6,7 +6,7 @@ the hot tail) is rolled up on the fly. Hours are computed from µs, so that no s
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Final, NamedTuple
 
 QUANTILE_GAMMA: Final = 1.01 / 0.99
@@ -106,6 +106,15 @@ _QUANTILE: Final = Rollup(
     select=" UNION ALL ".join(_quantile_part(measure) for measure in ("duration_ms", "input_tokens", "output_tokens")),
 )
 
+_TOTAL: Final = Rollup(
+    name="rollup_total",
+    keys=("hour",),
+    values=("events", "content_bytes"),
+    select=f"""
+        SELECT {_HOUR} AS hour, count(*) AS events, sum(strlen(content))::BIGINT AS content_bytes FROM {{rows}} GROUP BY hour""",
+)
+TOTAL: Final = _TOTAL.name
+"""The table every segment carries, however small; it is in no archive, whose hourly rollups are small themselves."""
 ROLLUPS: Final[tuple[Rollup, ...]] = (_HOURLY, _CONVERSATION, _TASK, _QUANTILE)
 """The rollups every segment with `has_rollups` carries. (rollup_decision comes with the archive.)"""
 _LEAST: Final = ("started_at", "timestamp_min")
@@ -115,22 +124,32 @@ _WIDE: Final = ("input_tokens", "output_tokens")
 
 
 def create_statements(schema: str, rows: str) -> list[str]:
-    """Statements that make all rollup tables in `schema` from `rows`, each sorted by its keys."""
-    return [
-        f"CREATE TABLE {schema}.{rollup.name} AS SELECT * FROM ({rollup.text(rows)}) ORDER BY {', '.join(rollup.keys)}"
-        for rollup in ROLLUPS
-    ]
+    """Statements that make all of ROLLUPS in `schema` from `rows`, each sorted by its keys. None needs another."""
+    return [_create(schema, rollup, rollup.text(rows)) for rollup in ROLLUPS]
 
 
-def hourly_stats(rolled: Sequence[str], raw: Sequence[str], *, added_up: bool = True) -> str:
+def create_total(schema: str, rows: str | None) -> str:
+    """The statement that makes TOTAL in `schema`: from `rows`, or when None from the hourly rollup there."""
+    values = ", ".join(f"sum({value})::BIGINT AS {value}" for value in _TOTAL.values)
+    added = f"SELECT hour, {values} FROM {schema}.{_HOURLY.name} GROUP BY hour"
+    return _create(schema, _TOTAL, added if rows is None else _TOTAL.text(rows))
+
+
+def _create(schema: str, rollup: Rollup, text: str) -> str:
+    return f"CREATE TABLE {schema}.{rollup.name} AS SELECT * FROM ({text}) ORDER BY {', '.join(rollup.keys)}"
+
+
+def hourly_stats(rolled: Sequence[str], raw: Sequence[str], totals: Sequence[str] = (), *, added_up: bool = True) -> str:
     """SELECT of (hour, conversation_id, event_count, total_bytes): one row per hour and conversation that has events.
 
-    added_up  False: there may be several, which add up to it; takes a fraction of the time
     rolled    tables rollup_hourly, or what has its columns
     raw       relations with the columns of `events` that are in none of them: tables, views or parenthesized SELECTs
+    totals    tables TOTAL, for who does not ask about conversations: their rows have none
+    added_up  False: there may be several rows, which add up to one; takes a fraction of the time
     """
-    columns = "hour, conversation_id, events AS event_count, content_bytes AS total_bytes"
-    parts = [f"SELECT {columns} FROM {table}" for table in rolled]
+    values = "events AS event_count, content_bytes AS total_bytes"
+    parts = [f"SELECT hour, conversation_id, {values} FROM {table}" for table in rolled]
+    parts += [f"SELECT hour, NULL::VARCHAR AS conversation_id, {values} FROM {table}" for table in totals]
     event, text, groups = (
         ("count(*)", "sum(strlen(content))", "GROUP BY ALL") if added_up else ("1::BIGINT", "strlen(content)", "")
     )
@@ -209,10 +228,12 @@ def _named(name: str) -> Rollup:
     return rollup
 
 
-def agreements(schema: str) -> list[tuple[str, str]]:
-    """(table, SELECT that gives true if it is what the schema's `events` add up to), for a deep check."""
+def agreements(schema: str, tables: Container[str]) -> list[tuple[str, str]]:
+    """(table, SELECT that gives true if it is what the schema's `events` add up to) of those in `tables`, for a deep check."""
     checks = []
-    for rollup in ROLLUPS:
+    for rollup in (*ROLLUPS, _TOTAL):
+        if rollup.name not in tables:
+            continue
         exact = ", ".join(name for name in (*rollup.keys, *rollup.values) if name not in rollup.inexact)
         stored, fresh = f"{schema}.{rollup.name}", f"({rollup.text(f'{schema}.events')})"
         same = (

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ from .block import Position
 from .checksum import COLUMN_LIST, HASH_KIND, ROW_HASH, SEGMENT_CHECKSUM
 from .duck import Connection, DuckError, fresh_name, quoted, registered
 from .ledger import Segment, ShardRange
+from .side_by_side import side_by_side
 
 SUFFIX: Final = ".duckdb"
 TMP_SUFFIX: Final = ".tmp"
@@ -192,8 +194,8 @@ def write(
     rollup_rows_min  rows from which it carries rollups
     block_bytes      BLOCK_SIZE of the file
     group_rows       its ROW_GROUP_SIZE
-    facts            of all rows, when they are known: then they are not measured, and `beside` is not either
-    at_once          of `rows` that are read and sorted side by side
+    facts            of all rows, when they are known: then neither they nor `beside` are measured
+    at_once          statements that run side by side: those for `rows` when they are several, and those that read what they wrote
     accept           whether the values of the aggregates `beside` over what was written are right
 
     Raises what DuckDB and the file system raise, and TierCorrupt when the file is not what was written; the temporary
@@ -206,19 +208,21 @@ def write(
         with attached(con, tmp, options=options) as alias:
             events = f"{alias}.events"
             con.execute(f"CREATE TABLE {events} ({_EVENTS_COLUMNS})")
-            if at_once == 1:
+            if at_once > 1 and len(rows) > 1:
+                _insert_side_by_side(con, events, rows, at_once=at_once)
+            else:
                 for piece in rows:
                     con.execute(_insert(events, piece))
-            else:
-                _insert_side_by_side(con, events, rows, at_once=at_once)
-            if facts is None:
-                facts, values = measured(con, events, beside=beside)
-                if not accept(values):
-                    raise _NotAccepted
-            con.execute("BEGIN")
-            with_rollups = facts.rows >= rollup_rows_min
-            for statement in rollups.create_statements(alias, events) if with_rollups else ():
-                con.execute(statement)
+            [(count,)] = con.execute(f"SELECT count(*) FROM {events}").fetchall()
+            with_rollups = count >= rollup_rows_min
+            found: list[tuple[Facts, list[Any]]] = [] if facts is None else [(facts, [])]
+            tasks = [] if found else [partial(_measure, con, events, beside, found)]
+            tasks += [partial(_run, con, rollups.create_statements(alias, events))] if with_rollups else []
+            side_by_side(tasks, at_once=at_once)
+            con.execute(rollups.create_total(alias, None if with_rollups else events))
+            [(facts, values)] = found
+            if not accept(values):
+                raise _NotAccepted
             segment = Segment(
                 segment_id=segment_id,
                 **msgspec.structs.asdict(label),
@@ -229,7 +233,6 @@ def write(
                 ranges=ranges(alias),
             )
             _write_info(con, alias, segment)
-            con.execute("COMMIT")
             con.execute(f"CHECKPOINT {alias}")
         _compare(con, tmp, facts)
         _make_durable(tmp, final)
@@ -241,6 +244,17 @@ def write(
             _remove(tmp)
         raise
     return msgspec.structs.replace(segment, file_bytes=final.stat().st_size)
+
+
+def _run(con: Connection, statements: Sequence[str]) -> None:
+    with con.cursor() as own:
+        for statement in statements:
+            own.execute(statement)
+
+
+def _measure(con: Connection, rows: str, beside: Sequence[str], found: list[tuple[Facts, list[Any]]]) -> None:
+    with con.cursor() as own:
+        found.append(measured(own, rows, beside=beside))
 
 
 def _insert(events: str, piece: str) -> str:

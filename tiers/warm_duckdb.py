@@ -22,7 +22,7 @@ from .block import shard_of
 from .checksum import COLUMN_LIST, SEGMENT_CHECKSUM, same_kind
 from .duck import DATA_ERRORS, Connection, DuckError, connect, duckdb_errors, fresh_name
 from .ledger import Segment, ShardRange, ShardState
-from .merge_split import COUNTS, MERGE_THREADS, Share, counted_shares
+from .merge_split import COUNTS, THREADS_MAX, Share, counted_shares
 from .rows import AGREEMENT, agree, are_plain, parse_blocks, trusted
 from .segment_file import (
     FACT_COUNTS,
@@ -51,6 +51,7 @@ class DuckWarm(Warm):
         self._folder = folder.absolute()
         self._settings = settings
         self._shards = shards
+        self._at_once = min(THREADS_MAX, settings.threads)
         self._lock = threading.Lock()
         self._instance: Connection | None = None
 
@@ -100,6 +101,7 @@ class DuckWarm(Warm):
             rollup_rows_min=self._settings.rollup_rows_min,
             block_bytes=self._block_bytes(pc.sum(pc.binary_length(blocks["payload"])).as_py() * 2 // 5),
             group_rows=SETTLED_GROUP_ROWS,
+            at_once=self._at_once,
             beside=AGREEMENT if check_sums else (),
             accept=lambda found: not check_sums or agree(blocks, found),
         )
@@ -126,7 +128,6 @@ class DuckWarm(Warm):
         task = f"merging into {self._folder}"
         with self.reading(inputs, task=task) as (con, aliases):
             found = _shares(con, _rows(aliases, where), self._settings)
-        at_once = min(MERGE_THREADS, self._settings.threads)
         outputs: list[Segment] = []
         try:
             with self._single_threaded(task) as con, self._attached(con, inputs) as aliases:
@@ -143,11 +144,11 @@ class DuckWarm(Warm):
                         created_us=created_us,
                     )
                     with con.cursor() as own:
-                        pieces_at_once = at_once if len(found) == 1 else 1
-                        outputs.append(self._write_share(own, rows, share, facts, label, inputs, at_once=pieces_at_once))
+                        at_once = self._at_once if len(found) == 1 else 1
+                        outputs.append(self._write_share(own, rows, share, facts, label, inputs, at_once=at_once))
 
                 tasks = [partial(write, part, share, facts) for part, (share, facts) in enumerate(found, start=1)]
-                side_by_side(tasks, at_once=at_once)
+                side_by_side(tasks, at_once=self._at_once)
         except BaseException:
             self._remove(outputs)
             raise
@@ -345,7 +346,11 @@ def _contradictions(con: Connection, alias: str, segment: Segment, *, deep: bool
     problems = [] if rows == segment.rows else [f"it holds {rows} rows, not {segment.rows}"]
     if deep and checksum != segment.checksum and same_kind(checksum, segment.checksum):
         problems.append(f"its rows have the checksum {checksum}, not {segment.checksum}")
-    for table, agrees in rollups.agreements(alias) if deep and segment.has_rollups else ():
+    found = con.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = ?", [alias]).fetchall() if deep else []
+    tables = {name for (name,) in found}
+    missing = [rollup.name for rollup in rollups.ROLLUPS if deep and segment.has_rollups and rollup.name not in tables]
+    problems += [f"{name} is missing" for name in missing]
+    for table, agrees in rollups.agreements(alias, tables):
         if con.execute(agrees).fetchall() != [(True,)]:
             problems.append(f"{table} is not what its events add up to")
     return problems

@@ -5,12 +5,17 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import pytest
+
+from tests.servers import RedisServer
+from tests.site import Site, chats
 from thermocline.archiver.worker import Worker
 from thermocline.config import load
 from thermocline.event import Event
 from thermocline.ingest.append import Client
 from thermocline.sample_import import events_of, load_runs
 from thermocline.store import Store, connect
+from thermocline.tiers import rollups
 from thermocline.tiers.opening import open_tiers
 
 HOURLY = """
@@ -101,3 +106,21 @@ def test_a_second_pass_of_the_worker_changes_nothing(data_dir: Path) -> None:
         again = tiers.ledger.view()
         assert (again.segments, again.shards) == (once.segments, once.shards)
         assert files == sorted(path.name for path in (settings.namespace_dir / "segments").iterdir())
+
+
+def test_segments_without_totals_by_hour_count_by_what_they_have(
+    tmp_path: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Site(tmp_path / "data", server.url, warm={"rollup_rows_min": 100}) as site:
+        for count, as_before in ((150, True), (30, True), (150, False), (30, False)):
+            with monkeypatch.context() as older:
+                if as_before:
+                    older.setattr(rollups, "create_total", lambda schema, rows: "SELECT 1")
+                site.append(chats(count))
+                site.settle()
+        site.append(chats(7))
+        assert_equal(site.store)
+        [(events, size)] = site.store.sql("SELECT sum(event_count), sum(total_bytes) FROM hourly_stats").fetchall()
+        assert (events, size) == site.store.sql("SELECT count(*), sum(strlen(content)) FROM events").fetchone()
+        assert events == 367
+        assert site.store.verify(deep=True).problems == ()

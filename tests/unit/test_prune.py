@@ -202,6 +202,20 @@ def test_explain_is_pruned_like_what_it_explains() -> None:
 
 
 @pytest.mark.parametrize(
+    ("query", "hours_only"),
+    [
+        ("SELECT hour, sum(event_count) FROM hourly_stats GROUP BY hour", True),
+        ("SELECT hour, sum(event_count) FROM hourly_stats WHERE conversation_id > 'a' GROUP BY hour", False),
+        ("SELECT sum(event_count) FROM hourly_stats UNION ALL SELECT sum(total_bytes) FROM hourly_stats", True),
+        ("SELECT sum(event_count) FROM hourly_stats GROUP BY conversation_id", False),
+        ("SELECT hour, conversation_id FROM hourly_stats", False),
+    ],
+)
+def test_whether_conversations_matter_to_the_sums_is_known(query: str, hours_only: bool) -> None:
+    assert read(query, None, now_us=NOW_US).hours_only == hours_only
+
+
+@pytest.mark.parametrize(
     "query",
     [
         "SELECT hour, sum(event_count) FROM hourly_stats GROUP BY hour",

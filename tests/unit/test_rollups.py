@@ -61,6 +61,7 @@ def con() -> Iterator[Connection]:
         )
         for statement in rollups.create_statements(schema, f"{schema}.events") if schema != "c" else ():
             made.execute(statement)
+        made.execute(rollups.create_total(schema, f"{schema}.events" if schema == "c" else None))
     made.execute(
         "CREATE VIEW everything AS SELECT * FROM a.events UNION ALL SELECT * FROM b.events UNION ALL SELECT * FROM c.events"
     )
@@ -215,9 +216,18 @@ def test_every_rollup_is_listed_with_its_columns(con: Connection) -> None:
         ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_totals_by_hour_are_the_same_from_events_from_rollups_and_beside_both(con: Connection) -> None:
+    plain = "SELECT date_trunc('hour', timestamp), count(*), sum(strlen(content))::BIGINT FROM {} GROUP BY ALL"
+    for schema in "abc":
+        assert rows(con, f"SELECT * FROM {schema}.{rollups.TOTAL}") == rows(con, plain.format(f"{schema}.events"))
+    union = rollups.hourly_stats(["a.rollup_hourly"], ["b.events"], [f"c.{rollups.TOTAL}"], added_up=False)
+    summed = f"SELECT hour, sum(event_count)::BIGINT, sum(total_bytes)::BIGINT FROM ({union}) GROUP BY hour"
+    assert rows(con, summed) == rows(con, plain.format("everything"))
+
+
+@pytest.mark.parametrize("name", [*NAMES, rollups.TOTAL])
 def test_a_rollup_that_is_not_what_its_events_add_up_to_is_told(con: Connection, name: str) -> None:
-    agree = dict(rollups.agreements("a"))
+    agree = dict(rollups.agreements("a", (*NAMES, rollups.TOTAL)))
     assert con.execute(agree[name]).fetchall() == [(True,)]
     con.execute(f"INSERT INTO a.{name} SELECT * FROM a.{name} LIMIT 1")
     assert con.execute(agree[name]).fetchall() == [(False,)]
@@ -225,4 +235,4 @@ def test_a_rollup_that_is_not_what_its_events_add_up_to_is_told(con: Connection,
 
 def test_a_sum_of_costs_that_drifted_is_told(con: Connection) -> None:
     con.execute("UPDATE a.rollup_hourly SET cost_usd = cost_usd + 1")
-    assert con.execute(dict(rollups.agreements("a"))["rollup_hourly"]).fetchall() == [(False,)]
+    assert con.execute(dict(rollups.agreements("a", (*NAMES, rollups.TOTAL)))["rollup_hourly"]).fetchall() == [(False,)]
