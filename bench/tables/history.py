@@ -51,7 +51,10 @@ def _own(bench: Bench, *, size: int) -> Sequence[Row]:
             )
         )
     cold = _cold_s(made.cold, lambda number: _ask(made.store, reads.runs(made.load), number), COLD_CALLS[bench.quick])
-    return [*rows, _cold_row("history of a usual conversation, first query of a process, files not in the cache", size, cold)]
+    return [
+        *rows,
+        _cold_row("history of a usual conversation, first query of a store just opened, files not in the cache", size, cold),
+    ]
 
 
 def _cold_s(forget: Callable[[], None], ask: Callable[[int], object], count: int) -> list[float]:
