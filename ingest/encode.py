@@ -31,12 +31,20 @@ def blocks_of(conversation_id: str, lines: Sequence[Line], *, shards: int, event
 
 def block_of(conversation_id: str, lines: Sequence[Line], shards: int) -> Block:
     """All of these lines as one block."""
-    payload = b"\n".join([line.payload for line in lines])
-    stamps = [line.timestamp_us for line in lines]
-    earliest, latest = min(stamps), max(stamps)
-    content_bytes = sum([line.content_bytes for line in lines])
-    metadata_bytes = sum([line.metadata_bytes for line in lines])
-    sizes = f"{content_bytes},{metadata_bytes},{_null_counts([line.nulls for line in lines])}"
+    event_ids: tuple[tuple[int, str], ...]
+    if len(lines) == 1:  # each append that is not buffered
+        [line] = lines
+        payload, earliest, latest = line.payload, line.timestamp_us, line.timestamp_us
+        sizes = f"{line.content_bytes},{line.metadata_bytes},{_null_counts_alike(line.nulls, 1)}"
+        event_ids = () if line.event_id is None else ((0, line.event_id),)
+    else:
+        payload = b"\n".join([line.payload for line in lines])
+        stamps = [line.timestamp_us for line in lines]
+        earliest, latest = min(stamps), max(stamps)
+        content_bytes = sum([line.content_bytes for line in lines])
+        metadata_bytes = sum([line.metadata_bytes for line in lines])
+        sizes = f"{content_bytes},{metadata_bytes},{_null_counts([line.nulls for line in lines])}"
+        event_ids = tuple([(ordinal, line.event_id) for ordinal, line in enumerate(lines) if line.event_id is not None])
     block_id = str(uuid_utils.uuid7())[:32] + "0000"
     return Block(
         conversation_id=conversation_id,
@@ -48,7 +56,7 @@ def block_of(conversation_id: str, lines: Sequence[Line], shards: int) -> Block:
         sizes=sizes,
         payload=payload,
         checksum=payload_checksum(conversation_id, block_id, len(lines), earliest, latest, sizes, payload),
-        event_ids=tuple([(ordinal, line.event_id) for ordinal, line in enumerate(lines) if line.event_id is not None]),
+        event_ids=event_ids,
     )
 
 
