@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
+
 from .case import Table
 from .markdown import markdown
 from .peers import PEERS
@@ -33,11 +35,12 @@ def rows_of(table: Table, results: Sequence[Result]) -> list[Row]:
 
 
 def write(results: Sequence[Result], docs: Path) -> None:
-    """Write <docs>/benchmarks.md and the plots in <docs>/benchmarks/."""
+    """Write <docs>/benchmarks.md, and into <docs>/benchmarks/ the plots and all results for machines."""
     if not results:
         raise SystemExit("nothing was measured yet: bench/run --quick, or bench/run all")
     plots = draw(results, docs / "benchmarks")
-    docs.mkdir(parents=True, exist_ok=True)
+    (docs / "benchmarks").mkdir(parents=True, exist_ok=True)
+    (docs / "benchmarks" / "results.json").write_bytes(msgspec.json.format(msgspec.json.encode(results), indent=1) + b"\n")
     (docs / "benchmarks.md").write_text(document(results, plots))
 
 
@@ -72,6 +75,7 @@ def _head(results: Sequence[Result], plots: dict[str, str]) -> str:
         "* Commands: `bench/run all`, which goes on where it was cut short, then `bench/run report`. `bench/run --quick` prints",
         "  every row, small, in five minutes. Peers come with `pip install -e .[bench]` and",
         "  `apt install postgresql nats-server redis-server`.",
+        "* The same for machines: [benchmarks/results.json](benchmarks/results.json)",
         f"* Targets: {sum(bool(row.met) for row in judged)} of {len(judged)} rows that have one meet it.",
     ]
     if quick:

@@ -118,6 +118,7 @@ def test_the_report_names_every_table_every_peer_and_every_missed_target(tmp_pat
     won = msgspec.structs.replace(LOST, what="won", met=True, figures={"p50_s": 1e-4, "bare_p50_s": 1e-4})
     report.write([result(rows=[won, LOST])], tmp_path)
     page = (tmp_path / "benchmarks.md").read_text()
+    assert msgspec.json.decode((tmp_path / "benchmarks" / "results.json").read_bytes(), type=list[Result])[0].rows == (won, LOST)
     assert all(f"## {table.title}\n" in page for table in TABLES)
     assert all(f"| {peer.title} |" in page and peer.configuration in page for peer in PEERS)
     assert "| won |" in page and "* append(): one event, acknowledged: ours: 3 s; target ≤ 1×" in page
