@@ -14,14 +14,15 @@ from pathlib import Path
 from . import machine
 from .case import Bench, Case, Table
 from .peers import PEERS
+from .peers.peer import LEFT_OUT, NOT_INSTALLED
 from .report import printed, write
 from .results import Result, Results, Row, identity_of
 from .servers import redis_version
 from .tables import TABLES
 
 QUICK_EVENTS = 1_000_000
-ABSENT = ("not installed", "left out")
-"""What a row says of a peer that was not measured: it is looked for again the next time."""
+FAILED = "failed"
+"""How the value of a row begins whose case raised."""
 UNITS = {"k": 1_000, "M": 1_000_000}
 
 
@@ -104,9 +105,9 @@ def _measure(tables: Sequence[Table], results: Results, options: argparse.Namesp
                 if known is not None and not options.again:
                     found.append(known)
                     continue
-                result, whole = _run(bench, table, case, identity)
-                failures += not whole
-                if whole and not any(row.value.startswith(ABSENT) for row in result.rows):
+                result = _run(bench, table, case, identity)
+                failures += any(row.value.startswith(FAILED) for row in result.rows)
+                if not any(row.value == LEFT_OUT for row in result.rows):
                     results.put(result)
                 found.append(result)
                 for row in result.rows:
@@ -116,17 +117,17 @@ def _measure(tables: Sequence[Table], results: Results, options: argparse.Namesp
     return found, failures
 
 
-def _run(bench: Bench, table: Table, case: Case, identity: str) -> tuple[Result, bool]:
-    """(what was measured, whether it worked); what did not has a row that says why."""
-    begin, whole = time.perf_counter(), True
+def _run(bench: Bench, table: Table, case: Case, identity: str) -> Result:
+    """What was measured; what failed has a row that says why."""
+    begin = time.perf_counter()
     try:
         bench.begin(case.events, case.group)
         rows = tuple(case.run(bench))
     except Exception as exc:
         traceback.print_exc()
         problem = " ".join(str(exc).split())[:300]
-        rows, whole = (Row(what=case.key, events=case.events, value=f"failed: {type(exc).__name__}: {problem}"),), False
-    result = Result(
+        rows = (Row(what=case.key, events=case.events, value=f"{FAILED}: {type(exc).__name__}: {problem}"),)
+    return Result(
         table=table.name,
         case=case.key,
         events=case.events,
@@ -137,9 +138,9 @@ def _run(bench: Bench, table: Table, case: Case, identity: str) -> tuple[Result,
         measured_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
         versions={**machine.packages(), "redis-server": redis_version(), **_peer_versions()},
         taken_s=round(time.perf_counter() - begin, 1),
+        whole=not any(row.value.startswith((FAILED, NOT_INSTALLED)) for row in rows),
         rows=rows,
     )
-    return result, whole
 
 
 def _peer_versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ import msgspec
 
 from .case import Table
 from .markdown import markdown
+from .measure import shown_count
 from .peers import PEERS
 from .plots import MISSING, draw
 from .results import Result, Row, identity_of
@@ -51,12 +52,23 @@ def document(results: Sequence[Result], plots: dict[str, str]) -> str:
         rows = rows_of(table, results)
         part = f"## {table.title}\n\n`bench/run {table.name}`. {table.about}\n\n"
         part += markdown(rows) if rows else "Not measured yet."
+        part += _lacking(table, results)
         if table.name in plots:
             part += f"\n\n![{table.title}](benchmarks/{plots[table.name]})"
         parts.append(part)
     parts.append(_peers(results))
     parts.append(NOTES.read_text().strip())
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _lacking(table: Table, results: Sequence[Result]) -> str:
+    """What of the full run has no result, when some of it has."""
+    there = {(one.case, one.events) for one in results if one.table == table.name and not one.quick}
+    cases = [case for size in table.sizes for case in table.cases(size, False)]
+    lacking = [
+        case.key + f" at {shown_count(case.events)}" * bool(case.events) for case in cases if (case.key, case.events) not in there
+    ]
+    return f"\n\nNot measured: {', '.join(dict.fromkeys(lacking))}." if there and lacking else ""
 
 
 def _head(results: Sequence[Result], plots: dict[str, str]) -> str:

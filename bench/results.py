@@ -45,6 +45,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     measured_at: str
     versions: dict[str, str]
     taken_s: float
+    whole: bool
+    """Whether it was measured: if not, its rows say why, and it is tried again the next time."""
     rows: tuple[Row, ...]
 
 
@@ -57,7 +59,7 @@ class Results:
     def find(self, table: str, case: str, events: int, *, quick: bool, identity: str) -> Result | None:
         """What was measured by this code on this machine."""
         found = self._read(self._path(table, case, events, quick=quick))
-        return found if found is not None and found.identity == identity else None
+        return found if found is not None and found.identity == identity and found.whole else None
 
     def put(self, result: Result) -> None:
         path = self._path(result.table, result.case, result.events, quick=result.quick)

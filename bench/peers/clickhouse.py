@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.feather
 
 from .duckdb_table import SCHEMA
-from .peer import AGGREGATE, BY_HOUR, COLUMNS, HISTORY, NAMES, ONE_CONVERSATION, ONE_DAY, Peer, Rows, plain
+from .peer import AGGREGATE, BY_HOUR, COLUMNS, HISTORY, NAMES, NOT_INSTALLED, ONE_CONVERSATION, ONE_DAY, Peer, Rows, plain
 
 BATCH_EVENTS = 100_000
 _TYPES = {"text": "String", "int": "Int64", "float": "Nullable(Float64)", "time": "DateTime64(6, 'UTC')"}
@@ -43,7 +43,7 @@ class ClickHouse(Peer):
         try:
             return super().missing()
         except ModuleNotFoundError:  # of a package that is not there no part can be looked for
-            return f"not installed: {cls.install}"
+            return f"{NOT_INSTALLED}: {cls.install}"
 
     @classmethod
     def version(cls) -> str:

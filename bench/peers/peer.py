@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 Rows = list[tuple[Any, ...]]
+NOT_INSTALLED = "not installed"
+LEFT_OUT = "left out of this run"
 HISTORY = "history"
 ONE_DAY = "one_day"
 ONE_CONVERSATION = "one_conversation"
@@ -45,11 +47,11 @@ class Peer:
     def missing(cls) -> str:
         """Why it cannot be measured, with what has to be installed; empty when all is there."""
         if cls.left_out:
-            return "left out of this run"
+            return LEFT_OUT
         there = all(importlib.util.find_spec(one) for one in cls.modules) and all(
             shutil.which(one, path=_PATH) for one in cls.programs
         )
-        return "" if there else f"not installed: {cls.install}"
+        return "" if there else f"{NOT_INSTALLED}: {cls.install}"
 
     @classmethod
     def version(cls) -> str:

@@ -22,7 +22,13 @@ LOST = Row(what="ours", value="3 s", against="theirs: 1 s | ratio 3", target="�
 
 
 def result(
-    table: str = "append", case: str = "unix", *, quick: bool = False, events: int = 0, rows: Sequence[Row] = (LOST,)
+    table: str = "append",
+    case: str = "unix",
+    *,
+    quick: bool = False,
+    events: int = 0,
+    rows: Sequence[Row] = (LOST,),
+    whole: bool = True,
 ) -> Result:
     return Result(
         table=table,
@@ -35,6 +41,7 @@ def result(
         measured_at="2026-11-21 12:00",
         versions={"SQLite (WAL)": "3.40"},
         taken_s=1.0,
+        whole=whole,
         rows=tuple(rows),
     )
 
@@ -43,6 +50,8 @@ def test_a_result_is_found_again_only_by_the_same_identity_and_kind_of_run(tmp_p
     results = Results(tmp_path)
     results.put(result())
     assert results.find("append", "unix", 0, quick=False, identity="now") == result()
+    results.put(result(case="nats", whole=False))
+    assert results.find("append", "nats", 0, quick=False, identity="now") is None
     assert results.find("append", "unix", 0, quick=False, identity="other code") is None
     assert results.find("append", "unix", 0, quick=True, identity="now") is None
     assert results.find("append", "tcp", 0, quick=False, identity="now") is None
@@ -124,6 +133,7 @@ def test_the_report_names_every_table_every_peer_and_every_missed_target(tmp_pat
     assert "| won |" in page and "* append(): one event, acknowledged: ours: 3 s; target ≤ 1×" in page
     assert "1 of 2 rows that have one meet it" in page
     assert page.count("Not measured yet.") == len(TABLES) - 1
+    assert "Not measured: tcp, sqlite, postgres, nats." in page
     for part in ("a machine", "2026-11-21", "c0ffee", "SQLite (WAL) 3.40", "## Bytes per event"):
         assert part in page
 
