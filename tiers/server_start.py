@@ -92,6 +92,7 @@ maxmemory {hot.log_bytes_max + GIB}
 maxmemory-policy noeviction
 hash-max-ziplist-entries 512
 hash-max-ziplist-value 128
+stream-node-max-bytes 1024
 """
 
 
