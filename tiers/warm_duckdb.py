@@ -291,7 +291,9 @@ class DuckWarm(Warm):
 
     def _connect(self, *, threads: int) -> Connection:
         spill = self._folder.parent / f"spill-{os.getpid()}-{next(_instances)}"
-        return connect(memory_bytes=self._settings.memory_bytes_max, threads=threads, temp_dir=str(spill))
+        con = connect(memory_bytes=self._settings.memory_bytes_max, threads=threads, temp_dir=str(spill))
+        con.execute("SET GLOBAL write_buffer_row_group_count = 1")  # a settle has few: waiting for five leaves them to one thread
+        return con
 
     def _discard(self) -> None:
         """Let tasks to come use a new instance: a failed write can leave DuckDB unusable. Tasks under way keep theirs."""
