@@ -178,6 +178,9 @@ def count_up(sizes: Iterable[int]) -> list[range]:
 
 
 def _receipts(block: Block, stored: Stored, durability: str) -> list[Receipt]:
+    if block.lines == 1 and not (block.event_ids or stored.skipped):
+        event_id = derived_event_id(block.block_id, 0)
+        return [Receipt(event_id=event_id, conversation_id=block.conversation_id, seq=stored.seq_first, durability=durability)]
     given = dict(block.event_ids)
     receipts = []
     seq = stored.seq_first

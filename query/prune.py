@@ -1,5 +1,5 @@
-"""Find in the text of a query which rows it can use, so that segments without such rows are not read. Pure; the only importer
-of sqlglot.
+"""Find in the text of a query which rows it can use, so that segments without such rows are not read. Pure; with
+sums.py the only importer of sqlglot.
 
 A bound counts for one reference of a relation if it follows from the WHERE (or an inner join's ON) of the SELECT the reference
 stands in; of several references the union counts. What is not understood bounds nothing, so an answer never changes by it.
@@ -21,6 +21,7 @@ from sqlglot import exp
 from sqlglot.tokenizer_core import TokenType
 
 from .bounds import ANY_ROW, HOUR_US, Bounds, Texts
+from .sums import SELECT_ARGS, TABLE_ARGS, sums_keys
 
 Parameters = Sequence[Any] | Mapping[str, Any] | None
 
@@ -54,14 +55,6 @@ _EXPLAIN: Final = re.compile(r"\s*EXPLAIN(\s+ANALYZE)?(?=[\s(])", re.IGNORECASE)
 _INSTANT: Final = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d{1,6})?)?)? ?(Z|[+-]\d\d(:\d\d)?)?", re.ASCII)
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-_KEYS: Final = {"hour", "conversation_id"}
-_VALUES: Final = {"event_count", "total_bytes"}
-_UNKNOWN: Final = (exp.Star, exp.Window, exp.Anonymous, exp.AnonymousAggFunc, exp.Distinct, exp.Lambda, exp.Rand)
-_TABLE_ARGS: Final = {"this", "alias", "joins"}
-_SELECT_ARGS: Final = {
-    *("with_", "expressions", "distinct", "from_", "joins", "where", "group"),
-    *("having", "qualify", "windows", "order", "limit", "offset"),
-}
 _TEXTS: Final[Mapping[str, Callable[[Texts], Bounds]]] = {
     "conversation": lambda texts: Bounds(conversations=texts),
     "type": lambda texts: Bounds(event_types=texts),
@@ -117,7 +110,7 @@ def read(query: str, parameters: Parameters, *, now_us: int) -> Reading:
             except RecursionError:
                 return everything("its conditions are nested too deep")
             found[relation] = found[relation] | bounds if relation in found else bounds
-            sums += [_sums_keys(table)] if relation == "hourly_stats" else []
+            sums += [sums_keys(table)] if relation == "hourly_stats" else []
     sums_only = bool(sums) and None not in sums
     hours_only = sums_only and all("conversation_id" not in (keys or ()) for keys in sums)
     return Reading(found, sums_only=sums_only, hours_only=hours_only)
@@ -163,35 +156,6 @@ def _opaque(table: exp.Table) -> str:
     if table.name.lower().startswith(("duckdb_", "pg_", "sqlite_")):
         return "a catalog table"
     return ""
-
-
-def _sums_keys(table: exp.Table) -> frozenset[str] | None:
-    """The keys of hourly_stats that the SELECT names, if it adds values up by them and asks for nothing else of this relation
-    alone: it would answer the same if some rows were several that add up to them. None if it might not."""
-    select = table.parent.parent if isinstance(table.parent, exp.From) else None
-    if not isinstance(select, exp.Select) or any(value and name not in _TABLE_ARGS for name, value in table.args.items()):
-        return None
-    if any((value and name not in _SELECT_ARGS) or (name == "joins" and value) for name, value in select.args.items()):
-        return None
-    if table.args.get("alias") and table.args["alias"].args.get("columns"):
-        return None
-    parts = list(select.walk())
-    if any(isinstance(part, _UNKNOWN) for part in parts) or sum(isinstance(part, exp.Query) for part in parts) != 1:
-        return None
-    sums = [part for part in parts if isinstance(part, exp.Sum)]
-    others = [part for part in parts if isinstance(part, exp.AggFunc) and not isinstance(part, exp.Sum | exp.Min | exp.Max)]
-    if not sums or others or any(_value_of(part.this) is None for part in sums):
-        return None
-    names = {part.alias.lower() for part in select.expressions if part.alias}
-    columns = [part for part in parts if isinstance(part, exp.Column)]
-    if not all(isinstance(one.parent, exp.Sum) or one.name.lower() in {*_KEYS, *names} - _VALUES for one in columns):
-        return None
-    return frozenset(one.name.lower() for one in columns) & _KEYS
-
-
-def _value_of(node: exp.Expr) -> str | None:
-    """The value column of hourly_stats that a node is."""
-    return node.name.lower() if isinstance(node, exp.Column) and node.name.lower() in _VALUES else None
 
 
 class _Instant(NamedTuple):
@@ -244,11 +208,11 @@ class _Reference:
 
     def _plain(self, select: exp.Select, joins: Sequence[exp.Join]) -> bool:
         """Whether nothing in the SELECT looks at rows before its WHERE does."""
-        if any(value and name not in _TABLE_ARGS for name, value in self._table.args.items()):
+        if any(value and name not in TABLE_ARGS for name, value in self._table.args.items()):
             return False
         if self._table.args.get("alias") and self._table.args["alias"].args.get("columns"):
             return False
-        if any(value and name not in _SELECT_ARGS for name, value in select.args.items()):
+        if any(value and name not in SELECT_ARGS for name, value in select.args.items()):
             return False
         return all(
             not join.method and join.kind in ("", "INNER", "CROSS", "OUTER") and join.side in ("", "LEFT", "RIGHT", "FULL")

@@ -74,17 +74,15 @@ class RedisAppendSession:
 
     def _reply(self, answer: Any) -> Reply:
         if isinstance(answer, CommandFailed):
-            return Reply(code=_state(answer))
-        code, *said = [part.decode() for part in answer]
+            return Reply(_state(answer))
+        code = answer[0].decode()
         if code in ("OK", "DUP"):
-            first, position, events_total, era, skips = said
-            skipped = dict(_skip(pair) for pair in skips.split(",")) if skips else {}
-            return Reply(
-                code=code, seq_first=int(first), position=position, events_total=int(events_total), era=int(era), skipped=skipped
-            )
+            _, first, position, events_total, era, skips = answer
+            skipped = dict(_skip(pair) for pair in skips.split(b",")) if skips else {}
+            return Reply(code, int(first), position.decode(), int(events_total), int(era), skipped)
         if code in ("OLD", "GAP", "CONFLICT", "CLOCK", "BUSY"):
-            return Reply(code=code, detail=int(said[0]), era=int(said[1]))
-        return Reply(code=code)
+            return Reply(code, detail=int(answer[1]), era=int(answer[2]))
+        return Reply(code)
 
     def _await_replicas(self, deadline_s: float) -> None:
         wait_ms = max(1, int(min(deadline_s, self._settings.timeout_s) * 1000))
@@ -185,6 +183,6 @@ def _state(failure: CommandFailed) -> str:
     return "UNCONFIRMED" if str(failure).startswith(("LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN")) else ""
 
 
-def _skip(pair: str) -> tuple[int, int]:
-    ordinal, _, seq = pair.partition(":")
+def _skip(pair: bytes) -> tuple[int, int]:
+    ordinal, _, seq = pair.partition(b":")
     return int(ordinal), int(seq)

@@ -31,7 +31,7 @@ BLOCKS_SCHEMA = pa.schema(
 """Blocks as read back, one row each, in log order within a shard."""
 
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
+class Reply(msgspec.Struct, frozen=True, gc=False):
     """What the append script answered for one block (docs/formats.md, "Append script")."""
 
     code: str

@@ -5,14 +5,7 @@
 --       6 expected_seq or ''  7 lines  8 a  9 z  10 u  11 w  12 x  13 d
 --       14 clock ahead max µs  15 unsettled bytes max  16 log entries max  17 cache window ms
 --       18 id window µs  19 ids max  20.. pairs: ordinal, id field
-local call, format = redis.call, string.format
-local function text(number) return format('%.0f', number) end
--- A key lives on for ms from now, a tenth more at most: reading how long it has costs less than saying it anew each time.
-local function keep(key, ms)
-  if call('PTTL', key) < ms then call('PEXPIRE', key, text(ms * 1.1)) end
-end
-local function sized(value) return #value .. ':' .. value end
-
+local call, format = redis.call, string.format   -- and no functions of our own: making them takes time in every call
 local meta = call('HMGET', KEYS[1], 'format', 'inc', 'run', 'era', 'N', 'B', 'sB', 'oB')
 if not meta[3] or not string.find(call('INFO', 'server'), 'run_id:' .. meta[3] .. '\r', 1, true) then
   return {'UNCONFIRMED'}
@@ -38,7 +31,7 @@ if head then
   local s, e = string.match(head, '^(%d+)%.?(%d*)$')
   seq, head_era = tonumber(s), tonumber(e) or 0
 end
-if ARGV[6] ~= '' and tonumber(ARGV[6]) ~= seq then return {'CONFLICT', text(seq), meta[4]} end
+if ARGV[6] ~= '' and tonumber(ARGV[6]) ~= seq then return {'CONFLICT', format('%.0f', seq), meta[4]} end
 if head_era < era then seq = seq + (era - head_era) * 1000000 end
 
 local lines = tonumber(ARGV[7])
@@ -61,7 +54,7 @@ if #ARGV > 19 then
       skips[#skips + 1] = ARGV[16 + 2 * i] .. ':' .. seen
       passed = passed + 1
     else
-      local own = text(seq + 1 + ordinal - passed)
+      local own = format('%.0f', seq + 1 + ordinal - passed)
       here[fields[i]] = own
       fresh[#fresh + 1] = fields[i]
       fresh[#fresh + 1] = own
@@ -81,13 +74,14 @@ if bytes - tonumber(meta[7]) + tonumber(meta[8]) > tonumber(ARGV[15])
 end
 
 local n = lines - #skip
-local first = text(seq + 1)
+local first = format('%.0f', seq + 1)
 local skips_text = table.concat(skips, ',')
 local N, id = meta[5], ''
 if n > 0 then
-  N = text(tonumber(N) + n)
-  local B, c, events, x, k = text(bytes), ARGV[3], tostring(n), ARGV[12], table.concat(skip, ',')
-  local signed = sized(c) .. sized(first) .. sized(events) .. sized(N) .. sized(B) .. sized(t) .. sized(k) .. sized(x)
+  N = format('%.0f', tonumber(N) + n)
+  local B, c, events, x, k = format('%.0f', bytes), ARGV[3], tostring(n), ARGV[12], table.concat(skip, ',')
+  local signed = #c .. ':' .. c .. #first .. ':' .. first .. #events .. ':' .. events .. #N .. ':' .. N
+    .. #B .. ':' .. B .. #t .. ':' .. t .. #k .. ':' .. k .. #x .. ':' .. x
   local y = string.sub(redis.sha1hex(signed), 1, 16)
   local entry = {'c', c, 's', first, 'n', events, 'N', N, 'B', B, 't', t, 'a', ARGV[8], 'z', ARGV[9],
     'u', ARGV[10], 'w', ARGV[11], 'x', x, 'v', '1', 'd', ARGV[13], 'y', y}
@@ -97,14 +91,15 @@ if n > 0 then
   end
   id = call('XADD', KEYS[2], '*', unpack(entry))
   call('HSET', KEYS[1], 'N', N, 'B', B, 'L', id)
-  local head_value = text(seq + n)
+  local head_value = format('%.0f', seq + n)
   if era > 0 then head_value = head_value .. '.' .. meta[4] end
   call('HSET', KEYS[4], ARGV[4], head_value)
   redis.pcall('XADD', KEYS[3], 'MAXLEN', '~', '1000', id, 's', first)   -- a cache: never fails the append
-  keep(KEYS[3], tonumber(ARGV[17]))
+  -- A key lives on for so long from now, or a tenth longer: to ask how long it has costs less than to say it anew each time.
+  if call('PTTL', KEYS[3]) < tonumber(ARGV[17]) then call('PEXPIRE', KEYS[3], format('%.0f', ARGV[17] * 1.1)) end
 end
 call('HSET', KEYS[5], 'last', ARGV[5], slot, ARGV[5] .. ' ' .. first .. ' ' .. skips_text)
-keep(KEYS[5], 604800000)
+if call('PTTL', KEYS[5]) < 604800000 then call('PEXPIRE', KEYS[5], '665280000') end
 if #fresh > 0 then
   if now_begun and (now - tonumber(now_begun) >= tonumber(ARGV[18])
       or call('HLEN', KEYS[6]) > tonumber(ARGV[19])) then
@@ -113,7 +108,7 @@ if #fresh > 0 then
   end
   if not now_begun then call('HSET', KEYS[6], '#', t) end
   call('HSET', KEYS[6], unpack(fresh))
-  local keep_ms = text(math.ceil(tonumber(ARGV[18]) / 1000) * 2)
+  local keep_ms = format('%.0f', math.ceil(tonumber(ARGV[18]) / 1000) * 2)
   call('PEXPIRE', KEYS[6], keep_ms)
   call('PEXPIRE', KEYS[7], keep_ms)
 end
