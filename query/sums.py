@@ -1,4 +1,4 @@
-"""Find in the tree of a query whether it only adds values of hourly_stats up, so that the relation need not do so before. Pure."""
+"""Find in the tree of a query whether it only adds values of hourly_stats up: the relation need not do so before then. Pure."""
 
 from __future__ import annotations
 
