@@ -20,7 +20,6 @@ from .results import Result, Results, Row, identity_of
 from .servers import redis_version
 from .tables import TABLES
 
-QUICK_EVENTS = 1_000_000
 FAILED = "failed"
 """How the value of a row begins whose case raised."""
 UNITS = {"k": 1_000, "M": 1_000_000}
@@ -88,7 +87,7 @@ def chosen_cases(tables: Sequence[Table], *, quick: bool, events: Sequence[int] 
     """What to measure, the smallest sizes first, so that cases of one size share what they load."""
     found = []
     for table in tables:
-        sizes = events or ((QUICK_EVENTS,) if quick else table.sizes)
+        sizes = events or ((table.quick_events,) if quick else table.sizes)
         found += [(table, case) for size in dict.fromkeys(sizes) for case in table.cases(size, quick)]
     return sorted(found, key=lambda one: (one[1].events, one[1].group))
 

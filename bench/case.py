@@ -87,3 +87,5 @@ class Table(NamedTuple):
     """(size, quick) → its cases."""
     derived: Callable[[Sequence[Result]], list[Row]] = lambda _: []
     """Rows that follow from the results of several sizes."""
+    quick_events: int = 1_000_000
+    """Size of the quick run: all of them together have five minutes."""

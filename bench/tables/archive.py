@@ -27,7 +27,7 @@ POLICIES: dict[str, dict[str, Any]] = {"everything kept": stores.KEEP_ALL, "the 
 
 def _cases(size: int, quick: bool) -> list[Case]:
     return [
-        Case(f"policy-{number}", size, partial(_own, size=min(size, 200_000) if quick else size, policy=policy))
+        Case(f"policy-{number}", size, partial(_own, size=min(size, 150_000) if quick else size, policy=policy))
         for number, policy in enumerate(POLICIES)
     ]
 

@@ -24,7 +24,7 @@ STEPS = ("settle", "merge", "archive")
 
 
 def _cases(size: int, quick: bool) -> list[Case]:
-    return [Case("own", size, partial(_own, size=min(size, 200_000) if quick else size))]
+    return [Case("own", size, partial(_own, size=min(size, 150_000) if quick else size))]
 
 
 def _own(bench: Bench, *, size: int) -> Sequence[Row]:

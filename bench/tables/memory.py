@@ -18,8 +18,8 @@ ROUND_EVENTS = 400_000
 
 def _cases(size: int, quick: bool) -> list[Case]:
     return [
-        Case("settle", size, partial(_settle, size=min(size, 400_000) if quick else size)),
-        Case("archive", size, partial(_archive, size=min(size, 300_000) if quick else size)),
+        Case("settle", size, partial(_settle, size=min(size, 200_000) if quick else size)),
+        Case("archive", size, partial(_archive, size=min(size, 150_000) if quick else size)),
     ]
 
 

@@ -27,7 +27,7 @@ Events = list[dict[str, Any]]
 
 
 def _cases(size: int, quick: bool) -> list[Case]:
-    count = min(size, 100_000 if quick else size)
+    count = min(size, 60_000 if quick else size)
     peers = (Sqlite, Postgres, ClickHouse, DuckTable, Nats)
     return [
         Case("mixed", size, partial(_ours, count=count, active=10, burst=5)),
@@ -36,7 +36,7 @@ def _cases(size: int, quick: bool) -> list[Case]:
             Case(
                 peer.name,
                 size,
-                partial(_peer, peer=peer, count=min(count, 100_000) if quick else min(count, 500_000)),
+                partial(_peer, peer=peer, count=count if quick else min(count, 500_000)),
                 product=False,
             )
             for peer in peers
