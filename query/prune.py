@@ -314,12 +314,21 @@ class _Reference:
             return self._cast(node)
         if isinstance(node, exp.Add | exp.Sub):
             return self._shifted(node)
+        if isinstance(node, exp.Anonymous) and str(node.this).lower() == "make_timestamptz" and len(node.expressions) == 1:
+            return self._microseconds(node.expressions[0])
         name = str(node.this).lower() if isinstance(node, exp.Anonymous) and not node.expressions else ""
         if (isinstance(node, exp.CurrentTimestamp) and not node.this) or name in ("now", "get_current_timestamp"):
             return _Instant(self._now_us, soft=True)
         if isinstance(node, exp.CurrentDate) and not node.this:
             return _Instant(self._now_us // DAY_US * DAY_US, soft=True)
         return None
+
+    def _microseconds(self, node: exp.Expr) -> _Instant | None:
+        """The instant that a whole number of µs since the epoch is."""
+        value = self._parameter(node)
+        if isinstance(node, exp.Literal) and not node.is_string and str(node.this).isdecimal():
+            value = int(node.this)
+        return _Instant(value) if type(value) is int else None
 
     def _cast(self, node: exp.Cast) -> _Instant | None:
         kind = node.to.this

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from thermocline.config import MIB, QuerySettings, Settings
 from thermocline.errors import IncompleteAnswer, QueryRefused, TierCorrupt, TierUnavailable
+from thermocline.tiers.block import shard_of
 from thermocline.tiers.duck import Connection, DuckError, connect, fresh_name
 from thermocline.tiers.ledger import ColdFile, Segment
 from thermocline.tiers.opening import Tiers
@@ -41,6 +42,7 @@ class Runner:
 
     def __init__(self, tiers: Tiers) -> None:
         self._settings = tiers.settings.query
+        self._shards = tiers.settings.hot.shards
         self._base = open_memory(tiers.settings)
         self._archived = Archived(tiers, self._base)
         self._conversations = Conversations(self._base)
@@ -61,7 +63,7 @@ class Runner:
             reading = self._read(query, parameters, kinds)
             gone: SegmentGone | None = None
             for retries in range(self._settings.view_retries_max):
-                cut = self._reader.take()
+                cut = self._reader.take(self._shards_of(reading.bounds))
                 try:
                     sources = self._archived.narrowed(
                         sources_of(cut, reading.bounds, sums_only=reading.sums_only), reading.bounds
@@ -83,6 +85,15 @@ class Runner:
                         place.forget()
                         self._opaque = self._opaque or place.opaque()
             raise TierCorrupt(f"{gone} is missing, but the ledger lists it: run `thermocline verify`") from gone
+
+    def _shards_of(self, bounds: Mapping[str, Bounds]) -> frozenset[int] | None:
+        """The shards of the conversations that a query is about; None when it may be about any."""
+        names: set[str] = set()
+        for bound in bounds.values():
+            if bound.conversations.values is None:
+                return None
+            names |= bound.conversations.values
+        return frozenset(shard_of(name, self._shards) for name in names)
 
     def _answer(self, place: _Place, cut: Cut, sources: Mapping[str, Sources], query: str, parameters: Parameters) -> pa.Table:
         """The rows; SegmentGone, or what is wrong with the tier, when a cold file cannot be read."""

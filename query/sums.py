@@ -27,7 +27,10 @@ def sums_keys(table: exp.Table) -> frozenset[str] | None:
     if table.args.get("alias") and table.args["alias"].args.get("columns"):
         return None
     parts = list(select.walk())
-    if any(isinstance(part, _UNKNOWN) for part in parts) or sum(isinstance(part, exp.Query) for part in parts) != 1:
+    if (
+        any(isinstance(part, _UNKNOWN) and not _in_where(part) for part in parts)
+        or sum(isinstance(part, exp.Query) for part in parts) != 1
+    ):
         return None
     sums = [part for part in parts if isinstance(part, exp.Sum)]
     others = [part for part in parts if isinstance(part, exp.AggFunc) and not isinstance(part, exp.Sum | exp.Min | exp.Max)]
@@ -38,6 +41,11 @@ def sums_keys(table: exp.Table) -> frozenset[str] | None:
     if not all(isinstance(one.parent, exp.Sum) or one.name.lower() in {*_KEYS, *names} - _VALUES for one in columns):
         return None
     return frozenset(one.name.lower() for one in columns) & _KEYS
+
+
+def _in_where(part: exp.Expr) -> bool:
+    """Whether it is a function in WHERE, which cannot be an aggregate."""
+    return isinstance(part, exp.Anonymous) and part.find_ancestor(exp.Where, exp.Filter, exp.Select).__class__ is exp.Where
 
 
 def _value_of(node: exp.Expr) -> str | None:

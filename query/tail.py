@@ -11,7 +11,7 @@ it Ctrl-C, the tail starts over.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -90,32 +90,35 @@ class Tail:
         columns = ", ".join(f"{column.name} {column.sql_type}" for column in COLUMNS)
         con.execute(f"CREATE TABLE {EMPTY} ({columns})")
 
-    def advance(self, hot: Hot, view: View, cut: Sequence[ShardCut]) -> TailState | None:
+    def advance(self, hot: Hot, view: View, cut: Sequence[ShardCut], shards: Container[int] | None = None) -> TailState | None:
         """The events after the view's positions up to the cut, fetching what is new.
 
+        shards  those that are wanted, None for all; of any other the answer holds some events or none
         None when the log was trimmed beyond the view meanwhile: take a fresh view and call again; what was fetched is kept.
         Hole when events are missing for no such reason; the tail is empty then.
         """
         try:
-            return self._advance(hot, view, cut)
+            wanted = cut if shards is None else [one for one in cut if one.shard in shards]
+            return self._advance(hot, view, cut, wanted)
         except TierUnavailable:
             raise  # between two steps: everything fits together
         except BaseException:
             self.clear()
             raise
 
-    def _advance(self, hot: Hot, view: View, cut: Sequence[ShardCut]) -> TailState | None:
+    def _advance(self, hot: Hot, view: View, cut: Sequence[ShardCut], wanted: Sequence[ShardCut]) -> TailState | None:
         identity = [(shard.incarnation, shard.era) for shard in cut]
         if identity != self._identity or any(shard.last < self._place(shard.shard)[0] for shard in cut):
             self.clear()  # Redis came back older, or as another: what was read before may be gone from the log
             self._identity = identity
         self._drop_settled([state.position for state in view.shards])
         starts = {state.shard: max((state.position, state.events), self._place(state.shard)) for state in view.shards}
-        behind = [shard for shard in cut if shard.last > starts[shard.shard][0]]
+        behind = [shard for shard in wanted if shard.last > starts[shard.shard][0]]
         if behind:
             self._fetch(hot, behind, starts)
             self._check(behind, starts, hot.trimmed())
-        if any(self._trimmed.get(state.shard, ORIGIN) > state.position for state in view.shards):
+        positions = {state.shard: state.position for state in view.shards}
+        if any(self._trimmed.get(shard.shard, ORIGIN) > positions[shard.shard] for shard in wanted):
             return None
         return TailState(chunks=tuple(self._chunks), rejected=sum(events for _, _, events in self._rejected))
 

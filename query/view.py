@@ -34,10 +34,16 @@ class Cut(msgspec.Struct, frozen=True, kw_only=True, eq=False):
     view: View
     shards: tuple[ShardCut, ...]
     tail: TailState
+    read: frozenset[int] | None
+    """The shards whose events are in the tail; None: all."""
     taken_us: int
     """Before the view was taken: every event acknowledged by then is in it."""
     retries: int
     """Views given up because data moved meanwhile."""
+
+    def has(self, shards: frozenset[int] | None) -> bool:
+        """Whether the unsettled events of `shards` are in it, None being all."""
+        return self.read is None or (shards is not None and shards <= self.read)
 
 
 class Reader:
@@ -55,16 +61,20 @@ class Reader:
         self._current: Cut | None = None
         self._begun = 0
 
-    def take(self) -> Cut:
-        """A fresh cut; `release` it. TierUnavailable when Redis or the ledger is, or data moves faster than it can be read."""
+    def take(self, shards: frozenset[int] | None = None) -> Cut:
+        """A fresh cut; `release` it. TierUnavailable when Redis or the ledger is, or data moves faster than it can be read.
+
+        shards  those whose unsettled events matter; None: all
+        """
         asked = self._begun
         with self._lock:
-            if self._current is None or self._begun <= asked:
+            current = self._current
+            if current is None or self._begun <= asked or not current.has(shards):
                 self._begun += 1
                 self._current = None
-                self._current = self._fresh()
+                self._current = current = self._fresh(shards)
             # else another thread began one after this call did: it is as fresh
-            cut = msgspec.structs.replace(self._current)
+            cut = msgspec.structs.replace(current)
             self._held[id(cut)] = cut
             return cut
 
@@ -82,7 +92,7 @@ class Reader:
             self._tail.keep_only(chunk for held in live for chunk in held.tail.chunks)
             self._attached.keep_only(segment.segment_id for held in live for segment in held.view.segments)
 
-    def _fresh(self) -> Cut:
+    def _fresh(self, read: frozenset[int] | None) -> Cut:
         hole: Hole | None = None
         retries, reconfirmed = 0, False
         while retries < self._tiers.settings.query.view_retries_max:
@@ -101,11 +111,11 @@ class Reader:
                 self._reconfirm()
                 reconfirmed = True
                 continue
-            self._check_size(view, shards)
+            self._check_size(view, shards, read)
             try:
-                tail = self._tail.advance(self._tiers.hot, view, shards)
+                tail = self._tail.advance(self._tiers.hot, view, shards, read)
                 if tail is not None:
-                    return Cut(view=view, shards=shards, tail=tail, taken_us=taken_us, retries=retries)
+                    return Cut(view=view, shards=shards, tail=tail, read=read, taken_us=taken_us, retries=retries)
             except Hole as exc:
                 hole = exc
             except DuckError as exc:
@@ -134,8 +144,9 @@ class Reader:
         except TierUnavailable as exc:
             raise TierUnavailable(f"{exc} (without it an answer would silently miss events)") from exc
 
-    def _check_size(self, view: View, shards: Sequence[ShardCut]) -> None:
-        waiting = sum(shard.bytes_total for shard in shards) - sum(state.bytes for state in view.shards)
+    def _check_size(self, view: View, shards: Sequence[ShardCut], read: frozenset[int] | None) -> None:
+        pairs = zip(shards, view.shards, strict=True)
+        waiting = sum(shard.bytes_total - state.bytes for shard, state in pairs if read is None or shard.shard in read)
         bytes_max = self._tiers.settings.query.tail_bytes_max
         if waiting > bytes_max:
             raise TierUnavailable(

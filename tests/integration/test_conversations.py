@@ -11,6 +11,8 @@ from tests.servers import RedisServer
 from tests.site import Site
 from thermocline.query import conversations
 from thermocline.store import connect
+from thermocline.tiers.block import shard_of
+from thermocline.tiers.hot_redis import RedisHot
 
 HISTORY = "SELECT seq, content FROM events WHERE conversation_id = ? ORDER BY seq"
 
@@ -78,3 +80,48 @@ def test_what_is_remembered_is_bounded_and_forgotten_without_harm(site: Site, mo
         for number in (0, 5, 3, 0, 4):
             assert len(store.sql(HISTORY, [f"conversation-{number}-000"])) == 10
             assert len(known) == 1 or sum(conversations._size(one) for one in known.values()) <= 700
+
+
+def test_a_conversation_that_has_not_settled_takes_one_shard_of_the_log(
+    tmp_path: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Site(tmp_path / "data", server.url) as site:
+        site.append(said(f"chat-{number % 40}", f"{number}") for number in range(400))
+        asked: list[int] = []
+        page = RedisHot.page
+        monkeypatch.setattr(
+            RedisHot, "page", lambda hot, shard, *rest, **how: (asked.append(shard), page(hot, shard, *rest, **how))[1]
+        )
+        shard = shard_of("chat-7", site.settings.hot.shards)
+        first = site.store.sql(HISTORY, ["chat-7"])
+        assert [row[1] for row in first.fetchall()] == [str(number) for number in range(7, 400, 40)]
+        assert set(asked) == {shard}
+        assert site.count() == 400
+        assert set(asked) == set(range(site.settings.hot.shards))
+        asked.clear()
+        site.append([said("chat-7", "new"), said("chat-8", "new")])
+        assert len(site.store.sql(HISTORY, ["chat-7"])) == 11
+        assert set(asked) == {shard}
+        assert site.count() == 402
+
+
+def test_shards_read_by_and_by_give_every_event_once_while_they_settle_and_are_trimmed(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    with Site(tmp_path / "data", server.url) as site:
+        names = [f"chat-{number}" for number in range(12)]
+        sent = dict.fromkeys(names, 0)
+        for turn in range(40):
+            name = names[turn * 5 % 12]
+            site.append(said(one, f"{turn}") for one in names[: 1 + turn % 12])
+            for one in names[: 1 + turn % 12]:
+                sent[one] += 1
+            assert len(site.store.sql(HISTORY, [name])) == sent[name]
+            if turn % 7 == 3:
+                site.settle()
+            if turn % 7 == 5:
+                site.trim()
+            if turn % 10 == 9:
+                assert site.count() == sum(sent.values())
+                both = site.store.sql("SELECT count(*) FROM events WHERE conversation_id IN (?, ?)", names[:2]).fetchall()
+                assert both == [(sent[names[0]] + sent[names[1]],)]

@@ -47,6 +47,8 @@ def times(low: int | None, high: int | None) -> Bounds:
         ("timestamp BETWEEN '2024-11-13' AND DATE '2024-11-14'", 0, DAY_US),
         ("timestamp >= DATE '2024-11-13' - INTERVAL 2 DAY", -2 * DAY_US, None),
         ("timestamp < TIMESTAMP '2024-11-13' + INTERVAL '3 hours'", None, 3 * HOUR_US - 1),
+        (f"timestamp >= make_timestamptz({NOV_13_US})", 0, None),
+        (f"timestamp < make_timestamptz({NOV_13_US}) + INTERVAL 1 DAY", None, DAY_US - 1),
         ("timestamp::DATE = '2024-11-13'", 0, DAY_US - 1),
         ("CAST(timestamp AS DATE) <= DATE '2024-11-13'", None, DAY_US - 1),
         ("date_trunc('hour', timestamp) = '2024-11-13 05:00'", 5 * HOUR_US, 6 * HOUR_US - 1),
@@ -126,6 +128,20 @@ def test_parameters_count_by_place_number_and_name() -> None:
     assert bounds_of("FROM events WHERE timestamp >= ? AND conversation_id = ?", [None, 5]) == ANY_ROW
     assert bounds_of("FROM events WHERE timestamp >= ? AND conversation_id = ?") == ANY_ROW
     assert read("FROM events WHERE timestamp >= ?1", [at], now_us=NOW_US).not_pruned
+
+
+def test_microseconds_count_as_numbers_alone() -> None:
+    query = "SELECT * FROM events WHERE timestamp >= make_timestamptz(?)"
+    assert bounds_of(query, [NOV_13_US]) == times(NOV_13_US, None)
+    for value in (1.5, "2024-11-13", True, None):
+        assert bounds_of(query, [value]) == ANY_ROW
+    for other in (
+        "make_timestamptz(2024, 11, 13, 0, 0, 0)",
+        "make_timestamptz('1')",
+        "make_timestamptz(-1)",
+        "make_timestamptz(seq)",
+    ):
+        assert bounds_of(f"SELECT * FROM events WHERE timestamp >= {other}") == ANY_ROW
 
 
 def test_of_several_references_the_union_counts() -> None:
@@ -222,6 +238,7 @@ def test_whether_conversations_matter_to_the_sums_is_known(query: str, hours_onl
         "SELECT date_trunc('day', h.hour) AS day, sum(h.total_bytes) AS n FROM hourly_stats h GROUP BY ALL ORDER BY n",
         "SELECT sum(total_bytes) / sum(event_count) AS size, min(hour), max(conversation_id) FROM hourly_stats WHERE hour > ?",
         "SELECT conversation_id, sum(event_count) FILTER (hour > ?) FROM hourly_stats GROUP BY 1 HAVING sum(event_count) > 3",
+        "SELECT sum(event_count) FROM hourly_stats WHERE hour >= make_timestamptz(?) AND some_scalar(hour) > 3",
         "WITH days AS (SELECT hour, sum(event_count) AS n FROM hourly_stats GROUP BY hour) SELECT count(*), avg(n) FROM days",
     ],
 )
