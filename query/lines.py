@@ -11,29 +11,28 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
-import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from thermocline.event import COLUMNS, NULLABLE_COLUMNS, TIMESTAMP_MIN_US
 from thermocline.tiers.block import derived_event_id
+from thermocline.tiers.hot import BlockLists
 
 LINES_MAX: Final = 500
 """From about here on SQL is faster."""
 TIMESTAMP_MAX_US: Final = 253_402_300_799_999_999
+_TIME: Final = pa.timestamp("us", tz="UTC")
 _ARROW: Final = {
     "BIGINT": pa.int64(),
     "DOUBLE": pa.float64(),
-    "TIMESTAMPTZ": pa.timestamp("us", tz="UTC"),
+    "TIMESTAMPTZ": _TIME,
 }
 SCHEMA: Final = pa.schema([(column.name, _ARROW.get(column.sql_type, pa.string())) for column in COLUMNS])
 """The columns of `events` as a query gives them."""
 PLACES: Final = pa.schema([("shard", pa.int32()), ("position_ms", pa.int64()), ("position_seq", pa.int64())])
 WITH_PLACES: Final = pa.schema([*SCHEMA, *PLACES])
 
-_NAMES: Final = WITH_PLACES.names
-_KINDS: Final = dict(zip(SCHEMA.names, SCHEMA.types, strict=True))
 _PYTHON: Final = {"VARCHAR": str, "BIGINT": int, "DOUBLE": float}
 _FIELDS: Final = tuple(column.name for column in COLUMNS if column.in_line)
 """The keys of a line, in the order they are written in."""
@@ -61,21 +60,25 @@ def few(blocks: pa.Table) -> bool:
     return blocks.num_rows == 0 or int(pc.sum(blocks.column("events")).as_py()) <= LINES_MAX
 
 
-def decoded(blocks: pa.Table) -> pa.Table | None:
-    """The rows of `blocks` (hot.BLOCKS_SCHEMA): WITH_PLACES, in log order. None when a line is not as we write it."""
-    if blocks.num_rows == 0:
-        return WITH_PLACES.empty_table()
+def decoded(blocks: BlockLists, schema: pa.Schema = WITH_PLACES) -> pa.Table | None:
+    """The rows of `blocks`, in log order. None when a line is not as we write it.
+
+    schema  WITH_PLACES, or the columns of it that are wanted
+    """
+    if not blocks["payload"]:
+        return schema.empty_table()
     try:
-        columns = None if blocks["fault"].null_count < blocks.num_rows else _columns(blocks.combine_chunks())
+        columns = _columns(blocks) if blocks["fault"].count(None) == len(blocks["fault"]) else None
+        arrays = None if columns is None else [_array(columns[field.name], field.type) for field in schema]
     except (ValueError, OverflowError, msgspec.MsgspecError):
         return None
-    return None if columns is None else pa.Table.from_arrays([columns[name] for name in _NAMES], schema=WITH_PLACES)
+    return None if arrays is None else pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _columns(blocks: pa.Table) -> dict[str, pa.Array] | None:
+def _columns(blocks: BlockLists) -> dict[str, Sequence[Any]] | None:
     """Values by column, of every event that is not skipped; None when something about a block is odd."""
-    by_line = _parsed("\n".join(blocks["payload"].to_pylist()).encode())
-    if by_line is None or not _fit(by_line) or _sizes(by_line) != _stated_sizes(blocks):
+    by_line = _parsed("\n".join(blocks["payload"]).encode())
+    if by_line is None or not _fit(by_line) or _sizes(by_line) != list(map(sum, zip(*blocks["sizes"], strict=True))):
         return None
     kept = _kept(blocks, by_line[_EVENT_ID])
     if kept is None:
@@ -83,22 +86,20 @@ def _columns(blocks: pa.Table) -> dict[str, pa.Array] | None:
     lines, event_ids = kept
     if len(lines) < len(by_line[0]):
         by_line = [[values[line] for line in lines] for values in by_line]
-    columns = {name: _array(values, _KINDS[name]) for name, values in zip(_FIELDS, by_line, strict=True)}
-    events = blocks["events"].to_numpy()
-    of_block = np.repeat(np.arange(blocks.num_rows), events)
-    columns |= {name: blocks[given].chunk(0).take(pa.array(of_block)) for name, given in _OF_BLOCK.items()}
-    columns["ingested_at"] = columns["ingested_at"].cast(_KINDS["ingested_at"])
-    first = np.cumsum(events) - events
-    columns["seq"] = pa.array(blocks["seq_first"].to_numpy()[of_block] + np.arange(len(of_block)) - first[of_block])
-    columns["sample_rate"] = pa.array(np.ones(len(of_block)))
-    columns["event_id"] = pa.array(event_ids, pa.string())
+    columns = dict(zip(_FIELDS, by_line, strict=True))
+    events = blocks["events"]
+    for name, given in _OF_BLOCK.items():
+        columns[name] = [value for value, count in zip(blocks[given], events, strict=True) for _ in range(count)]
+    columns["seq"] = [first + place for first, count in zip(blocks["seq_first"], events, strict=True) for place in range(count)]
+    columns["sample_rate"] = [1.0] * len(lines)
+    columns["event_id"] = event_ids
     return columns
 
 
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     if values.count(None) == len(values):
         return pa.nulls(len(values), kind)
-    return pa.array(values, pa.int64()).cast(kind) if kind == _KINDS["timestamp"] else pa.array(values, kind)
+    return pa.array(values, pa.int64()).cast(kind) if kind == _TIME else pa.array(values, kind)
 
 
 def _parsed(text: bytes) -> list[Sequence[Any]] | None:
@@ -112,12 +113,12 @@ def _parsed(text: bytes) -> list[Sequence[Any]] | None:
     return list(zip(*map(msgspec.structs.astuple, parsed), strict=True))
 
 
-def _kept(blocks: pa.Table, given_ids: Sequence[str | None]) -> tuple[list[int], list[str]] | None:
+def _kept(blocks: BlockLists, given_ids: Sequence[str | None]) -> tuple[list[int], list[str]] | None:
     """(lines that are not skipped, their event ids); None when a block has more or fewer lines than it says."""
     lines: list[int] = []
     event_ids: list[str] = []
     line = 0
-    for payload, block_id, events, skip in zip(*(blocks[name].to_pylist() for name in _OF_IDS), strict=True):
+    for payload, block_id, events, skip in zip(*(blocks[name] for name in _OF_IDS), strict=True):
         count = payload.count("\n") + 1
         if count != events + len(skip or ()):
             return None
@@ -128,13 +129,6 @@ def _kept(blocks: pa.Table, given_ids: Sequence[str | None]) -> tuple[list[int],
     if any(event_id is not None and event_id != str(uuid.UUID(event_id)) for event_id in given_ids):
         return None  # braces and the like: not ours
     return lines, event_ids
-
-
-def _stated_sizes(blocks: pa.Table) -> list[int]:
-    """What the headers say the lines add up to (docs/formats.md, `w`)."""
-    sizes = pc.list_flatten(blocks["sizes"]).to_numpy()
-    totals: list[int] = sizes.reshape(blocks.num_rows, -1).sum(axis=0).tolist()
-    return totals
 
 
 def _fit(by_field: Sequence[Sequence[Any]]) -> bool:

@@ -46,12 +46,12 @@ class Recent:
             head, blocks = self._hot.recent(conversation_id, limit)
         except TierUnavailable:
             return None  # the long way brings Redis back, or says what is wrong with it
-        if head is None or blocks.num_rows == 0:
+        if head is None or not blocks["payload"]:
             return None
-        rows = decoded(blocks)
+        rows = decoded(blocks, SCHEMA)
         if rows is None:
             return None
-        rows = rows.select(SCHEMA.names).slice(max(0, rows.num_rows - limit))
+        rows = rows.slice(max(0, rows.num_rows - limit))
         seqs = rows.column("seq").to_numpy()
         if not np.array_equal(seqs, np.arange(head - len(seqs) + 1, head + 1)):
             return None  # something is missing, or was rejected

@@ -161,7 +161,7 @@ class Tail:
     def _decode(self, blocks: pa.Table, starts: Mapping[int, tuple[Position, int]]) -> None:
         """Make a chunk of `blocks` and remember how far their shards are read."""
         rejected: Sequence[Rejected] = ()
-        rows = decoded(blocks) if few(blocks) else None
+        rows = decoded(blocks.to_pydict()) if few(blocks) else None
         if rows is not None:
             with registered(self._con, rows) as source:
                 table = self._table(f"SELECT * REPLACE (event_id::UUID AS event_id, metadata::JSON AS metadata) FROM {source}")

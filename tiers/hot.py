@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import msgspec
 import pyarrow as pa
@@ -29,6 +29,8 @@ BLOCKS_SCHEMA = pa.schema(
     ]
 )
 """Blocks as read back, one row each, in log order within a shard."""
+BlockLists = Mapping[str, Sequence[Any]]
+"""The same as lists, by the name of the column."""
 
 
 class Reply(msgspec.Struct, frozen=True, gc=False):
@@ -126,9 +128,9 @@ class Hot(Protocol):
     def reported_losses(self) -> dict[tuple[int, int, str], int]:
         """(shard, era, producer) → acknowledged events that producer found gone."""
 
-    def recent(self, conversation_id: str, limit: int) -> tuple[int | None, pa.Table]:
-        """(head seq, None when unknown; blocks that hold the conversation's newest events still cached,
-        BLOCKS_SCHEMA, oldest first). Usually enough for `limit`, never a promise."""
+    def recent(self, conversation_id: str, limit: int) -> tuple[int | None, BlockLists]:
+        """(head seq, None when unknown; blocks that hold the conversation's newest events still cached, oldest first).
+        Usually enough for `limit`, never a promise."""
 
     def session(self) -> AppendSession: ...
 

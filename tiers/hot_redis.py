@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -13,9 +14,9 @@ from thermocline.errors import TierCorrupt, TierUnavailable
 
 from .append_session import RedisAppendSession
 from .block import Position, head_place, parse_head, shard_of
-from .hot import ServerFacts, ShardCut
+from .hot import BlockLists, ServerFacts, ShardCut
 from .hot_keys import CLEAN_KEY, Keys
-from .log_page import UnreadableEntry, blocks_table
+from .log_page import UnreadableEntry, blocks_lists, blocks_table
 from .redis_link import CommandFailed, Link, Script
 
 CUT = Script("cut")
@@ -118,8 +119,13 @@ class RedisHot:
         return self._table(shard, entries)
 
     def _table(self, shard: int, entries: list[Any]) -> pa.Table:
-        try:
+        with self._readable():
             return blocks_table([(shard, entry) for entry in entries])
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
         except UnreadableEntry as exc:
             raise TierCorrupt(f"Redis at {self.link.shown_url}: {exc}: settle stops here; see docs/operations.md") from exc
 
@@ -142,7 +148,7 @@ class RedisHot:
                 found[shard, int(era), producer] = int(value)
         return found
 
-    def recent(self, conversation_id: str, limit: int) -> tuple[int | None, pa.Table]:
+    def recent(self, conversation_id: str, limit: int) -> tuple[int | None, BlockLists]:
         shard = shard_of(conversation_id, self.shards)
         bucket, field = head_place(conversation_id, self._settings.buckets)
         pointers = self.keys.pointers(shard, conversation_id)
@@ -150,14 +156,15 @@ class RedisHot:
             [("HGET", self.keys.heads(shard, bucket), field), ("XREVRANGE", pointers, "+", "-", "COUNT", limit)], transaction=True
         )
         if not found:
-            return None, self._table(shard, [])
+            return None, blocks_lists([])
         head, _ = parse_head(found)
         positions: list[bytes] = []
         for position, (_, first) in newest:
             positions.append(position)
             if int(first) <= head - limit + 1:
                 break
-        return head, self._table(shard, self._entries(shard, positions)[::-1])
+        with self._readable():
+            return head, blocks_lists([(shard, entry) for entry in self._entries(shard, positions)[::-1]])
 
     def _entries(self, shard: int, positions: Sequence[bytes]) -> list[Any]:
         """The log's entries there, in that order, up to the first that is trimmed away, or to about a page of them."""

@@ -76,7 +76,7 @@ def by_sql(con: Connection, blocks: pa.Table) -> tuple[pa.Table, int]:
 def test_what_is_decoded_is_what_settle_would_store(con: Connection, given: list[dict[str, Any]], data: st.DataObject) -> None:
     skip = sorted(data.draw(st.sets(st.integers(0, len(given) - 1), max_size=len(given) - 1))) or None
     blocks = blocks_table(given, skip=skip)
-    rows = decoded(blocks)
+    rows = decoded(blocks.to_pydict())
     expected, rejected = by_sql(con, blocks)
     assert rejected == 0
     assert rows is None or rows.equals(expected)
@@ -97,7 +97,7 @@ def test_of_damaged_lines_nothing_is_decoded_that_settle_would_reject(
     broken = payload[:at] + piece + payload[at + data.draw(st.integers(0, 2)) :]
     row = {**blocks.to_pylist()[0], "payload": broken}
     blocks = pa.Table.from_pylist([row], schema=BLOCKS_SCHEMA)
-    rows = decoded(blocks)
+    rows = decoded(blocks.to_pydict())
     if rows is not None:
         expected, rejected = by_sql(con, blocks)
         assert rejected == 0
@@ -126,13 +126,13 @@ def test_lines_that_are_not_ours_are_left_to_settles_rule(line: dict[str, Any]) 
     payload = json.dumps(line, separators=(",", ":")).encode()
     block_id = "0191f3a0-0000-7000-8000-000000000000"
     row = row_of(payload, block_id=block_id, sizes=[0, len(metadata), *nulls], events=1)
-    assert decoded(pa.Table.from_pylist([row], schema=BLOCKS_SCHEMA)) is None
+    assert decoded(pa.Table.from_pylist([row], schema=BLOCKS_SCHEMA).to_pydict()) is None
 
 
 def test_only_few_lines_are_decoded_here() -> None:
     assert few(blocks_table([{"event_type": "a"}] * LINES_MAX))
     assert few(BLOCKS_SCHEMA.empty_table())
     assert not few(pa.concat_tables([blocks_table([{"event_type": "a"}] * 300)] * 2))
-    empty = decoded(BLOCKS_SCHEMA.empty_table())
+    empty = decoded(BLOCKS_SCHEMA.empty_table().to_pydict())
     assert empty is not None
     assert empty.schema.equals(pa.schema([*SCHEMA, *PLACES]))
