@@ -14,7 +14,13 @@ import redis
 from thermocline.tiers.server_binary import bundled, version_of
 
 START_WAIT_S = 30
-OPTIONS = {"save": "", "appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
+OPTIONS = {
+    "save": "",
+    "appendonly": "yes",
+    "appendfsync": "everysec",
+    "maxmemory-policy": "noeviction",
+    "stream-node-max-bytes": "1024",
+}
 """As Thermocline's embedded Redis has it; the bare baselines use the same server."""
 
 

@@ -31,9 +31,11 @@ from .cold_schema import SCHEMAS, SORT, SQL_TYPES
 from .duck import Connection
 from .ledger import ColdFile
 from .merge_split import day_text
-from .parquet_file import GROUP_ROWS, ParquetFile, row_hashes, sums_read_back
+from .parquet_file import ParquetFile, row_hashes, sums_read_back
 
 T = TypeVar("T")
+PIECE_ROWS: Final = 16_384
+"""Rows on their way from DuckDB at once, of which a few pieces wait: a row group's worth in each would be a GiB."""
 FINISHING_MAX: Final = 2
 """Files at once that have all their rows and are closed and read back."""
 
@@ -77,6 +79,8 @@ class BatchFiles:
         self._created_us = created_us
         self._bytes_max = bytes_max
         self._files = 0
+        self._reading_back = threading.Lock()
+        """Polars reads a row group with all its threads: two at once would only take twice the memory."""
         self.staged: list[Staged] = []
 
     def write(self, parts: Iterable[Part]) -> None:
@@ -108,9 +112,9 @@ class BatchFiles:
                 raise
 
     def _pieces(self, parts: Iterable[Part]) -> Iterator[tuple[str, str, pa.Table]]:
-        """(kind, day, rows of that day only) as they stream by, at most a row group at a time."""
+        """(kind, day, rows of that day only) as they stream by, at most PIECE_ROWS at a time."""
         for part in parts:
-            for batch in self._con.sql(_sorted(part)).to_arrow_reader(GROUP_ROWS):
+            for batch in self._con.sql(_sorted(part)).to_arrow_reader(PIECE_ROWS):
                 table = pa.Table.from_batches([batch])
                 if part.day is not None:
                     yield part.kind, part.day, table
@@ -134,7 +138,8 @@ class BatchFiles:
         }
         try:
             written = file.parquet.close(facts)
-            rows, hashes = sums_read_back(written.path)
+            with self._reading_back:
+                rows, hashes = sums_read_back(written.path)
             if (rows, hashes) != (written.rows, file.polars_hash):
                 raise TierCorrupt(
                     f"{written.path}: read back {rows} rows that are not the {written.rows} written; nothing was archived, "

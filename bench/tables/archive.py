@@ -21,6 +21,8 @@ from thermocline.tiers.opening import Tiers
 
 RATIO = 0.7
 ROUNDS = 3
+BARE_MEMORY_BYTES = 4 << 30
+"""Of DuckDB alone, which sorts everything at once."""
 DAY_US = 86_400_000_000
 POLICIES: dict[str, dict[str, Any]] = {"everything kept": stores.KEEP_ALL, "the default policy": {"rules": []}}
 
@@ -79,7 +81,7 @@ def archived(steps: stores.Steps) -> tuple[int, float]:
 def bare_s(tiers: Tiers, segments: Sequence[Segment], folder: Path) -> float:
     """Seconds of writing the segments' rows as one sorted Parquet file."""
     warm = tiers.settings.warm
-    con = connect(memory_bytes=warm.memory_bytes_max, threads=warm.threads, temp_dir=str(folder / "spill"))
+    con = connect(memory_bytes=BARE_MEMORY_BYTES, threads=warm.threads, temp_dir=str(folder / "spill"))
     parts = []
     for number, segment in enumerate(segments):
         path = Path(tiers.warm.path(segment.segment_id))
