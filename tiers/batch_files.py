@@ -31,7 +31,7 @@ from .cold_schema import SCHEMAS, SORT, SQL_TYPES
 from .duck import Connection
 from .ledger import ColdFile
 from .merge_split import day_text
-from .parquet_file import ParquetFile, row_hashes, sums_read_back
+from .parquet_file import GROUP_ROWS, ParquetFile, row_hashes, sums_read_back
 
 T = TypeVar("T")
 PIECE_ROWS: Final = 16_384
@@ -93,8 +93,8 @@ class BatchFiles:
         finishing: deque[Future[Staged]] = deque()
         with ThreadPoolExecutor(FINISHING_MAX, "thermocline-read-back") as beside:
             try:
-                for kind, day, rows in prefetched(self._pieces(parts)):
-                    if file is not None and not file.takes(kind, day, self._bytes_max):
+                for kind, day, rows, may_end in prefetched(self._pieces(parts)):
+                    if file is not None and not file.takes(kind, day, self._bytes_max if may_end else None):
                         finishing.append(beside.submit(self._finished, file))
                         file = None
                     if file is None:
@@ -111,18 +111,22 @@ class BatchFiles:
                     file.parquet.abandon()
                 raise
 
-    def _pieces(self, parts: Iterable[Part]) -> Iterator[tuple[str, str, pa.Table]]:
-        """(kind, day, rows of that day only) as they stream by, at most PIECE_ROWS at a time."""
+    def _pieces(self, parts: Iterable[Part]) -> Iterator[tuple[str, str, pa.Table, bool]]:
+        """(kind, day, rows of that day only, whether the file before them may end) as they stream by, at most PIECE_ROWS at a
+        time. A file may end where a row group's worth of a part does, however small the pieces are."""
         for part in parts:
+            passed = groups = 0
             for batch in self._con.sql(_sorted(part)).to_arrow_reader(PIECE_ROWS):
                 table = pa.Table.from_batches([batch])
+                may_end = passed == 0 or passed // GROUP_ROWS > groups
+                groups, passed = passed // GROUP_ROWS, passed + table.num_rows
                 if part.day is not None:
-                    yield part.kind, part.day, table
+                    yield part.kind, part.day, table, may_end
                     continue
                 days = table["_day"].to_numpy()
                 borders = [0, *(np.flatnonzero(np.diff(days)) + 1).tolist(), table.num_rows]
                 for first, last in itertools.pairwise(borders):  # a batch is never empty
-                    yield part.kind, day_text(int(days[first])), table.slice(first, last - first)
+                    yield part.kind, day_text(int(days[first])), table.slice(first, last - first), may_end
 
     def _opened(self, kind: str, day: str) -> _Open:
         self._files += 1
@@ -179,9 +183,9 @@ class _Open:
         self.row_hash = 0
         self.polars_hash = 0
 
-    def takes(self, kind: str, day: str, bytes_max: int) -> bool:
-        """Whether rows of that kind and day go on in this file."""
-        return (kind, day) == (self.kind, self.day) and self.parquet.file_bytes < bytes_max
+    def takes(self, kind: str, day: str, bytes_max: int | None) -> bool:
+        """Whether rows of that kind and day go on in this file; bytes_max None: however large it is."""
+        return (kind, day) == (self.kind, self.day) and (bytes_max is None or self.parquet.file_bytes < bytes_max)
 
     def add(self, rows: pa.Table) -> None:
         self.row_hash += int(pc.sum(pc.cast(rows["_hash"], pa.decimal128(38, 0))).as_py())
