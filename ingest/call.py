@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from itertools import accumulate, pairwise
 
@@ -72,11 +73,11 @@ class Call:
         """Send everything; one receipt per event, or the error."""
         return self.finish(pool, pool.borrow())
 
-    def finish(self, pool: Pool, appender: Appender) -> list[Receipt]:
-        """`run` with an appender of the pool's that the caller has borrowed."""
+    def finish(self, pool: Pool, appender: Appender, *, tried_s: float = 0.0) -> list[Receipt]:
+        """`run` with an appender of the pool's that the caller has borrowed, and has tried with for so long."""
         everything = range(self._parcel.count)
         try:
-            appender.resume(self._sending, deadline_s=self._deadline_s)
+            appender.resume(self._sending, deadline_s=max(0.0, self._deadline_s - tried_s))
         except BaseException as exc:
             pool.discard(appender)
             if not isinstance(exc, Unresolved):
@@ -159,6 +160,7 @@ class Call:
 def append_one(block: Block, expected_seq: int | None, pool: Pool, *, deadline_s: float) -> Receipt:
     """The receipt of the one event of `block`, or the error; a Call is only made when one round trip does not do."""
     appender = pool.borrow()
+    begin_s = time.monotonic()
     try:
         found = appender.try_one(block, expected_seq, deadline_s=deadline_s)
     except BaseException:
@@ -168,7 +170,8 @@ def append_one(block: Block, expected_seq: int | None, pool: Pool, *, deadline_s
         durability = appender.durability
         pool.give_back(appender)
         return _receipts(block, found, durability)[0]
-    return Call(Parcel([block], [[0]]), [], deadline_s=deadline_s, sending=found).finish(pool, appender)[0]
+    call = Call(Parcel([block], [[0]]), [], deadline_s=deadline_s, sending=found)
+    return call.finish(pool, appender, tried_s=time.monotonic() - begin_s)[0]
 
 
 def count_up(sizes: Iterable[int]) -> list[range]:

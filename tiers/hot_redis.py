@@ -25,6 +25,8 @@ PUT_META = Script("put_meta")
 PAGE_ENTRIES_FIRST = 4
 """As many of the largest blocks as a page of the default size holds."""
 PAGE_ENTRIES_MAX = 5000
+PAYLOAD_PLACE = 25
+"""Of `d` among the names and values of an entry, as the append script orders them."""
 RECENT_ENTRIES_FIRST = 8
 """Enough to tell how large a conversation's blocks are."""
 CUT_FIELDS = ("inc", "era", "N", "B", "L", "T", "tB")
@@ -111,7 +113,7 @@ class RedisHot:
             entries += got
             if len(got) < count:
                 break
-            sizes = [len(entry[1][25]) for entry in got if len(entry[1]) > 25]  # d, as the append script orders the fields
+            sizes = [len(entry[1][PAYLOAD_PLACE]) for entry in got if len(entry[1]) > PAYLOAD_PLACE]
             size += sum(sizes)
             after = Position.parse(got[-1][0])
             likely = max(size // len(entries), *sizes[-1:], 1)
@@ -177,7 +179,7 @@ class RedisHot:
                 if not got:
                     return entries
                 entries += got
-                size += len(got[0][1][25])  # d
+                size += len(got[0][1][PAYLOAD_PLACE])
             count = max(1, (bytes_max - size) * len(entries) // max(1, size))
         return entries
 

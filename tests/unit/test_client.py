@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,9 +28,12 @@ from thermocline.errors import (
 )
 from thermocline.event import Event, Receipt
 from thermocline.ingest import append as module
+from thermocline.ingest import call
 from thermocline.ingest.append import Client
+from thermocline.ingest.appender import Appender
 from thermocline.ingest.async_producer import AsyncProducer
 from thermocline.ingest.producer import Producer
+from thermocline.ingest.sending import Sending
 from thermocline.ingest.source import settings_of
 
 LATE_US = NOW_US + 400 * 1_000_000
@@ -203,6 +207,21 @@ def test_an_unknown_outcome_is_settled_by_retry(client: Client, store: ModelStor
     assert caught.value.retry() == [receipt]
     assert store.contents("a") == ["x"]
     assert client.append("a", "t", "y", timestamp=NOW_US).seq == 2
+
+
+def test_what_the_first_try_took_counts_towards_the_deadline(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    client.append("c", "t", timestamp=NOW_US)
+    left_s, resume, clock = [], Appender.resume, iter([10.0, 10.15])
+
+    def counted(appender: Appender, sending: Sending, *, deadline_s: float) -> Any:
+        left_s.append(deadline_s)
+        return resume(appender, sending, deadline_s=deadline_s)
+
+    monkeypatch.setattr(call, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(Appender, "try_one", lambda appender, block, expected_seq, *, deadline_s: Sending([block], expected_seq))
+    monkeypatch.setattr(Appender, "resume", counted)
+    assert client.append("c", "t", timestamp=NOW_US).seq == 2
+    assert left_s == [pytest.approx(0.05)]
 
 
 def test_a_retry_may_end_in_a_refusal(client: Client, store: ModelStore) -> None:
