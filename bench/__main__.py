@@ -66,6 +66,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--scratch", type=Path, help="folder for what is measured; the full run needs 60 GB (the system's temporary one)"
     )
+    parser.add_argument(
+        "--loaded", type=Path, help="keep what the tables of reads load in this folder, and use what is there instead of loading"
+    )
     return parser
 
 
@@ -96,7 +99,7 @@ def _measure(tables: Sequence[Table], results: Results, options: argparse.Namesp
     found: list[Result] = []
     failures = 0
     with tempfile.TemporaryDirectory(prefix="thermocline-bench-", dir=options.scratch, ignore_cleanup_errors=True) as name:
-        bench = Bench(Path(name), quick=options.quick)
+        bench = Bench(Path(name), quick=options.quick, loaded=options.loaded)
         try:
             for table, case in chosen_cases(tables, quick=options.quick, events=options.events):
                 identity = identity_of(table.name, product=case.product)

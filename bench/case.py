@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .results import Result, Row
 
 DAY_US = 86_400_000_000
+WHOLE = "whole"
+"""A file in a folder that has been loaded to the end."""
 
 
 class Bench:
     """What a case works with: folders that end with it, and things that several cases share."""
 
-    def __init__(self, folder: Path, *, quick: bool) -> None:
+    def __init__(self, folder: Path, *, quick: bool, loaded: Path | None = None) -> None:
+        """loaded  a folder that keeps what `loading` makes, and whose week of events is the one of the first run with it"""
         self.root = folder
         self.quick = quick
         self.end_us = time.time_ns() // 1000 // DAY_US * DAY_US
         """The last midnight: where the events' week ends."""
+        self._loaded = loaded
+        if loaded is not None:
+            loaded.mkdir(parents=True, exist_ok=True)
+            kept = loaded / "end_us"
+            self.end_us = int(kept.read_text()) if kept.exists() else self.end_us
+            kept.write_text(str(self.end_us))
         self._shared: dict[tuple[Any, ...], Any] = {}
         self._folders: dict[Path, tuple[Any, ...] | None] = {}
         """Each with what it is shared as, None when it is of the case under way."""
@@ -34,6 +44,20 @@ class Bench:
         made.mkdir(parents=True)
         self._folders[made] = self._making
         return made
+
+    @contextmanager
+    def loading(self, name: str, *, keep: bool = True) -> Iterator[tuple[Path, bool]]:
+        """(folder, whether it has been loaded already); it has been when this ends without an error."""
+        if self._loaded is None or not keep:
+            yield self.folder(name), False
+            return
+        folder = self._loaded / name
+        whole = folder / WHOLE
+        if not whole.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir()
+        yield folder, whole.exists()
+        whole.touch()
 
     def shared(self, key: tuple[Any, ...], make: Callable[[], Any]) -> Any:
         """What `make` gave the first time it was asked for at this size; it has a `close`.

@@ -8,9 +8,13 @@ merge and those that settle while the longest merge runs, each as large as may b
 from __future__ import annotations
 
 import itertools
+import os
 import uuid
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack, closing
+from multiprocessing import get_context
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,7 +26,7 @@ from thermocline.event import COLUMNS
 from thermocline.store import connect
 from thermocline.tiers import segment_file
 from thermocline.tiers.block import Position, shard_of
-from thermocline.tiers.duck import Connection, fresh_name, registered
+from thermocline.tiers.duck import Connection, registered
 from thermocline.tiers.duck import connect as open_duck
 from thermocline.tiers.ledger import Segment, ShardRange, ShardState
 from thermocline.tiers.ledger_sql import SqlLedger
@@ -31,6 +35,8 @@ from thermocline.tiers.merge_split import day_text
 from . import shape
 from .workload import DAY_US, Ints, Workload, as_strings
 
+WRITERS = 2
+"""Processes that write segments, each with one thread."""
 PIECE_ROWS = 200_000
 """Rows sorted and inserted at once."""
 MERGED_LEVEL = 3
@@ -55,18 +61,18 @@ def workload(events: int, config: Settings, *, end_us: int) -> Workload:
 def load(load_: Workload, config: Settings) -> None:
     """Make the store of `config` hold the events of `load_`. ValueError when it does not afterwards."""
     (config.namespace_dir / "segments").mkdir(parents=True, exist_ok=True)
-    con = open_duck(memory_bytes=4 << 30, threads=2, temp_dir=str(config.namespace_dir / "spill-loading"))
     ledger = SqlLedger(f"sqlite:///{config.namespace_dir.resolve()}/ledger.db", folder=config.namespace_dir)
     try:
         ledger.create(incarnation=uuid.uuid4().hex, shards=config.hot.shards, buckets=config.hot.buckets, now_us=load_.start_us)
-        writer = _Writer(load_, config, con, ledger)
-        for day in range(load_.full_days):
-            writer.merged_day(day)
+        listed = _Listed(load_, config, ledger)
+        with ProcessPoolExecutor(WRITERS, get_context("spawn"), initializer=_begin_writing, initargs=(load_, config)) as pool:
+            for segment in pool.map(_write_part, list(listed.parts())):
+                listed.add(segment)
         if load_.days > load_.full_days:
-            writer.backlog_day(load_.full_days)
+            for segment in _backlog(load_, config, listed):
+                listed.add(segment)
     finally:
         ledger.close()
-        con.close()
     _check(load_, config)
 
 
@@ -79,101 +85,50 @@ def _check(load_: Workload, config: Settings) -> None:
         raise ValueError(f"{load_.events:,} events were loaded, {count:,} and {rolled:,} are there; verify: {found.problems}")
 
 
-class _Writer:
-    def __init__(self, load_: Workload, config: Settings, con: Connection, ledger: SqlLedger) -> None:
+class _Part(NamedTuple):
+    """The conversations `first` to `last` of a closed day, which become one segment."""
+
+    day: int
+    first: int
+    last: int
+    number: int
+    parts: int
+    ranges: tuple[ShardRange, ...]
+
+
+class _Listed:
+    """What the ledger is to say of the segments, and how far their ranges have come."""
+
+    def __init__(self, load_: Workload, config: Settings, ledger: SqlLedger) -> None:
         self._load = load_
         self._config = config
-        self._con = con
         self._ledger = ledger
         self._epoch = ledger.take_epoch("bench", load_.start_us)
         self._states = {state.shard: state for state in ledger.view().shards}
-        numbers = np.arange(load_.conversations)
+        self._last = dict(self._states)
         shards = config.hot.shards
-        self._shard_of = np.array([shard_of(name, shards) for name in load_.names(numbers)], np.int16)
+        self._shard_of = np.array([shard_of(name, shards) for name in load_.names(np.arange(load_.conversations))], np.int16)
 
-    def merged_day(self, day: int) -> None:
-        """Write a closed day as final segments, in conversation ranges of at most segment_rows_max rows."""
-        conversations, firsts, counts = self._load.of_day(day)
-        date = day_text((self._load.start_us + day * DAY_US) // DAY_US)
-        rows_max = self._config.warm.segment_rows_max
-        parts = list(_ranges(counts, rows_max * 9 // 10))
-        for number, (first, last) in enumerate(parts, start=1):
-            part = slice(first, last)
-            pieces = self._load.grouped(day, conversations[part], firsts[part], counts[part], rows_max=PIECE_ROWS)
-            self._write(
-                pieces,
-                self._per_shard(conversations[part], counts[part]),
-                level=MERGED_LEVEL,
-                day=date,
-                part=(number, len(parts)),
-            )
+    def parts(self) -> Iterator[_Part]:
+        """Every closed day as final segments, in conversation ranges of at most segment_rows_max rows."""
+        for day in range(self._load.full_days):
+            conversations, _, counts = self._load.of_day(day)
+            edges = list(_ranges(counts, self._config.warm.segment_rows_max * 9 // 10))
+            for number, (first, last) in enumerate(edges, start=1):
+                ranges = self._next(self._shard_of[conversations[first:last]], counts[first:last])
+                yield _Part(day, first, last, number, len(edges), ranges)
 
-    def backlog_day(self, day: int) -> None:
-        """Write the last day as unmerged segments, each of events that came in one after the other."""
-        rows = pa.concat_tables(as_strings(table) for table in self._load.day(day)).sort_by("timestamp")
-        segments, size = backlog(self._load.events, self._config)
-        for start in range(0, rows.num_rows, max(size, 1)):
-            piece = rows.slice(start, size if start // max(size, 1) < segments - 1 else rows.num_rows)
-            names, counts = np.unique(piece["conversation_id"].to_numpy(zero_copy_only=False), return_counts=True)
-            per_shard = self._of_names(names.tolist(), counts)
-            self._write(iter([piece]), per_shard, level=0, day=None, part=(1, 1))
-            if piece.num_rows > size:
-                break
+    def of_names(self, names: list[str], counts: Ints) -> tuple[ShardRange, ...]:
+        """The ranges of a segment with so many events of these conversations."""
+        return self._next(np.array([shard_of(name, self._config.hot.shards) for name in names]), counts)
 
-    def _per_shard(self, conversations: Ints, counts: Ints) -> Ints:
-        return np.bincount(self._shard_of[conversations], weights=counts, minlength=self._config.hot.shards).astype(np.int64)
-
-    def _of_names(self, names: list[str], counts: Ints) -> Ints:
-        shards = np.array([shard_of(name, self._config.hot.shards) for name in names])
-        return np.bincount(shards, weights=counts, minlength=self._config.hot.shards).astype(np.int64)
-
-    def _write(self, pieces: Iterator[pa.Table], per_shard: Ints, *, level: int, day: str | None, part: tuple[int, int]) -> None:
-        ranges = tuple(self._range(shard, events) for shard, events in enumerate(per_shard.tolist()) if events)
-        rows = int(per_shard.sum())
-        label = segment_file.Label(
-            level=level,
-            day=day,
-            move_id=uuid_utils.uuid7().hex,
-            part=part[0],
-            parts=part[1],
-            inputs=(),
-            created_us=self._load.start_us + 8 * DAY_US,
-        )
-        tables = [self._table(piece) for piece in pieces]
-        segment = segment_file.write(
-            self._con,
-            self._config.namespace_dir / "segments",
-            tables,
-            label,
-            ranges=lambda _: ranges,
-            rollup_rows_min=0 if level else self._config.warm.rollup_rows_min,
-            block_bytes=segment_file.LARGE_BLOCK_BYTES if rows > 50_000 else segment_file.SMALL_BLOCK_BYTES,
-            group_rows=segment_file.MERGED_GROUP_ROWS if level else segment_file.SETTLED_GROUP_ROWS,
-        )
-        assert segment is not None
-        for table in tables:
-            self._con.execute(f"DROP TABLE {table}")
-        self._list(segment)
-
-    def _table(self, piece: pa.Table) -> str:
-        """The rows of a piece as a table that every connection to the database sees."""
-        name = fresh_name("piece")
-        with registered(self._con, piece) as source:
-            self._con.execute(f"CREATE TABLE {name} AS SELECT {SELECT} FROM {source}")
-        return name
-
-    def _list(self, segment: Segment) -> None:
-        moved = []
-        for one in segment.ranges:
-            old = self._states[one.shard]
-            new = msgspec.structs.replace(old, position=one.upto, events=one.events_upto, bytes=one.bytes_upto)
-            moved.append(new)
-            self._states[one.shard] = new
-        self._ledger.settled(self._epoch, segment, moved, now_us=segment.created_us)
+    def _next(self, shards: Ints, counts: Ints) -> tuple[ShardRange, ...]:
+        per_shard = np.bincount(shards, weights=counts, minlength=self._config.hot.shards).astype(np.int64)
+        return tuple(self._range(shard, events) for shard, events in enumerate(per_shard.tolist()) if events)
 
     def _range(self, shard: int, events: int) -> ShardRange:
-        state: ShardState = self._states[shard]
-        return ShardRange(
+        state: ShardState = self._last[shard]
+        one = ShardRange(
             shard=shard,
             after=state.position,
             upto=Position(self._load.start_us // 1000 + state.events + events, 0),
@@ -182,6 +137,86 @@ class _Writer:
             bytes_upto=state.bytes + events * BYTES_PER_EVENT,
             rejected_upto=0,
         )
+        self._last[shard] = _moved(state, one)
+        return one
+
+    def add(self, segment: Segment) -> None:
+        """List a segment whose ranges follow those of the one before."""
+        moved = [_moved(self._states[one.shard], one) for one in segment.ranges]
+        self._states.update({state.shard: state for state in moved})
+        self._ledger.settled(self._epoch, segment, moved, now_us=segment.created_us)
+
+
+def _moved(state: ShardState, one: ShardRange) -> ShardState:
+    return msgspec.structs.replace(state, position=one.upto, events=one.events_upto, bytes=one.bytes_upto)
+
+
+_writing: list[tuple[Workload, Settings, Connection]] = []
+"""Of a process that writes segments."""
+
+
+def _begin_writing(load_: Workload, config: Settings) -> None:
+    temp_dir = config.namespace_dir / f"spill-loading-{os.getpid()}"
+    _writing.append((load_, config, open_duck(memory_bytes=4 << 30, threads=1, temp_dir=str(temp_dir))))
+
+
+def _write_part(part: _Part) -> Segment:
+    [(load_, config, con)] = _writing
+    conversations, firsts, counts = (column[part.first : part.last] for column in load_.of_day(part.day))
+    pieces = load_.grouped(part.day, conversations, firsts, counts, rows_max=PIECE_ROWS)
+    day = day_text((load_.start_us + part.day * DAY_US) // DAY_US)
+    return _written(con, load_, config, pieces, part.ranges, level=MERGED_LEVEL, day=day, part=(part.number, part.parts))
+
+
+def _backlog(load_: Workload, config: Settings, listed: _Listed) -> Iterator[Segment]:
+    """The last day as unmerged segments, each of events that came in one after the other."""
+    rows = pa.concat_tables(as_strings(table) for table in load_.day(load_.full_days)).sort_by("timestamp")
+    segments, size = backlog(load_.events, config)
+    with closing(open_duck(memory_bytes=4 << 30, threads=2, temp_dir=str(config.namespace_dir / "spill-loading"))) as con:
+        for start in range(0, rows.num_rows, max(size, 1)):
+            piece = rows.slice(start, size if start // max(size, 1) < segments - 1 else rows.num_rows)
+            names, counts = np.unique(piece["conversation_id"].to_numpy(zero_copy_only=False), return_counts=True)
+            ranges = listed.of_names(names.tolist(), counts)
+            yield _written(con, load_, config, [piece], ranges, level=0, day=None, part=(1, 1))
+            if piece.num_rows > size:
+                break
+
+
+def _written(
+    con: Connection,
+    load_: Workload,
+    config: Settings,
+    pieces: Iterable[pa.Table],
+    ranges: tuple[ShardRange, ...],
+    *,
+    level: int,
+    day: str | None,
+    part: tuple[int, int],
+) -> Segment:
+    label = segment_file.Label(
+        level=level,
+        day=day,
+        move_id=uuid_utils.uuid7().hex,
+        part=part[0],
+        parts=part[1],
+        inputs=(),
+        created_us=load_.start_us + 8 * DAY_US,
+    )
+    rows = sum(one.events for one in ranges)
+    with ExitStack() as stack:
+        sources = [stack.enter_context(registered(con, piece)) for piece in pieces]
+        segment = segment_file.write(
+            con,
+            config.namespace_dir / "segments",
+            [f"(SELECT {SELECT} FROM {source})" for source in sources],
+            label,
+            ranges=lambda _: ranges,
+            rollup_rows_min=0 if level else config.warm.rollup_rows_min,
+            block_bytes=segment_file.LARGE_BLOCK_BYTES if rows > 50_000 else segment_file.SMALL_BLOCK_BYTES,
+            group_rows=segment_file.MERGED_GROUP_ROWS if level else segment_file.SETTLED_GROUP_ROWS,
+        )
+    assert segment is not None
+    return segment
 
 
 def _selected(name: str, sql_type: str, columns: Any) -> str:

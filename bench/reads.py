@@ -24,11 +24,13 @@ class Own:
     """Our store with `size` events, most of them merged."""
 
     def __init__(self, bench: Bench, size: int) -> None:
-        self.folder = bench.folder("own")
-        self._server = RedisServer(self.folder / "redis")
-        self.config = stores.settings(self.folder, self._server)
-        self.load = loader.workload(size, self.config, end_us=bench.end_us)
-        loader.load(self.load, self.config)
+        with bench.loading(f"own-{size}") as (folder, whole):
+            self.folder = folder
+            self._server = RedisServer(folder / "redis")
+            self.config = stores.settings(folder, self._server)
+            self.load = loader.workload(size, self.config, end_us=bench.end_us)
+            if not whole:
+                loader.load(self.load, self.config)
         self.store = connect(self.config)
 
     def cold(self) -> None:
@@ -46,11 +48,15 @@ class Loaded:
     """A peer with the same events."""
 
     def __init__(self, bench: Bench, size: int, peer: type[Peer]) -> None:
-        self.folder = bench.folder(peer.name)
-        self.peer = peer(self.folder)
-        self.peer.open()
-        config = stores.settings(self.folder)
-        for table in loader.workload(size, config, end_us=bench.end_us).tables(rows_max=peer.load_rows):
+        with bench.loading(f"{peer.name}-{size}", keep=peer.stays) as (folder, whole):
+            self.folder = folder
+            self.peer = peer(folder)
+            self.peer.open()
+            if not whole:
+                self._load(loader.workload(size, stores.settings(folder), end_us=bench.end_us))
+
+    def _load(self, load: Workload) -> None:
+        for table in load.tables(rows_max=self.peer.load_rows):
             self.peer.load(table)
         self.peer.loaded()
 

@@ -40,6 +40,9 @@ class Peer:
     queries: ClassVar[dict[str, str]] = {}
     """Text of each query it can answer."""
 
+    stays: ClassVar[bool] = True
+    """Whether what it has stored is in its folder and there again when it is opened anew."""
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 

@@ -47,6 +47,7 @@ class Postgres(Peer):
     programs = ("postgres", "initdb")
     install = "apt install postgresql && pip install psycopg[binary]"
     events_max = 1_000_000
+    stays = False  # its user may not enter the benchmark's folder
     queries: ClassVar[dict[str, str]] = {
         HISTORY: "SELECT * FROM events WHERE conversation_id = %s ORDER BY timestamp",
         ONE_DAY: "SELECT count(*), sum(octet_length(content)) FROM events WHERE timestamp >= %s AND timestamp < %s",
