@@ -94,8 +94,10 @@ class Conversations:
 def _places(known: Numbers, wanted: Numbers) -> Numbers:
     """Where `known`, sorted, has any of `wanted`."""
     places = np.searchsorted(known, wanted)
-    places = places[places < len(known)]
-    return places[np.isin(known[places], wanted)]
+    inside = places < len(known)
+    places = places[inside]
+    found: Numbers = places[known[places] == wanted[inside]]
+    return found
 
 
 def _size(columns: Iterable[Numbers]) -> int:

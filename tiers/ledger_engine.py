@@ -7,6 +7,7 @@ reads and then writes fails at once when another writer came between, whatever t
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,6 +56,9 @@ class LedgerEngine:
         self._path = Path(parsed.database or "") if self.is_sqlite else None
         self.shown_url = str(self._path) if self._path is not None else mask_url(url)
         self._inode = 0
+        self._watch: sqlite3.Connection | None = None
+        self._watch_lock = threading.RLock()
+        self._watches = 0
         event.listen(self._engine, "begin", self._begin)
         if self.is_sqlite:
             event.listen(self._engine, "connect", _set_pragmas)
@@ -69,6 +73,18 @@ class LedgerEngine:
             return False
         with self.read() as con:
             return sa.inspect(con).has_table("identity")
+
+    def version(self) -> tuple[int, int] | None:
+        """Another one than an earlier call gave when anything was committed since. None on PostgreSQL, which has none."""
+        if self._path is None:
+            return None
+        with self._translated(), self._watch_lock:
+            self._follow_file()
+            if self._watch is None:
+                self._watch = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
+                self._watches += 1
+            (number,) = self._watch.execute("PRAGMA data_version").fetchone()
+            return self._watches, number
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -111,7 +127,7 @@ class LedgerEngine:
         """Rename the database, so that a new one can be made here; its new name, None when there is none. Nothing is deleted."""
         if self._path is None:
             raise ConfigError(f"ledger_url: {self.shown_url} cannot be moved aside: name another, empty database")
-        self._engine.dispose()
+        self.close()
         aside = self._path.with_name(f"{self._path.name}.{mark}")
         moved = False
         with self._translated():
@@ -123,7 +139,12 @@ class LedgerEngine:
         return str(aside) if moved else None
 
     def close(self) -> None:
+        """Let go of every connection; a new one is made when it is needed."""
         self._engine.dispose()
+        with self._watch_lock:
+            watch, self._watch = self._watch, None
+            if watch is not None:
+                watch.close()
 
     def _follow_file(self) -> None:
         """Let go of connections to a file that `recover` has moved aside."""
@@ -132,10 +153,10 @@ class LedgerEngine:
         try:
             inode = self._path.stat().st_ino
         except FileNotFoundError as error:
-            self._engine.dispose()
+            self.close()
             raise TierUnavailable(f"{self.shown_url}: no ledger here; append once, or run `thermocline recover`") from error
         if inode != self._inode:
-            self._engine.dispose()
+            self.close()
             self._inode = inode
 
     def _begin(self, con: sa.Connection) -> None:
@@ -153,6 +174,8 @@ class LedgerEngine:
             yield
         except exc.DBAPIError as error:
             raise _error(error, self.shown_url) from error
+        except sqlite3.Error as error:
+            raise _error(exc.DBAPIError("PRAGMA data_version", None, error), self.shown_url) from error
         except exc.TimeoutError as error:
             raise TierUnavailable(f"ledger {self.shown_url}: every connection of this process is in use: {error}") from error
         except OSError as error:

@@ -42,6 +42,8 @@ class SqlLedger:
         self._folder = folder
         self._segments: Mapping[str, Segment] = {}
         self._files: Mapping[str, ColdFile] = {}
+        self._latest: tuple[object, View] | None = None
+        """The ledger's version before the last view was taken, and that view."""
 
     def create(self, *, incarnation: str, shards: int, buckets: int, now_us: int) -> None:
         """Make tables and identity in one transaction; nothing happens if they are there."""
@@ -59,7 +61,16 @@ class SqlLedger:
             return self._identity(con) or None
 
     def view(self) -> View:
-        """Everything a reader needs, from one snapshot. What never changes is fetched once per process."""
+        """Everything a reader needs, from one snapshot. What never changes is fetched once per process, and nothing when nobody
+        has committed since."""
+        version, latest = self._engine.version(), self._latest
+        if version is not None and latest is not None and latest[0] == version:
+            return latest[1]
+        view = self._read_view()
+        self._latest = version, view
+        return view
+
+    def _read_view(self) -> View:
         with self._engine.read() as con:
             identity = self._known_identity(con)
             epoch = con.execute(_EPOCH).scalar_one()

@@ -391,6 +391,36 @@ def test_two_ledger_objects_see_each_others_moves(ledger: SqlLedger, open_ledger
     assert reader.view().segments == tuple(outputs)
 
 
+def test_a_view_is_read_again_only_when_somebody_has_committed(sqlite_ledger: SqlLedger, folder: Path) -> None:
+    statements: list[str] = []
+
+    def note(_con: object, _cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    another = SqlLedger(f"sqlite:///{folder}/ledger.db", folder=folder)
+    epoch = another.take_epoch("me", 1)
+    first = sqlite_ledger.view()
+    sa.event.listen(sqlite_ledger._engine._engine, "before_cursor_execute", note)
+    assert sqlite_ledger.view() is first and not statements
+    settle(another, folder, epoch, 5)
+    another.close()
+    assert [state.events for state in sqlite_ledger.view().shards] == [5, 0, 0, 0] and statements
+    settle(sqlite_ledger, folder, epoch, 5, 3)
+    assert [state.events for state in sqlite_ledger.view().shards] == [10, 3, 0, 0]
+
+
+def test_a_view_is_read_again_after_the_file_was_replaced(sqlite_ledger: SqlLedger, tmp_path: Path, folder: Path) -> None:
+    before = sqlite_ledger.view()
+    assert sqlite_ledger.view() is before
+    other = SqlLedger(f"sqlite:///{tmp_path}/other/space/ledger.db", folder=folder)
+    other.create(incarnation="inc2", shards=SHARDS, buckets=8192, now_us=8)
+    other.close()
+    for old in folder.glob("ledger.db*"):
+        old.unlink()
+    (tmp_path / "other" / "space" / "ledger.db").rename(folder / "ledger.db")
+    assert sqlite_ledger.view().incarnation == "inc2"
+
+
 def test_a_view_is_one_snapshot_while_another_process_moves(ledger: SqlLedger, open_ledger: OpenLedger, folder: Path) -> None:
     """Every view's segments hold exactly the events its shards have settled, though they change all the time."""
     epoch = ledger.take_epoch("me", 1)
