@@ -9,7 +9,7 @@ import numpy as np
 from thermocline.store import connect
 
 from . import loader, stores
-from .case import DAY_US, Bench
+from .case import DAY_US, WHOLE, Bench
 from .measure import forget_files
 from .peers.peer import Peer
 from .servers import RedisServer
@@ -26,8 +26,8 @@ class Own:
     def __init__(self, bench: Bench, size: int) -> None:
         with bench.loading(f"own-{size}") as (folder, whole):
             self.folder = folder
-            self._server = RedisServer(folder / "redis")
-            self.config = stores.settings(folder, self._server)
+            self.server = RedisServer(folder / "redis")
+            self.config = stores.settings(folder, self.server)
             self.load = loader.workload(size, self.config, end_us=bench.end_us)
             if not whole:
                 loader.load(self.load, self.config)
@@ -39,9 +39,14 @@ class Own:
         forget_files(self.config.namespace_dir / "segments")
         self.store = connect(self.config)
 
+    def give_up(self) -> None:
+        """Leave it to who changes it; it is not kept for another run."""
+        self.store.close()
+        (self.folder / WHOLE).unlink(missing_ok=True)
+
     def close(self) -> None:
         self.store.close()
-        self._server.close()
+        self.server.close()
 
 
 class Loaded:

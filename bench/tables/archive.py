@@ -10,7 +10,7 @@ from statistics import median
 from typing import Any
 
 from bench import loader, stores
-from bench.case import Bench, Case, Table
+from bench.case import DAY_US, Bench, Case, Table
 from bench.measure import middle_ratio
 from bench.results import Row
 from bench.servers import RedisServer
@@ -23,7 +23,6 @@ RATIO = 0.7
 ROUNDS = 3
 BARE_MEMORY_BYTES = 4 << 30
 """Of DuckDB alone, which sorts everything at once."""
-DAY_US = 86_400_000_000
 POLICIES: dict[str, dict[str, Any]] = {"everything kept": stores.KEEP_ALL, "the default policy": {"rules": []}}
 
 
@@ -64,18 +63,19 @@ def _round(bench: Bench, size: int, sampling: dict[str, Any]) -> tuple[int, int,
             segments = tiers.ledger.view().segments
             tiers.iceberg.ensure()  # made once in the life of a namespace
             before_s = bare_s(tiers, segments, folder)
-            kept, taken_s = archived(steps)
+            _, kept, taken_s = archived(steps)
             after_s = bare_s(tiers, segments, folder)
     return size, kept, taken_s, (before_s + after_s) / 2
 
 
-def archived(steps: stores.Steps) -> tuple[int, float]:
-    """(events kept, seconds) of archiving all there is."""
+def archived(steps: stores.Steps, *, before_us: int | None = None) -> tuple[int, int, float]:
+    """(events, of them kept, seconds) of archiving every day before that time, or all there is."""
+    before_us = before_us or time.time_ns() // 1000 + DAY_US
     archiver = Archiver(steps.tiers, steps.epoch)
-    begin, kept = time.perf_counter(), 0
-    while batch := archiver.step(before_us=time.time_ns() // 1000 + DAY_US):
-        kept += batch.events_kept
-    return kept, time.perf_counter() - begin
+    begin, events, kept = time.perf_counter(), 0, 0
+    while batch := archiver.step(before_us=before_us):
+        events, kept = events + batch.events_in, kept + batch.events_kept
+    return events, kept, time.perf_counter() - begin
 
 
 def bare_s(tiers: Tiers, segments: Sequence[Segment], folder: Path) -> float:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-from bench import stores
-from bench.case import Bench, Case, Table
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bench import reads, stores
+from bench.case import DAY_US, Bench, Case, Table
 from bench.results import Result, Row
 from bench.servers import RedisServer
 from bench.workload import DAYS, Workload
@@ -19,51 +23,47 @@ from .archive import archived
 
 ROUND_EVENTS = 400_000
 ROUNDS_MIN = 3
+WHOLE_MAX = 10_000_000
+"""Of more events most are loaded, as the tables of reads load them, and so many more come on top:"""
+ADDED_EVENTS = 2_000_000
 COST_GROWTH, REWRITES = 1.3, 3.0
 STEPS = ("settle", "merge", "archive")
 
 
+class Spent(msgspec.Struct):
+    """What a step took for so many events."""
+
+    events: int = 0
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+
+    def add(self, events: int, wall_s: float, cpu_s: float = 0.0) -> None:
+        self.events, self.wall_s, self.cpu_s = self.events + events, self.wall_s + wall_s, self.cpu_s + cpu_s
+
+
 def _cases(size: int, quick: bool) -> list[Case]:
+    if size > WHOLE_MAX:
+        return [Case("own", size, partial(_on_top, size=size), group=f"{reads.GROUP}/~ last, as it changes the store")]
     return [Case("own", size, partial(_own, size=min(size, 150_000) if quick else size))]
 
 
 def _own(bench: Bench, *, size: int) -> Sequence[Row]:
     folder = bench.folder("growth")
-    warm = {**stores.WARM_ONLY, "purge_grace_s": 1}
-    spent: dict[str, list[float]] = {"settle": [0, 0, 0], "merge": [0, 0, 0]}
     with RedisServer(folder / "redis", appendfsync="always") as server:
-        config = stores.settings(folder, server, warm=warm, hot={"cache_window_s": 5}, sampling=stores.KEEP_ALL)
-        segments = 0
-        for table in Workload(size, end_us=bench.end_us).arrivals(rows_max=min(ROUND_EVENTS, -(-size // ROUNDS_MIN))):
-            stores.append(config, [table])
-            with stores.working(config) as steps:
-                _add(spent["settle"], steps.settle())
-                _add(spent["merge"], steps.merge(force=False))
-                steps.tidy()
-                segments = max(segments, len(steps.tiers.ledger.view().segments))
+        config = _settings(folder, server)
+        load = Workload(size, end_us=bench.end_us)
+        spent, segments = _fed(config, load.arrivals(rows_max=min(ROUND_EVENTS, -(-size // ROUNDS_MIN))))
         with stores.working(config.model_copy(update={"warm": config.warm.model_copy(update={"seal_after_s": 0.0})})) as steps:
-            _add(spent["merge"], steps.merge(force=True))
+            spent["merge"].add(*steps.merge(force=True))
             live = len(steps.tiers.ledger.view().segments)
             rows = _ledger_rows(config.namespace_dir / "ledger.db")
-            _, archive_s = archived(steps)
+            spent["archive"].add(*archived(steps)[::2])
             files = len(steps.tiers.ledger.view().files)
-    if spent["settle"][0] != size:
-        raise ValueError(f"{spent['settle'][0]:,.0f} events settled, {size:,} were appended")
-    rewrites = spent["merge"][0] / size
-    cost_us = {name: one[1] / size * 1e6 for name, one in spent.items()} | {"archive": archive_s / size * 1e6}
-    cpu_us = {name: one[2] / size * 1e6 for name, one in spent.items()}
-    bound = segments_bound(size, config)
+    if spent["settle"].events != size or spent["archive"].events != size:
+        raise ValueError(f"{spent} of {size:,} events")
+    rewrites = spent["merge"].events / size
     return [
-        *(
-            Row(
-                what=f"{name}, cost per event",
-                events=size,
-                value=f"{cost_us[name]:.2f} µs",
-                note=f"CPU {cpu_us[name]:.2f} µs" if name in cpu_us else "",
-                figures={f"{name}_us_per_event": cost_us[name]},
-            )
-            for name in STEPS
-        ),
+        *_costs(spent, size),
         Row(
             what="merge, times an event is written again",
             events=size,
@@ -72,21 +72,80 @@ def _own(bench: Bench, *, size: int) -> Sequence[Row]:
             met=rewrites <= REWRITES,
             figures={"rewrites": rewrites},
         ),
-        Row(
-            what="segments at most, while settling",
-            events=size,
-            value=f"{segments}",
-            target=f"≤ {bound}",
-            met=segments <= bound,
-            note=f"{live} when all days are sealed, {rows:,} rows in the ledger, {files} files archived from them",
-            figures={"segments": segments, "ledger_rows": rows, "files": files},
-        ),
+        _counts(size, config, segments, f"{live} when all days are sealed, {rows:,} rows in the ledger, {files} files archived"),
     ]
 
 
-def _add(total: list[float], more: Sequence[float]) -> None:
-    for place, value in enumerate(more):
-        total[place] += value
+def _on_top(bench: Bench, *, size: int) -> Sequence[Row]:
+    """The same steps with ADDED_EVENTS more of the last day, and the first day archived, in a store that has `size` already."""
+    made = reads.own(bench, size)
+    made.give_up()
+    config = _settings(made.folder, made.server)
+    load = Workload(ADDED_EVENTS, end_us=bench.end_us, seed=2, days=1)
+    spent, segments = _fed(config, map(_others, load.arrivals(rows_max=ROUND_EVENTS)))
+    with stores.working(config) as steps:
+        rows = _ledger_rows(config.namespace_dir / "ledger.db")
+        spent["archive"].add(*archived(steps, before_us=made.load.start_us + DAY_US)[::2])
+        files = len(steps.tiers.ledger.view().files)
+    if spent["settle"].events != ADDED_EVENTS or not spent["archive"].events:
+        raise ValueError(f"{spent} of {ADDED_EVENTS:,} events")
+    return [
+        *_costs(spent, size),
+        _counts(size, config, segments, f"{rows:,} rows in the ledger, {files} files archived from one day"),
+    ]
+
+
+def _settings(folder: Path, server: RedisServer) -> Settings:
+    warm = {**stores.WARM_ONLY, "purge_grace_s": 1}
+    return stores.settings(folder, server, warm=warm, hot={"cache_window_s": 5}, sampling=stores.KEEP_ALL)
+
+
+def _others(table: pa.Table) -> pa.Table:
+    """The rows as events of conversations that no other workload has."""
+    names = pc.binary_join_element_wise("later", table["conversation_id"], "-")
+    return table.set_column(table.schema.get_field_index("conversation_id"), "conversation_id", names)
+
+
+def _fed(config: Settings, tables: Iterable[pa.Table]) -> tuple[dict[str, Spent], int]:
+    """(what settling and merging took while the tables were appended one by one, the most segments there were)."""
+    spent = {name: Spent() for name in STEPS}
+    segments = 0
+    for table in tables:
+        stores.append(config, [table])
+        with stores.working(config) as steps:
+            spent["settle"].add(*steps.settle())
+            spent["merge"].add(*steps.merge(force=False))
+            steps.tidy()
+            segments = max(segments, len(steps.tiers.ledger.view().segments))
+    return spent, segments
+
+
+def _costs(spent: dict[str, Spent], size: int) -> list[Row]:
+    """A row for each step; of merge: per event written."""
+    return [
+        Row(
+            what=f"{name}, cost per event",
+            events=size,
+            value=f"{one.wall_s / one.events * 1e6:.2f} µs",
+            note=f"{one.events:,} events" + (f"; CPU {one.cpu_s / one.events * 1e6:.2f} µs" if one.cpu_s else ""),
+            figures={f"{name}_us_per_event": one.wall_s / one.events * 1e6},
+        )
+        for name, one in spent.items()
+        if one.events
+    ]
+
+
+def _counts(size: int, config: Settings, segments: int, note: str) -> Row:
+    bound = segments_bound(size, config)
+    return Row(
+        what="segments at most, while settling",
+        events=size,
+        value=f"{segments}",
+        target=f"≤ {bound}",
+        met=segments <= bound,
+        note=note,
+        figures={"segments": segments},
+    )
 
 
 def segments_bound(events: int, config: Settings) -> int:
@@ -120,7 +179,9 @@ TABLE = Table(
     name="growth",
     title="Growth",
     about="Events of a week are appended in the order in which they came, settled at most 400,000 at a time and merged when "
-    "it is due; then every day is sealed, and everything archived. The bound of segments is 3 × (fan_in − 1) + 2 + 3 for "
+    "it is due; then every day is sealed, and everything archived, all of it kept. At 100 M events most are loaded, as for the "
+    "tables of reads, then 2 M more of the last day are appended, settled and merged, and the first day is archived. The cost of "
+    "a merge is per event that it writes. The bound of segments is 3 × (fan_in − 1) + 2 + 3 for "
     "each day being filled + 1 for each sealed day + 2 × events / segment_rows_max for full ones; rows in the ledger are "
     "those of the segments, at most one range per shard each, and of the trash, which a purge empties after its grace.",
     sizes=(1_000_000, 10_000_000, 100_000_000),
