@@ -10,6 +10,7 @@ from . import (
     archive,
     growth,
     history,
+    limits,
     memory,
     merge,
     producer,
@@ -36,4 +37,5 @@ TABLES: tuple[Table, ...] = (
     growth.TABLE,
     stress.TABLE,
     shards.TABLE,
+    limits.TABLE,
 )

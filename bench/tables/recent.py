@@ -35,7 +35,7 @@ def _own(bench: Bench, *, block: int, calls: int) -> Sequence[Row]:
     folder = bench.folder("recent")
     with RedisServer(folder / "redis") as server:
         config = stores.settings(folder, server)
-        names = _fill(bench, server.client, config, block)
+        names = fill(bench, server.client, config, block)
         with connect(config) as store:
 
             def own(number: int) -> object:
@@ -62,7 +62,7 @@ def _own(bench: Bench, *, block: int, calls: int) -> Sequence[Row]:
     ]
 
 
-def _fill(bench: Bench, client: redis.Redis, config: Settings, block: int) -> list[str]:
+def fill(bench: Bench, client: redis.Redis, config: Settings, block: int) -> list[str]:
     """Conversations of EVENTS events each, ours in blocks, and the same events one by one in a stream of the same name."""
     given = [event for table in Workload(CONVERSATIONS * EVENTS, end_us=bench.end_us).arrivals() for event in kwargs_of(table)]
     names = [f"conversation-{number}" for number in range(CONVERSATIONS)]
