@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 import os
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -37,6 +37,8 @@ from .workload import DAY_US, Ints, Workload, as_strings
 
 WRITERS = 2
 """Processes that write segments, each with one thread."""
+PROCESSES_FROM = 200_000
+"""Fewer events are written before a process has begun."""
 PIECE_ROWS = 200_000
 """Rows sorted and inserted at once."""
 MERGED_LEVEL = 3
@@ -65,8 +67,8 @@ def load(load_: Workload, config: Settings) -> None:
     try:
         ledger.create(incarnation=uuid.uuid4().hex, shards=config.hot.shards, buckets=config.hot.buckets, now_us=load_.start_us)
         listed = _Listed(load_, config, ledger)
-        with ProcessPoolExecutor(WRITERS, get_context("spawn"), initializer=_begin_writing, initargs=(load_, config)) as pool:
-            for segment in pool.map(_write_part, list(listed.parts())):
+        with _writers(load_, config) as each:
+            for segment in each(_write_part, list(listed.parts())):
                 listed.add(segment)
         if load_.days > load_.full_days:
             for segment in _backlog(load_, config, listed):
@@ -149,6 +151,20 @@ class _Listed:
 
 def _moved(state: ShardState, one: ShardRange) -> ShardState:
     return msgspec.structs.replace(state, position=one.upto, events=one.events_upto, bytes=one.bytes_upto)
+
+
+@contextmanager
+def _writers(load_: Workload, config: Settings) -> Iterator[Callable[..., Iterable[Segment]]]:
+    """A `map` over WRITERS processes, or over none when there is little to write."""
+    if load_.events < PROCESSES_FROM:
+        _begin_writing(load_, config)
+        try:
+            yield map
+        finally:
+            _writing.pop()[2].close()
+        return
+    with ProcessPoolExecutor(WRITERS, get_context("spawn"), initializer=_begin_writing, initargs=(load_, config)) as pool:
+        yield pool.map
 
 
 _writing: list[tuple[Workload, Settings, Connection]] = []
