@@ -21,14 +21,14 @@ from datetime import datetime
 from typing import Any
 
 from thermocline.errors import InvalidEvent, ThermoclineError
-from thermocline.event import Event, Metadata, Receipt, TextId
+from thermocline.event import Durability, Event, Metadata, Receipt, TextId
 from thermocline.tiers.block import Block
 
 from .call import Call, Parcel, append_one
 from .encode import block_of, blocks_of
 from .line import Line, line_of
 from .pool import Pool
-from .source import Config, OpenTiers, Source, renew_in_child, settings_of
+from .source import Config, OpenTiers, Source, renew_in_child, settings_of, with_ingest
 from .validate import check_conversation_id, check_expected_seq, event_of, fields_of
 
 
@@ -38,12 +38,15 @@ class Client:
     In a forked child it starts over with connections of its own.
     """
 
-    def __init__(self, config: Config = None, *, tiers: OpenTiers | None = None, **overrides: Any) -> None:
+    def __init__(
+        self, config: Config = None, *, durability: Durability | None = None, tiers: OpenTiers | None = None, **overrides: Any
+    ) -> None:
         """config     Settings, a mapping of settings, the path of a TOML file, or None for the usual places
+        durability  how firmly an event is kept before its append returns, at least; default: ingest.durability
         tiers      opened ones to use; closing them stays with the caller
         overrides  settings that win over `config`
         """
-        self._source = Source(settings_of(config, overrides), tiers)
+        self._source = Source(with_ingest(settings_of(config, overrides), durability=durability), tiers)
         self._ingest = self._source.settings.ingest
         self._shards = self._source.settings.hot.shards
         self._pool = Pool(self._source)

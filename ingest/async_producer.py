@@ -7,7 +7,7 @@ import time
 from datetime import datetime
 
 from thermocline.errors import Backpressure
-from thermocline.event import Metadata, TextId
+from thermocline.event import Durability, Metadata, TextId
 
 from .producer import Producer
 from .source import Config, OpenTiers
@@ -29,6 +29,7 @@ class AsyncProducer:
         buffer_events_max: int | None = None,
         buffer_bytes_max: int | None = None,
         coalesce: bool = False,
+        durability: Durability | None = None,
         tiers: OpenTiers | None = None,
     ) -> None:
         """Arguments as Producer's."""
@@ -39,6 +40,7 @@ class AsyncProducer:
             buffer_events_max=buffer_events_max,
             buffer_bytes_max=buffer_bytes_max,
             coalesce=coalesce,
+            durability=durability,
             tiers=tiers,
         )
 

@@ -14,17 +14,14 @@ import threading
 import time
 from datetime import datetime
 
-from pydantic import ValidationError
-
-from thermocline.config import IngestSettings
-from thermocline.errors import Backpressure, ConfigError, TierUnavailable
-from thermocline.event import Metadata, TextId
+from thermocline.errors import Backpressure, TierUnavailable
+from thermocline.event import Durability, Metadata, TextId
 
 from .buffer import Buffer, Limits
 from .line import encoded, line_of
 from .sender import Sender
 from .sending import RETRY_AFTER_S
-from .source import Config, OpenTiers, Source, inherit, renew_in_child, settings_of
+from .source import Config, OpenTiers, Source, inherit, renew_in_child, settings_of, with_ingest
 from .validate import Fields, check_conversation_id, checked
 
 JOIN_S = 60.0
@@ -50,21 +47,24 @@ class Producer:
         buffer_events_max: int | None = None,
         buffer_bytes_max: int | None = None,
         coalesce: bool = False,
+        durability: Durability | None = None,
         tiers: OpenTiers | None = None,
     ) -> None:
         """config     Settings, a mapping of settings, the path of a TOML file, or None for the usual places
         linger_ms  how long an event waits for company, and the window of `coalesce`; it and the others: default from [ingest]
         coalesce   merge consecutive output.chunk events of a conversation into one (coalesce.py)
+        durability  how firmly an event is kept before it counts as stored, at least
         tiers      opened ones to use; closing them stays with the caller
         """
-        settings = settings_of(config, {})
-        self._ingest = _overridden(
-            settings.ingest,
+        settings = with_ingest(
+            settings_of(config, {}),
             linger_ms=linger_ms,
             block_events_max=block_events_max,
             buffer_events_max=buffer_events_max,
             buffer_bytes_max=buffer_bytes_max,
+            durability=durability,
         )
+        self._ingest = settings.ingest
         self.deadline_s = self._ingest.deadline_s
         """How long an append waits for room."""
         self._source = Source(settings, tiers)
@@ -188,11 +188,3 @@ class Producer:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
-
-
-def _overridden(settings: IngestSettings, **given: float | None) -> IngestSettings:
-    values = settings.model_dump() | {name: value for name, value in given.items() if value is not None}
-    try:
-        return IngestSettings.model_validate(values)
-    except ValidationError as exc:
-        raise ConfigError([f"{error['loc'][0]}: {error['msg']}, not {error['input']!r}" for error in exc.errors()]) from exc

@@ -11,8 +11,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
 
-from thermocline.config import Settings, load
+from pydantic import ValidationError
+
+from thermocline.config import IngestSettings, Settings, load
 from thermocline.errors import ConfigError
+from thermocline.event import Durability
 from thermocline.tiers.hot import AppendSession
 
 Config = Settings | Mapping[str, Any] | str | Path | None
@@ -32,10 +35,22 @@ def settings_of(config: Config, overrides: Mapping[str, Any]) -> Settings:
     return load(overrides, file=None if config is None else Path(config))
 
 
+def with_ingest(settings: Settings, **given: Any) -> Settings:
+    """The settings with those of `ingest` that are not None. ConfigError lists every problem."""
+    changed = {name: value for name, value in given.items() if value is not None}
+    if not changed:
+        return settings
+    try:
+        ingest = IngestSettings.model_validate(settings.ingest.model_dump() | changed)
+    except ValidationError as exc:
+        raise ConfigError([f"{error['loc'][0]}: {error['msg']}, not {error['input']!r}" for error in exc.errors()]) from exc
+    return settings.model_copy(update={"ingest": ingest})
+
+
 class Sessions(Protocol):
     """What of the hot tier is needed here."""
 
-    def session(self) -> AppendSession: ...
+    def session(self, durability: Durability) -> AppendSession: ...
 
 
 class OpenTiers(Protocol):
@@ -77,7 +92,7 @@ class Source:
             _opening()
 
     def session(self) -> AppendSession:
-        return self._opened().hot.session()
+        return self._opened().hot.session(self.settings.ingest.durability)
 
     def reconfirm(self) -> None:
         """Bring the store back after a restart of Redis, as far as this process can."""

@@ -91,6 +91,8 @@ def facts(**changes: Any) -> ServerFacts:
         "append_fsync": "everysec",
         "disk_ok": True,
         "write_ok": True,
+        "waits_for_disk": False,
+        "replicas": 0,
         "now_us": 0,
     }
     return ServerFacts(**{**said, **changes})

@@ -126,7 +126,7 @@ class ModelStore:
         """All data gone; a new incarnation that descends from the old one."""
         self.incarnation, self.previous, self.shards = uuid.uuid4().hex, self.incarnation, {}
 
-    def session(self) -> ModelSession:
+    def session(self, durability: str = "memory") -> ModelSession:
         self.sessions += 1
         return ModelSession(self)
 

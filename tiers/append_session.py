@@ -7,7 +7,7 @@ from typing import Any
 
 from thermocline.config import HotSettings
 from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
-from thermocline.event import FORMAT
+from thermocline.event import FORMAT, Durability
 
 from .append_command import APPEND, AppendCommand
 from .block import Block
@@ -16,16 +16,21 @@ from .hot_keys import Keys
 from .redis_link import Command, CommandFailed, Link, exchange, exchange_packed
 
 LOSSES_TTL_S = 7 * 86_400
+PRODUCER_TTL_MS = 665_280_000
+"""As the append script has it."""
 DURABILITY = {"always": "fsync", "everysec": "memory", "no": "memory"}
 
 
 class RedisAppendSession:
     """AppendSession over one Redis connection."""
 
-    def __init__(self, link: Link, keys: Keys, settings: HotSettings) -> None:
+    def __init__(self, link: Link, keys: Keys, settings: HotSettings, wanted: Durability = "memory") -> None:
         self._link = link
         self._keys = keys
         self._settings = settings
+        self._wanted = wanted
+        self._replicas = settings.replicas_min or int(wanted == "replicated")
+        self._waits_for_disk = False
         self._connection = link.connection()
         self.incarnation = ""
         self.durability = "memory"
@@ -53,8 +58,11 @@ class RedisAppendSession:
         if failures:
             self._refuse_unless_known(failures, len(answers))
         replies = [self._reply(answer) for answer in answers]
-        if self._settings.replicas_min and any(reply.code in ("OK", "DUP") for reply in replies):
-            self._await_replicas(deadline_s)
+        if self._replicas or self._waits_for_disk:
+            codes = [reply.code for reply in replies]
+            known = [block.shard for (block, _, _), code in zip(requests, codes, strict=True) if code == "DUP"]
+            if known or "OK" in codes:
+                self._await_copies(producer, known, deadline_s)
         return replies
 
     def _exchange(self, commands: Sequence[Command], timeout_s: float | None = None) -> list[Any]:
@@ -84,13 +92,25 @@ class RedisAppendSession:
             return Reply(code, detail=int(answer[1]), era=int(answer[2]))
         return Reply(code)
 
-    def _await_replicas(self, deadline_s: float) -> None:
+    def _await_copies(self, producer: str, known: Sequence[int], deadline_s: float) -> None:
+        """Return when everything this connection has stored is where it was wanted, once for all blocks of a round.
+
+        known  shards of blocks that were stored before, by another connection perhaps
+        """
+        where = f"Redis at {self._link.shown_url}"
         wait_ms = max(1, int(min(deadline_s, self._settings.timeout_s) * 1000))
-        (count,) = self._exchange([("WAIT", self._settings.replicas_min, wait_ms)], wait_ms / 1000 + 1)
-        if isinstance(count, CommandFailed):
-            raise OutcomeLost(f"Redis at {self._link.shown_url} does not say which replicas have the block: {count}") from count
-        if count < self._settings.replicas_min:
-            raise OutcomeLost(f"{count} of {self._settings.replicas_min} replicas (hot.replicas_min) have the block")
+        # WAIT and WAITAOF wait for what their own connection wrote last: for a block that another one wrote, write after it.
+        commands: list[Command] = [("PEXPIRE", self._keys.producer(shard, producer), PRODUCER_TTL_MS) for shard in known[-1:]]
+        commands += [("WAIT", self._replicas, wait_ms)] if self._replicas else []
+        commands += [("WAITAOF", 1, 0, wait_ms)] if self._waits_for_disk else []
+        answers = self._exchange(commands, len(commands) * wait_ms / 1000 + 1)
+        failure = next((answer for answer in answers if isinstance(answer, CommandFailed)), None)
+        if failure is not None:
+            raise OutcomeLost(f"{where} does not say who has the block: {failure}") from failure
+        if self._waits_for_disk and answers.pop()[0] < 1:
+            raise OutcomeLost(f"{where} has not synced its file within {wait_ms / 1000:g} s (hot.timeout_s)")
+        if self._replicas and answers[-1] < self._replicas:
+            raise OutcomeLost(f"{answers[-1]} of {self._replicas} replicas (hot.replicas_min) have the block")
 
     def _learn(self) -> None:
         """Read what this Redis is: incarnation, buckets, durability. TierUnavailable if no store is there yet, or if the user may
@@ -129,7 +149,24 @@ class RedisAppendSession:
         fsync = "no" if b"aof_enabled:0" in persistence else "everysec"
         if fsync != "no" and not isinstance(config, CommandFailed) and config:
             fsync = config[1].decode()
-        self.durability = "replicated" if self._settings.replicas_min else DURABILITY.get(fsync, "memory")
+        self._waits_for_disk = self._wanted == "fsync" and fsync != "always"
+        if self._waits_for_disk:
+            self._require_waitaof(fsync)
+        self.durability = "replicated" if self._replicas else "fsync" if self._waits_for_disk else DURABILITY.get(fsync, "memory")
+
+    def _require_waitaof(self, fsync: str) -> None:
+        """ConfigError when this server cannot be waited for."""
+        (answer,) = self._exchange([("WAITAOF", 0, 0, 1)])
+        if fsync != "no" and not isinstance(answer, CommandFailed):
+            return
+        if fsync != "no" and str(answer).startswith("NOPERM"):
+            raise self._link.refusal(answer) from answer
+        now = {"no": "appendonly or appendfsync is no", "everysec": "appendfsync is everysec"}[fsync]
+        raise ConfigError(
+            f'ingest.durability is "fsync", but of Redis at {self._link.shown_url} {now}, and it has no WAITAOF '
+            '(Redis 7.2, Valkey) to wait with: set appendfsync always (of the embedded Redis: hot.append_fsync = "always"), or '
+            'ingest.durability = "memory"'
+        )
 
     def last_numbers(self, producer: str, shards: Iterable[int]) -> dict[int, int]:
         asked = list(shards)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import msgspec
 import pyarrow as pa
 
+from thermocline.event import Durability
 from thermocline.tiers.block import Block, Position
 
 BLOCKS_SCHEMA = pa.schema(
@@ -102,6 +103,10 @@ class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):
     """False while an fsync is pending or put off (no-appendfsync-on-rewrite), or the last write failed."""
     write_ok: bool
     """False when the last write to the append-only file failed: a person has to look at the disk."""
+    waits_for_disk: bool
+    """Whether it has WAITAOF and a file to wait for."""
+    replicas: int
+    """Connected now."""
     now_us: int
 
 
@@ -132,7 +137,9 @@ class Hot(Protocol):
         """(head seq, None when unknown; blocks that hold the conversation's newest events still cached, oldest first).
         Usually enough for `limit`, never a promise."""
 
-    def session(self) -> AppendSession: ...
+    def session(self, durability: Durability = "memory") -> AppendSession:
+        """A new one, whose answers mean that a block is kept as firmly as that, at least. ConfigError, when it connects, if this
+        server cannot promise it."""
 
     def drop(self) -> int:
         """Delete every key of the namespace; keys deleted."""

@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from thermocline.config import HotSettings
 from thermocline.errors import TierCorrupt, TierUnavailable
+from thermocline.event import Durability
 
 from .append_session import RedisAppendSession
 from .block import Position, head_place, parse_head, shard_of
@@ -31,6 +32,8 @@ RECENT_ENTRIES_FIRST = 8
 """Enough to tell how large a conversation's blocks are."""
 CUT_FIELDS = ("inc", "era", "N", "B", "L", "T", "tB")
 SCAN_COUNT = 1000
+WAITAOF_SINCE = (7, 2)
+"""Valkey, which began there, says 7.2 as its redis_version too."""
 
 
 class ShardMeta(dict[str, str]):
@@ -71,6 +74,8 @@ class RedisHot:
             append_fsync=configured.get("appendfsync", "everysec") if append_only else "no",
             disk_ok=write_ok and not paused and info.get("aof_pending_bio_fsync", "0") == "0",
             write_ok=write_ok,
+            waits_for_disk=append_only and _version(info["redis_version"]) >= WAITAOF_SINCE,
+            replicas=int(info.get("connected_slaves", 0)),
             now_us=int(now[0]) * 1_000_000 + int(now[1]),
         )
 
@@ -183,8 +188,8 @@ class RedisHot:
             count = max(1, (bytes_max - size) * len(entries) // max(1, size))
         return entries
 
-    def session(self) -> RedisAppendSession:
-        return RedisAppendSession(self.link, self.keys, self._settings)
+    def session(self, durability: Durability = "memory") -> RedisAppendSession:
+        return RedisAppendSession(self.link, self.keys, self._settings, durability)
 
     # What follows is for confirm.py alone.
 
@@ -239,3 +244,7 @@ class RedisHot:
 
     def close(self) -> None:
         self.link.close()
+
+
+def _version(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(".")[:2] if part.isdecimal())

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from thermocline.errors import ConfigError
-from thermocline.event import EVENT_BYTES_MAX
+from thermocline.event import EVENT_BYTES_MAX, Durability
 from thermocline.policy import Policy, SamplingSettings
 
 MIB = 1 << 20
@@ -76,6 +76,7 @@ class IngestSettings(_Section):
     unacked_blocks_max: int = Field(16, ge=1, le=16, description="blocks per shard sent and not yet acknowledged")
     deadline_s: float = Field(10, gt=0, description="how long one append may retry before it raises")
     sessions_max: int = Field(64, ge=1, description="connections append() may use at once in one process")
+    durability: Durability = Field("memory", description="how firmly an event is kept before its append returns, at least")
 
 
 class WarmSettings(_Section):

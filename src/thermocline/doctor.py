@@ -143,6 +143,7 @@ def _redis(settings: Settings) -> Iterator[Finding]:
         return
     yield Finding(OK, "redis", f"{facts.version} at {shown}")
     yield _guarded("redis settings", lambda: _server_settings(facts, settings, shown))
+    yield _durability(facts, settings)
     yield _disk(facts)
     yield _clock(facts.now_us / 1e6 - time.time())
 
@@ -176,6 +177,24 @@ def _server_settings(facts: ServerFacts, settings: Settings, shown: str) -> Find
     if 0 < facts.maxmemory < wanted:
         return Finding(WARN, "redis settings", f"maxmemory {facts.maxmemory:,} is below hot.log_bytes_max {wanted:,}: raise it")
     return Finding(OK, "redis settings", f"{found}, appendfsync {facts.append_fsync}")
+
+
+def _durability(facts: ServerFacts, settings: Settings) -> Finding:
+    """What an append can be made to wait for here, and whether that is what is asked for."""
+    always = facts.append_fsync == "always"
+    can_fsync = facts.append_only and (always or (facts.waits_for_disk and facts.append_fsync != "no"))
+    can = ["memory"]
+    if can_fsync:
+        can.append("fsync (appendfsync always)" if always else "fsync (WAITAOF: up to a second, until the file is synced next)")
+    if facts.replicas:
+        can.append(f"{facts.replicas} replicas")
+    wanted, replicas = settings.ingest.durability, max(settings.hot.replicas_min, int(settings.ingest.durability == "replicated"))
+    found = f"an append may wait for {', '.join(can)}; ingest.durability is {wanted}"
+    if wanted == "fsync" and not can_fsync:
+        return Finding(FAIL, "durability", f"{found}: set appendfsync always, or use Redis 7.2 or Valkey with appendonly yes")
+    if replicas > facts.replicas:
+        return Finding(FAIL, "durability", f"{found}, and {replicas} replicas must have each block: connect them")
+    return Finding(OK, "durability", found)
 
 
 def _disk(facts: ServerFacts) -> Finding:

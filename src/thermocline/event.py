@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -94,6 +94,10 @@ class Event(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     metadata: Metadata | None = None
     timestamp: datetime | int | str | None = None
     event_id: TextId | None = None
+
+
+Durability: TypeAlias = Literal["memory", "fsync", "replicated"]
+"""How firmly an event is kept: in Redis' memory; on its disk; in the memory of replicas too."""
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True, gc=False):

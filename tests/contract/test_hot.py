@@ -305,7 +305,7 @@ def test_without_the_right_to_read_the_configuration_everysec_is_assumed(server:
 def test_replicas_that_nobody_may_ask_for_leave_the_append_in_doubt(server: RedisServer, hot: RedisHot) -> None:
     limited = restricted(server, hot, "-wait", replicas_min=1)
     session = limited.session()
-    with pytest.raises(OutcomeLost, match="does not say which replicas have the block: NOPERM"):
+    with pytest.raises(OutcomeLost, match="does not say who has the block: NOPERM"):
         append(session, block(), 1)
     assert shard_cut(hot).events_total == 1
     session.close()

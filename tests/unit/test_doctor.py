@@ -92,7 +92,16 @@ def facts_with(**changes: Any) -> ServerFacts:
         "maxmemory": 0,
         "used_memory": 1,
     }
-    usual |= {"used_memory": 1, "append_only": True, "append_fsync": "everysec", "disk_ok": True, "write_ok": True, "now_us": 1}
+    usual |= {
+        "used_memory": 1,
+        "append_only": True,
+        "append_fsync": "everysec",
+        "disk_ok": True,
+        "write_ok": True,
+        "waits_for_disk": False,
+        "replicas": 0,
+        "now_us": 1,
+    }
     return ServerFacts(**{**usual, **changes})
 
 
