@@ -64,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=Path("bench-results"), help="folder of the results (bench-results)")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder that `report` writes to (docs)")
     parser.add_argument(
-        "--scratch", type=Path, help="folder for what is measured; the full run needs 60 GB (the system's temporary one)"
+        "--scratch", type=Path, help="folder for what is measured; the full run needs 80 GB (the system's temporary one)"
     )
     parser.add_argument(
         "--loaded", type=Path, help="keep what the tables of reads load in this folder, and use what is there instead of loading"
