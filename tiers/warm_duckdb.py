@@ -39,6 +39,8 @@ from .segment_ranges import merged_ranges, require_conserved, settled_ranges
 from .side_by_side import side_by_side
 from .warm import Settled, Warm
 
+_MERGE_BYTES_MIN = 256 << 20
+"""Of a merge, when so much is allowed at all: below it the steps of a merge may not fit in less."""
 _SEQS_BATCH_ROWS = 65_536
 _instances = itertools.count(1)
 
@@ -273,11 +275,12 @@ class DuckWarm(Warm):
 
         With two threads to a statement DuckDB writes the sorted rows of a merge with one of them all the same, and takes half
         as much work again: it merges what it has compressed into row groups anew. The other DuckDB is let go
-        first, as it holds 200 MiB of what it has read; not all of that goes back to the system, hence three fifths of its memory.
+        first, as it holds 200 MiB of what it has read; not all of that goes back to the system, hence three fifths of the memory.
         """
         self._discard()
+        limit = self._settings.memory_bytes_max
         with duckdb_errors(subject):
-            con = self._connect(threads=1, memory_bytes=self._settings.memory_bytes_max * 3 // 5)
+            con = self._connect(threads=1, memory_bytes=max(limit * 3 // 5, min(limit, _MERGE_BYTES_MIN)))
             try:
                 yield con
             finally:
