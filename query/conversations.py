@@ -27,8 +27,9 @@ NAMES_MAX: Final = 100
 """A query that asks for more conversations reads every segment its other bounds leave."""
 ROWS_MIN: Final = 100_000
 """In a smaller segment DuckDB finds the rows as fast by itself."""
-BYTES_MAX: Final = 64 << 20
-"""Remembered at most, 24 bytes a conversation and segment; the ones asked for longest ago are forgotten first."""
+BYTES_MAX: Final = 128 << 20
+"""Remembered at most, 8 or 16 bytes a conversation and segment: room for those of 100 million events. The ones asked for longest
+ago are forgotten first."""
 Numbers = npt.NDArray[Any]
 
 
@@ -66,6 +67,9 @@ class Conversations:
 
     def _hashes(self, con: Connection, segment: Segment) -> Numbers:
         """Sorted."""
+        known = self._known_rows(segment)
+        if known is not None:
+            return known[0]
         table = "rollup_conversation" if segment.has_rollups else "events"
         query = f"SELECT DISTINCT hash(conversation_id) AS hash FROM {alias(segment.segment_id)}.{table} ORDER BY hash"
         return self._remembered(segment, "hashes", lambda: _columns(con, query))[0]
@@ -73,8 +77,18 @@ class Conversations:
     def _rows(self, con: Connection, segment: Segment) -> tuple[Numbers, ...]:
         """(hashes, sorted; first row; last row)."""
         hashed = f"SELECT hash(conversation_id) AS hash, rowid AS place FROM {alias(segment.segment_id)}.events"
-        query = f"SELECT hash, min(place), max(place) FROM ({hashed}) GROUP BY hash ORDER BY hash"
-        return self._remembered(segment, "rows", lambda: _columns(con, query))
+        query = f"SELECT hash, min(place)::UINTEGER, max(place)::UINTEGER FROM ({hashed}) GROUP BY hash ORDER BY hash"
+        found = self._remembered(segment, "rows", lambda: _columns(con, query))
+        with self._lock:
+            self._known.pop((segment.segment_id, "hashes"), None)
+        return found
+
+    def _known_rows(self, segment: Segment) -> tuple[Numbers, ...] | None:
+        key = (segment.segment_id, "rows")
+        with self._lock:
+            if key in self._known:
+                self._known.move_to_end(key)
+            return self._known.get(key)
 
     def _remembered(self, segment: Segment, what: str, read: Callable[[], tuple[Numbers, ...]]) -> tuple[Numbers, ...]:
         key = (segment.segment_id, what)
