@@ -1,4 +1,4 @@
-"""The worker: settle, trim, merge, archive, tidy, purge, checkpoint and verify, one step at a time, until it is told to stop.
+"""The worker: settle, trim, merge, archive, tidy, purge, checkpoint, verify, scrub, a step at a time, until told to stop.
 
 All jobs run in one thread, so no two moves ever run at once; a long row of merges lets settle in between. Every step can be cut
 short by a crash and is repeated, so a stop waits for the step in hand only for a while.
@@ -22,6 +22,7 @@ from thermocline.errors import ConfigError, LeaseHeld, ThermoclineError, TierCor
 from thermocline.tiers.opening import Tiers
 
 from .archive import Archiver
+from .care import Care
 from .health import Health
 from .lease import Lease
 from .merge import Merger
@@ -121,6 +122,7 @@ class Worker:
             Job(self._purge_job, settings.purge_every_s, lambda: failures("purge")),
             Job(self._checkpoint_job, settings.checkpoint_every_s, lambda: failures("checkpoint"), at_once=False),
             Job(self._verify_job, settings.verify_every_s, lambda: failures("verify"), at_once=False),
+            Job(self._scrub_job, settings.scrub_every_s, lambda: failures("scrub")),
         ]
         self._schedule = Schedule(jobs, monotonic=self._monotonic, wall=self._wall)
         self._schedule.start()
@@ -164,6 +166,7 @@ class Worker:
         self._archiver = Archiver(self._tiers, epoch)
         self._tidier = Tidier(self._tiers, epoch)
         self._purger = Purger(self._tiers, epoch)
+        self._care = Care(self._tiers, epoch, self._health, mended=self._merger.forget)
 
     @contextmanager
     def _leased(self) -> Iterator[None]:
@@ -281,8 +284,11 @@ class Worker:
 
     def _merge_job(self) -> None:
         while self._do("merge", self._merge):
-            if self._monotonic() - self._settled_s >= self._settings.settle_every_s:
-                self._settle_job()
+            self._settle_if_due()
+
+    def _settle_if_due(self) -> None:
+        if self._monotonic() - self._settled_s >= self._settings.settle_every_s:
+            self._settle_job()
 
     def _merge(self) -> bool:
         merged = self._merger.step()
@@ -352,6 +358,10 @@ class Worker:
             self._health.stuck("verify", problems[0])
         else:
             self._health.freed("verify")
+
+    def _scrub_job(self) -> None:
+        while self._settle_sound and self._do("scrub", self._care.scrub):
+            self._settle_if_due()
 
     def _do(self, job: str, act: Callable[[], Any]) -> Any:
         """What `act` gives, None when it failed or the worker stops. Failures are counted, logged and shown in worker.json."""

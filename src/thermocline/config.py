@@ -144,6 +144,9 @@ class WorkerSettings(_Section):
     checkpoint_every_s: float = Field(3600, gt=0)
     verify_every_s: float = Field(3600, gt=0)
     archive_every_s: float = Field(3600, gt=0, description="how often it looks for days to archive")
+    scrub_every_s: float = Field(3600, gt=0, description="how often a share of everything stored is read again")
+    scrub_days: float = Field(7, gt=0, le=3650, description="in which everything is read about once")
+    scrub_bytes_max: int = Field(GIB, ge=MIB, description="read by one pass at most, but for a single larger file")
     stop_within_s: float = Field(5, gt=0, description="SIGTERM finishes the step in hand within this")
     failures_red: int = Field(3, ge=1, description="failures in a row of one job that turn health red")
 

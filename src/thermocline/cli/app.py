@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from . import append, archive, configuration, demo, namespaces, query, upkeep
+from . import append, archive, configuration, demo, namespaces, query, scrub, upkeep
 from .options import Chosen
 
 GLOBAL_OPTIONS: Final = ("--config", "--data-dir", "--namespace")
@@ -62,6 +62,7 @@ app.command("recent")(query.recent)
 app.command("conversations")(query.conversations)
 app.command("status")(upkeep.status)
 app.command("verify")(upkeep.verify)
+app.command("scrub")(scrub.scrub)
 app.command("archive")(archive.archive)
 app.add_typer(archive.app, name="archives")
 app.command("sample")(archive.sample)

@@ -1,0 +1,53 @@
+"""Reading everything again: `scrub`."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from .options import PARTLY, ReportForm, ReportOption, settings_of
+from .output import bytes_text, note, write_lines, write_object
+from .progress import work_progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from thermocline.archiver.scrub import Scrubbed
+
+
+def scrub(context: typer.Context, output: ReportOption = ReportForm.table) -> None:
+    """Read everything stored again, every byte, and mend what can be.
+
+    The worker does the same, a share at a time. Names damaged objects, rows and
+    conversations. Exit code 1 if something stays damaged, 3 if something could
+    not be read.
+    """
+    import msgspec
+
+    from thermocline.archiver.care import scrub_now
+    from thermocline.tiers.opening import open_tiers
+
+    with open_tiers(settings_of(context)) as tiers, work_progress() as show:
+        found, held = scrub_now(tiers, progress=show)
+    if output is ReportForm.json:
+        write_object({**msgspec.to_builtins(found), "ok": not found.damaged})
+    else:
+        write_lines(scrub_lines(found))
+    for problem in (*found.unread, *filter(None, [held])):
+        note(problem)
+    if found.damaged:
+        raise typer.Exit(1)
+    if found.unread:
+        raise typer.Exit(PARTLY)
+
+
+def scrub_lines(found: Scrubbed) -> Iterator[str]:
+    """What was read, and each damage with what is gone."""
+    names = {"segment": "segments", "file": "archived files", "copy": "local copies", "log": "logs in Redis"}
+    read = ", ".join(f"{found.objects.get(kind, 0):,} {name}" for kind, name in names.items() if found.objects.get(kind))
+    mended = len(found.damages) - len(found.damaged)
+    verdict = f"{len(found.damaged):,} damaged" if found.damaged else "nothing is damaged"
+    yield f"Read {read or 'nothing'} ({bytes_text(found.bytes)}): {verdict}{f', {mended:,} mended' if mended else ''}."
+    for damage in found.damages:
+        yield from (f"  {line}" for line in damage.lines())
