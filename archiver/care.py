@@ -1,10 +1,11 @@
-"""What the worker does for stored data beside moving it: reads it again and mends what is damaged."""
+"""What the worker does for stored data beside moving it: reads it again, mends what is damaged, and mirrors it."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import msgspec
 
@@ -15,6 +16,7 @@ from thermocline.tiers.scrub_state import read_state
 from .health import Health
 from .lease import Lease
 from .mend import Mender
+from .mirror import Mirrorer
 from .scrub import Scrubbed, ScrubPass, due_pass, items, scrub
 from .scrub_plan import SEGMENT
 from .work_report import Progress
@@ -30,8 +32,28 @@ class Care:
         self._tiers = tiers
         self._mended = mended
         self._health = health
-        self._mender = Mender(tiers, epoch)
+        self._mirrorer = Mirrorer(tiers) if tiers.settings.warm.mirror is not None else None
+        self._mender = Mender(tiers, epoch, fetch=self._mirrorer.fetch if self._mirrorer is not None else None)
         self._pass: ScrubPass | None = None
+
+    def close(self) -> None:
+        if self._mirrorer is not None:
+            self._mirrorer.close()
+
+    def mirror(self) -> bool:
+        """Copy the next of what warm.mirror lacks; whether there is more to do now. Nothing happens without a mirror."""
+        if self._mirrorer is None:
+            return False
+        try:
+            more = self._mirrorer.step()
+        finally:
+            self._health.note(**self._mirrorer.waiting())
+        if self._mirrorer.damaged:
+            names = ", ".join(sorted(self._mirrorer.damaged)[:3])
+            self._health.stuck("mirror", f"no copy of damaged segments can be made ({names}): run `thermocline scrub`")
+        else:
+            self._health.freed("mirror")
+        return more
 
     def scrub(self) -> bool:
         """Read the next object that is due, and mend it if it is damaged; whether there are more in this pass."""
@@ -66,6 +88,19 @@ class Care:
             self._health.freed("scrub")
 
 
+@contextmanager
+def mirror_of(tiers: Tiers) -> Iterator[Mirrorer | None]:
+    """What mirrors a namespace; None when warm.mirror is not set."""
+    if tiers.settings.warm.mirror is None:
+        yield None
+        return
+    mirrorer = Mirrorer(tiers)
+    try:
+        yield mirrorer
+    finally:
+        mirrorer.close()
+
+
 def scrub_now(tiers: Tiers, *, progress: Callable[[Progress], None] = lambda _: None) -> tuple[Scrubbed, str]:
     """(what reading everything found, with what came of mending it; why nothing was mended, empty when that was tried).
 
@@ -82,8 +117,10 @@ def scrub_now(tiers: Tiers, *, progress: Callable[[Progress], None] = lambda _: 
     with lease:
         every, _ = items(tiers)
         chosen = [item for item in every if item.key in damaged]
-        again = ScrubPass(tiers, every, chosen, mend=Mender(tiers, lease.epoch).mend)
-        while again.step():
-            pass
+        with mirror_of(tiers) as mirrorer:
+            mender = Mender(tiers, lease.epoch, fetch=mirrorer.fetch if mirrorer is not None else None)
+            again = ScrubPass(tiers, every, chosen, mend=mender.mend)
+            while again.step():
+                pass
     others = [one for one in report.damages if one.item not in damaged]
     return msgspec.structs.replace(report, damages=(*again.report.damages, *others)), ""

@@ -28,7 +28,7 @@ from thermocline.tiers.segment_sum import sum_path, write_sum
 from thermocline.tiers.whole_file import file_errors, sync
 
 from .scrub_plan import SEGMENT
-from .scrub_segment import rows_are_whole
+from .scrub_segment import has_rows
 
 Fetch = Callable[[Segment, Path], str]
 """Fetch a segment's file from the mirror to a path and give its sum. ThermoclineError when it is not there, or not sound."""
@@ -83,7 +83,7 @@ class Mender:
         return f"from the mirror, byte for byte{aside}"
 
     def _from_rows(self, segment: Segment) -> str:
-        if not rows_are_whole(self._tiers, segment):
+        if not has_rows(self._tiers, segment, self._path(segment)):
             raise NotMended("its rows are not all sound")
         self._require_free(segment)
         aside = self._keep_aside(segment)

@@ -37,11 +37,11 @@ def segment_damage(tiers: Tiers, segment: Segment) -> Damage | None:
     return _damage(tiers, segment, path, problem)
 
 
-def rows_are_whole(tiers: Tiers, segment: Segment) -> bool:
-    """Whether all rows can be read and are those that were written, whatever else is damaged."""
+def has_rows(tiers: Tiers, segment: Segment, path: Path) -> bool:
+    """Whether a file has all rows of a segment, and just as they were written, whatever else is in it."""
     con = connect(memory_bytes=tiers.settings.warm.memory_bytes_max, threads=tiers.settings.warm.threads)
     try:
-        with attached(con, Path(tiers.warm.path(segment.segment_id))) as alias:
+        with attached(con, path) as alias:
             found = con.execute(f"SELECT count(*), {SEGMENT_CHECKSUM} FROM {alias}.events").fetchall()
             return bool(found == [(segment.rows, segment.checksum)])
     except (DuckError, OSError):

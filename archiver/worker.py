@@ -26,6 +26,7 @@ from .care import Care
 from .health import Health
 from .lease import Lease
 from .merge import Merger
+from .once import archive_all, mirror_all, tidy_all
 from .purge import Purger
 from .schedule import Job, Schedule
 from .settle import Settler
@@ -72,7 +73,7 @@ class Worker:
         """Do everything that is due, also below the thresholds, for the events that are there now; then return.
 
         Notes what each shard holds, waits at most 5 s until all of it may be settled, settles it, trims, merges, archives, tidies
-        the archive, purges.
+        the archive, purges, mirrors.
         Called again with nothing appended in between, it changes nothing. Errors are raised as they come: what was done
         until then stays done.
         """
@@ -80,11 +81,11 @@ class Worker:
         with self._leased():
             report = self._settle_all(tell).plus(trimmed_blocks=self._trim_now())
             report = self._merge_all(report, tell)
-            report = self._archive_all(report, tell)
-            report = self._tidy_all(report, tell)
+            report = archive_all(self._archiver, report, tell)
+            report = tidy_all(self._tidier, report, tell)
             purged = self._purger.step()
             tell(Progress(step="purge", done=purged.files + purged.removed, total=0))
-            return report.plus(purged_files=purged.files + purged.removed)
+            return mirror_all(self._care, report.plus(purged_files=purged.files + purged.removed), tell)
 
     def run(self) -> None:
         """Work until SIGTERM or SIGINT, then finish the step in hand. Main thread only. LeaseHeld when another worker took over.
@@ -122,6 +123,7 @@ class Worker:
             Job(self._purge_job, settings.purge_every_s, lambda: failures("purge")),
             Job(self._checkpoint_job, settings.checkpoint_every_s, lambda: failures("checkpoint"), at_once=False),
             Job(self._verify_job, settings.verify_every_s, lambda: failures("verify"), at_once=False),
+            Job(self._mirror_job, settings.mirror_every_s, lambda: failures("mirror")),
             Job(self._scrub_job, settings.scrub_every_s, lambda: failures("scrub")),
         ]
         self._schedule = Schedule(jobs, monotonic=self._monotonic, wall=self._wall)
@@ -138,6 +140,7 @@ class Worker:
             self._schedule = None
             self._health.note(running=False)
             self._health.write()
+            self._care.close()
             self._lease.release()
             log.info("worker stopped")
         return True
@@ -174,6 +177,8 @@ class Worker:
         try:
             yield
         finally:
+            self._care.close()
+            self._health.write()
             self._lease.release()
 
     # What once() does.
@@ -213,31 +218,6 @@ class Worker:
         except TierUnavailable:
             self._tiers.reconfirm()
             return act()
-
-    def _archive_all(self, report: WorkReport, tell: Callable[[Progress], None]) -> WorkReport:
-        """Archive what is due. A cold tier that cannot be used leaves it warm and is the report's problem."""
-        try:
-            while batch := self._archiver.step():
-                report = report.plus(
-                    archived_events=batch.events_in, archived_kept=batch.events_kept, archived_files=len(batch.files)
-                )
-                tell(Progress(step="archive", done=report.archived_events, total=0))
-        except (TierUnavailable, ConfigError) as exc:
-            report = report.with_problem(f"nothing more was archived: {exc}")
-        return report
-
-    def _tidy_all(self, report: WorkReport, tell: Callable[[Progress], None]) -> WorkReport:
-        """Compact, expire and clean the archive. A cold tier that cannot be used is the report's problem."""
-        try:
-            while batch := self._tidier.rewrite():
-                report = report.plus(
-                    compacted_files=len(batch.removed) if batch.files else 0, expired_events=batch.events_in - batch.events_kept
-                )
-                tell(Progress(step="tidy", done=report.compacted_files, total=0))
-            report = report.plus(removed_objects=self._tidier.clean().removed)
-        except (TierUnavailable, ConfigError) as exc:
-            report = report.with_problem(f"the archive was not tidied: {exc}")
-        return report
 
     def _trim_now(self) -> int:
         dropped = self._trimmer.step()
@@ -358,6 +338,10 @@ class Worker:
             self._health.stuck("verify", problems[0])
         else:
             self._health.freed("verify")
+
+    def _mirror_job(self) -> None:
+        while self._settle_sound and self._do("mirror", self._care.mirror):
+            self._settle_if_due()
 
     def _scrub_job(self) -> None:
         while self._settle_sound and self._do("scrub", self._care.scrub):

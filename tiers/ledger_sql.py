@@ -253,6 +253,10 @@ class SqlLedger:
                 live = [file for file in batch.files if file.file_id not in removed]
                 self._list_batch(con, batch, live, snapshot_id=None, now_us=batch.created_us)
 
+    def copy_to(self, target: Path) -> bool:
+        """Write a consistent snapshot to a new file; False when the ledger is in PostgreSQL."""
+        return self._engine.copy_to(target)
+
     def move_aside(self, mark: str) -> str | None:
         """Make room for `rebuild`: the old ledger keeps its contents under the name returned; None when there was none."""
         return self._engine.move_aside(mark)

@@ -36,7 +36,7 @@ from .segment_file import (
     attached,
 )
 from .segment_ranges import merged_ranges, require_conserved, settled_ranges
-from .segment_sum import sum_path
+from .segment_sum import SUM_SUFFIX, sum_path
 from .side_by_side import side_by_side
 from .warm import Settled, Warm
 
@@ -247,7 +247,7 @@ class DuckWarm(Warm):
         total = 0
         for path in self._folder.glob("*"):
             with suppress(FileNotFoundError):
-                total += path.stat().st_size
+                total += path.stat().st_size if path.suffix != SUM_SUFFIX else 0
         return total
 
     def _path(self, segment_id: str) -> Path:

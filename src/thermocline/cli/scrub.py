@@ -1,8 +1,8 @@
-"""Reading everything again: `scrub`."""
+"""Stored data that is damaged or gone: `scrub`, `restore`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -39,6 +39,32 @@ def scrub(context: typer.Context, output: ReportOption = ReportForm.table) -> No
     if found.damaged:
         raise typer.Exit(1)
     if found.unread:
+        raise typer.Exit(PARTLY)
+
+
+def restore(
+    context: typer.Context,
+    url: Annotated[str, typer.Option("--from", metavar="URL", help="What warm.mirror was: s3:// or file:// folder.")],
+    partial: Annotated[bool, typer.Option("--partial", help="Leave out what the mirror does not have.")] = False,
+) -> None:
+    """Make a namespace again from its mirror, on an empty machine.
+
+    Refuses a namespace that is there. Exit code 3 if something is missing.
+    """
+    from thermocline.archiver.restore import restore as restore_namespace
+    from thermocline.archiver.restore import restored_line
+
+    with work_progress() as show:
+        found = restore_namespace(settings_of(context), url, partial_=partial, progress=show)
+    write_lines([restored_line(found)])
+    write_lines(f"A newer snapshot cannot be used: {problem}" for problem in found.passed_over)
+    if found.recovered:
+        write_lines(["The archive had gone on since: the ledger was made anew from it and the segments."])
+    write_lines(f"Missing: {one}" for one in found.missing)
+    for one in found.skipped:
+        write_lines([f"Gone: {one.events:,} events of shard {one.shard}, which Redis had dropped; rejected/ says so."])
+    write_lines(["`thermocline verify --deep` proves it. What was acknowledged and not settled by then is as Redis has it."])
+    if found.missing:
         raise typer.Exit(PARTLY)
 
 
