@@ -88,7 +88,9 @@ class Mender:
         self._require_free(segment)
         aside = self._keep_aside(segment)
         now_us = time.time_ns() // 1000
-        made = self._tiers.warm.write_merged([segment], level=segment.level, move_id=uuid_utils.uuid7().hex, created_us=now_us)
+        made = self._tiers.warm.write_merged(
+            [segment], level=max(1, segment.level), move_id=uuid_utils.uuid7().hex, created_us=now_us
+        )
         self._tiers.ledger.merged(self._epoch, [segment.segment_id], made, now_us=now_us)
         self._path(segment).unlink(missing_ok=True)
         return f"all its rows were sound and were written again, into {', '.join(one.segment_id for one in made)}{aside}"

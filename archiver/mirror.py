@@ -85,9 +85,8 @@ class Mirrorer:
                 self._upload(missing[0])
                 return True
             self._complete(target)
-        except FileNotFoundError:  # merged away and purged meanwhile
-            self._drop_target()
-            return True
+        except FileNotFoundError:
+            return self._pass_over_gone(target)
         return self._changed(self._tiers.ledger.view())
 
     def waiting(self) -> dict[str, Any]:
@@ -151,6 +150,17 @@ class Mirrorer:
             self._stored = self._mirror.segments()
         return [one for one in view.segments if self._stored.get(one.segment_id) != one.file_bytes]
 
+    def _pass_over_gone(self, target: Target) -> bool:
+        """A file is not there: leave it out if it is live all the same; else it was merged away and purged, so begin anew."""
+        live = {one.segment_id for one in self._tiers.ledger.view().segments}
+        wanted = {one.segment_id for one in target.view.segments} - self.damaged
+        gone = {segment_id for segment_id in wanted if not Path(self._tiers.warm.path(segment_id)).exists()}
+        if gone and gone <= live:
+            self.damaged |= gone
+        else:
+            self._drop_target()
+        return bool(gone)
+
     def _upload(self, segment: Segment) -> None:
         path = Path(self._tiers.warm.path(segment.segment_id))
         if sum_of(path) != self._sealed_sum(segment):
@@ -171,8 +181,10 @@ class Mirrorer:
                 ledger_sum = sum_of(target.ledger)
                 compress(target.ledger, packed)
                 ledger = _object(packed, f"{snapshot_id}.db.zst", f"{LEDGERS}{snapshot_id}.db.zst")
+        sums = {one.segment_id: self._sealed_sum(one) for one in target.view.segments if one.segment_id not in self.damaged}
+        self.damaged |= {segment_id for segment_id, found in sums.items() if not found}
         segments = tuple(
-            Mirrored(name=one.segment_id, key=segment_key(one.segment_id), bytes=one.file_bytes, sum=self._sealed_sum(one))
+            Mirrored(name=one.segment_id, key=segment_key(one.segment_id), bytes=one.file_bytes, sum=sums[one.segment_id])
             for one in target.view.segments
             if one.segment_id not in self.damaged
         )
@@ -196,8 +208,10 @@ class Mirrorer:
         self._drop_target()
 
     def _sealed_sum(self, segment: Segment) -> str:
-        """What a segment's file should hash to; empty when nothing says so and its rows are not those that were written."""
+        """What a segment's file should hash to; empty when nothing says so and its rows are not those that were written.
+        FileNotFoundError when it is gone."""
         path = Path(self._tiers.warm.path(segment.segment_id))
+        path.stat()
         found = _stated_sum(path)
         if found is None:  # from before there were sums
             if self._tiers.warm.check(segment, deep=True):
@@ -212,9 +226,10 @@ class Mirrorer:
         warm = self._tiers.settings.warm
         before_us = time.time_ns() // 1000 - int(warm.mirror_grace_s * 1e6)
         with named(self._reach, "clean mirror"):
-            self._mirror.clean(keep=warm.mirror_snapshots, before_us=before_us)
+            removed = self._mirror.clean(keep=warm.mirror_snapshots, before_us=before_us)
         self._cleaned_s = self._monotonic()
-        self._stored = None
+        if removed:
+            self._stored = self._mirror.segments()
 
     def _drop_target(self) -> None:
         self._target = None

@@ -178,6 +178,7 @@ class Worker:
             yield
         finally:
             self._care.close()
+            self._health.note(running=False)
             self._health.write()
             self._lease.release()
 

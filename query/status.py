@@ -26,6 +26,9 @@ DAY_US: Final = 86_400_000_000
 ARCHIVE_TAKES_S: Final = 600
 """How long a pass of the archive may take before it is worth a word."""
 
+MIRROR_TAKES_S: Final = 600
+"""How far behind the mirror may be before it is worth a word."""
+
 
 class TierStatus(msgspec.Struct, frozen=True, kw_only=True):
     tier: str
@@ -238,6 +241,9 @@ def _reasons(
         found.append((False, f"events wait {oldest_s:.0f} s to settle: start `thermocline worker`"))
     if overdue is not None and overdue.waits_s > 2 * tiers.settings.worker.archive_every_s + ARCHIVE_TAKES_S:
         found.append((False, _overdue_reason(overdue, worker)))
+    lag_s = float((worker or {}).get("mirror_lag_s") or 0)
+    if tiers.settings.warm.mirror is not None and lag_s > MIRROR_TAKES_S:
+        found.append((False, f"the mirror is {lag_s:,.0f} s behind: if this disk is lost, what settled since then is gone"))
     if not facts.append_only:
         found.append((False, "Redis keeps nothing on disk (hot.allow_volatile): a crash loses what has not settled"))
     lost = sum(loss.events for loss in view.losses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 from collections.abc import Iterator
@@ -27,6 +28,7 @@ from thermocline.errors import ConfigError, TierCorrupt
 from thermocline.store import connect
 from thermocline.tiers.cold_folder import FolderCold
 from thermocline.tiers.mirror import Mirror
+from thermocline.tiers.segment_sum import sum_path
 
 
 @pytest.fixture
@@ -103,7 +105,7 @@ def test_drill_a_whole_disk_is_lost_and_redis_lives(store: Archive) -> None:
     assert (found.segments, found.missing, found.skipped, found.recovered) == (1, (), (), False)
     assert store.view() == before
     assert [one.equals(other) for one, other in zip(store.contents(), wanted, strict=True)] == [True, True, True]
-    store.check()
+    assert store.store.verify(deep=True).problems == ()
     settle_all(Settler(store.tiers, store.epoch))
     assert rows(store.tiers) == list(range(150))
     store.archive_round()
@@ -290,6 +292,37 @@ def test_a_damaged_segment_is_not_copied_and_does_not_keep_the_others_from_it(st
     assert mirror_of(store).snapshot(key).lacking == (damaged.segment_id,)
 
 
+def test_a_segment_that_is_missing_does_not_keep_the_others_from_the_mirror(store: Archive) -> None:
+    settle(store)
+    settle(store, start=100)
+    gone, sound = store.tiers.ledger.view().segments
+    Path(store.tiers.warm.path(gone.segment_id)).unlink()
+    mirrorer = mirror_all(store)
+    assert mirrorer.damaged == {gone.segment_id}
+    assert [path.stem for path in objects(store, "segments")] == [sound.segment_id]
+
+
+def test_what_was_merged_away_and_purged_while_a_snapshot_was_made_makes_it_begin_anew(store: Archive) -> None:
+    settle(store)
+    settle(store, start=100)
+    mirrorer = Mirrorer(store.tiers)
+    assert mirrorer.step()
+    old = store.tiers.ledger.view().segments
+    merged(store, 2)
+    for segment in old:
+        Path(store.tiers.warm.path(segment.segment_id)).unlink()
+        sum_path(Path(store.tiers.warm.path(segment.segment_id))).unlink()
+    while mirrorer.step():
+        pass
+    assert mirrorer.damaged == frozenset()
+    mirror = mirror_of(store)
+    [key] = mirror.snapshots()
+    assert [one.name for one in mirror.snapshot(key).segments] == [one.segment_id for one in store.tiers.ledger.view().segments]
+    lose_disk(store)
+    restored(store)
+    assert rows(store.tiers) == list(range(200))
+
+
 @pytest.mark.parametrize("step", ["copy ledger", "upload segment", "upload segment done", "upload snapshot"])
 def test_a_crash_at_any_step_leaves_the_snapshot_before_and_the_next_worker_goes_on(store: Archive, step: str) -> None:
     settle(store)
@@ -328,8 +361,6 @@ def test_cleaning_keeps_the_newest_snapshots_and_all_they_need(store: Archive) -
 
 
 def test_a_worker_mirrors_and_says_how_far_it_is(store: Archive) -> None:
-    import json
-
     append(store.tiers, 100)
     report = Worker(store.tiers).once()
     assert report.problem is None

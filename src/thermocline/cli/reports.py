@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .output import bytes_text
 
@@ -46,6 +46,8 @@ def status_lines(found: Status) -> Iterator[str]:
         yield f"Events of {found.overdue.oldest_day} on are older than the warm window and wait to be archived."
     if found.scrub is not None:
         yield scrub_line(found.scrub)
+    if found.worker is not None and found.worker.get("mirrored_us"):
+        yield mirror_line(found.worker)
     if found.rejected or found.lost:
         yield f"{found.rejected:,} events rejected, {found.lost:,} declared lost."
     yield f"Health of {found.namespace}: {found.health}."
@@ -60,6 +62,15 @@ def scrub_line(found: ScrubStatus) -> str:
     )
     damaged = f"{found.damaged:,} damaged" if found.damaged else "nothing damaged"
     return f"Last scrubbed {_minute(found.passed_us)}, everything since {_minute(found.oldest_us)}: {damaged}{aside}."
+
+
+def mirror_line(said: dict[str, Any]) -> str:
+    """How far the mirror is, by what the worker last said."""
+    waiting = said.get("mirror_waiting", 0)
+    behind = (
+        f"{_count(waiting, 'segment')} ({bytes_text(said['mirror_waiting_bytes'])}) wait" if waiting else "all segments are in it"
+    )
+    return f"Mirror: as of {_minute(said['mirrored_us'])}, {said['mirror_lag_s']:,.0f} s behind; {behind}."
 
 
 def work_line(report: WorkReport) -> str:
