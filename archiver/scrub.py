@@ -1,4 +1,4 @@
-"""Scrub: read stored objects again and compare every byte with what was written: segments, the archive, local copies, the logs.
+"""Scrub: read stored objects again and compare every byte with what was written: segments, archive, local copies, logs, ledger.
 
 Reads only; what is damaged is mended by mend.py, for who holds the lease. An object that leaves its tier meanwhile is not missed.
 """
@@ -19,7 +19,8 @@ from thermocline.tiers.whole_file import file_errors
 
 from .scrub_blocks import log_damages
 from .scrub_file import copy_damage, file_damage
-from .scrub_plan import COPY, FILE, LOG, SEGMENT, Item, due_items
+from .scrub_ledger import ledger_damage
+from .scrub_plan import COPY, FILE, LEDGER, LOG, SEGMENT, Item, due_items
 from .scrub_segment import segment_damage
 from .work_report import Progress
 
@@ -135,6 +136,7 @@ def items(tiers: Tiers) -> tuple[list[Item], tuple[str, ...]]:
     view = tiers.ledger.view()
     found = [Item(kind=SEGMENT, name=one.segment_id, bytes=one.file_bytes, created_us=one.created_us) for one in view.segments]
     found += [Item(kind=FILE, name=one.file_id, bytes=one.file_bytes, created_us=one.created_us) for one in view.files]
+    found.append(Item(kind=LEDGER, name="ledger", bytes=tiers.ledger.bytes_used(), created_us=0))
     unread = []
     try:
         if view.files and not tiers.cold.is_local:
@@ -155,7 +157,9 @@ def items(tiers: Tiers) -> tuple[list[Item], tuple[str, ...]]:
 def _damages(tiers: Tiers, item: Item) -> list[Damage]:
     if item.kind == LOG:
         return log_damages(tiers, int(item.name))
-    if item.kind == COPY:
+    if item.kind == LEDGER:
+        found = ledger_damage(tiers)
+    elif item.kind == COPY:
         found = copy_damage(tiers, item.name)
     elif item.kind == FILE:
         file = next((one for one in tiers.ledger.view().files if one.file_id == item.name), None)

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import msgspec
 
-SEGMENT, FILE, COPY, LOG = "segment", "file", "copy", "log"
-"""Kinds of items: a segment, an object of the cold tier, a local copy of one, a shard's log in Redis."""
+SEGMENT, FILE, COPY, LOG, LEDGER = "segment", "file", "copy", "log", "ledger"
+"""Kinds of items: a segment, an object of the cold tier, a local copy of one, a shard's log in Redis, the ledger."""
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True):
@@ -15,7 +15,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True):
 
     kind: str
     name: str
-    """Segment id, file id, key of the copy, or number of the shard."""
+    """Segment id, file id, key of the copy, number of the shard, or `ledger`."""
     bytes: int
     created_us: int
     """What was written was read back then."""

@@ -123,6 +123,21 @@ class LedgerEngine:
             log = self._path.with_name(self._path.name + "-wal")
             return log.stat().st_size if log.exists() else 0
 
+    def problem(self) -> str:
+        """What SQLite finds wrong with the structure of its file; empty when nothing is, and on PostgreSQL."""
+        if self._path is None:
+            return ""
+        with self._translated():
+            self._follow_file()
+            with self._reads.begin() as con:
+                found = [str(row[0]) for row in con.exec_driver_sql("PRAGMA integrity_check(3)").all()]
+        return "" if found == ["ok"] else "; ".join(found)
+
+    def bytes_used(self) -> int:
+        """Of the database and its log; 0 on PostgreSQL."""
+        files = [] if self._path is None else [self._path, self._path.with_name(self._path.name + "-wal")]
+        return sum(path.stat().st_size for path in files if path.exists())
+
     def copy_to(self, target: Path) -> bool:
         """Write one consistent snapshot of the database to a new file; False on PostgreSQL, which has means of its own."""
         if self._path is None:

@@ -253,6 +253,13 @@ class SqlLedger:
                 live = [file for file in batch.files if file.file_id not in removed]
                 self._list_batch(con, batch, live, snapshot_id=None, now_us=batch.created_us)
 
+    def problem(self) -> str:
+        """What is wrong with the structure of the database; empty when nothing is, or when it is PostgreSQL's to say."""
+        return self._engine.problem()
+
+    def bytes_used(self) -> int:
+        return self._engine.bytes_used()
+
     def copy_to(self, target: Path) -> bool:
         """Write a consistent snapshot to a new file; False when the ledger is in PostgreSQL."""
         return self._engine.copy_to(target)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,8 +16,6 @@ from tests.flips import flip
 from thermocline.sample_import import events_of, load_runs, ndjson
 from thermocline.tiers import embedded
 
-END_US = 1_794_265_200_000_000
-
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[Path]:
@@ -24,7 +23,8 @@ def place(tmp_path: Path) -> Iterator[Path]:
     (tmp_path / "thermocline.toml").write_text(
         f'cold_url = "file://{tmp_path}/archive"\n[warm]\nmirror = "file://{tmp_path}/mirror"\n[hot]\ndurable_lag_s = 0\n'
     )
-    (tmp_path / "events.ndjson").write_bytes(b"".join(line + b"\n" for line in ndjson(events_of(load_runs(), end_us=END_US))))
+    events = events_of(load_runs(), end_us=time.time_ns() // 1000 - 1)
+    (tmp_path / "events.ndjson").write_bytes(b"".join(line + b"\n" for line in ndjson(events)))
     succeeded(tmp_path, "append", "events.ndjson")
     succeeded(tmp_path, "worker", "--once")
     yield tmp_path
@@ -33,7 +33,9 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 def test_scrub_says_that_nothing_is_damaged_then_what_is_and_how_it_was_mended(place: Path) -> None:
     assert "nothing is damaged" in succeeded(place, "scrub")
-    path = min((place / "thermocline-data" / "default" / "segments").glob("*.duckdb"))
+    live = json.loads((place / "thermocline-data" / "default" / "scrub.json").read_text())["read"]
+    segment_id = next(item for item in live if item.startswith("segment ")).removeprefix("segment ")
+    path = place / "thermocline-data" / "default" / "segments" / f"{segment_id}.duckdb"
     flip(path, random.Random(1))
     said = succeeded(place, "scrub")
     assert "nothing is damaged, 1 mended" in said

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -222,6 +224,36 @@ def test_a_damaged_local_copy_is_set_aside_and_the_object_read_instead(tmp_path:
         assert "set aside" in damage.mended or "the copy is now" in damage.mended
         assert quarantined(archive) == [copy.name]
         assert [one.equals(other) for one, other in zip(archive.contents(), wanted, strict=True)] == [True, True, True]
+
+
+def test_a_ledger_that_says_of_a_segment_what_it_is_not_is_found(archive: Archive) -> None:
+    segment = settled(archive)
+    assert scrub(archive.tiers).damages == ()
+    with closing(sqlite3.connect(archive.settings.namespace_dir / "ledger.db", isolation_level=None)) as con:
+        con.execute("UPDATE segments SET content_bytes = content_bytes + 1")
+    archive.close()
+    archive.open()
+    [damage] = scrub(archive.tiers).damages
+    assert damage.item == "ledger ledger"
+    assert segment.segment_id in damage.problem
+    assert "content_bytes" in damage.problem
+
+
+def test_a_ledger_whose_pages_are_damaged_is_found(archive: Archive) -> None:
+    settled(archive)
+    archive.tiers.ledger.checkpoint()
+    archive.close()
+    path = archive.settings.namespace_dir / "ledger.db"
+    with closing(sqlite3.connect(path)) as con:
+        [(page,)] = con.execute("SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_segments_1'").fetchall()
+        [(size,)] = con.execute("PRAGMA page_size").fetchall()
+    content = bytearray(path.read_bytes())
+    content[page * size - 20] ^= 1
+    path.write_bytes(content)
+    archive.open()
+    damage = next(one for one in scrub(archive.tiers).damages if one.item == "ledger ledger")
+    assert "index" in damage.problem
+    assert "recover --force" in damage.hint
 
 
 def test_a_damaged_block_that_has_settled_is_no_loss_and_one_that_waits_is(archive: Archive) -> None:

@@ -17,11 +17,10 @@ if TYPE_CHECKING:
 
 
 def scrub(context: typer.Context, output: ReportOption = ReportForm.table) -> None:
-    """Read everything stored again, every byte, and mend what can be.
+    """Read everything again and mend what is damaged.
 
-    The worker does the same, a share at a time. Names damaged objects, rows and
-    conversations. Exit code 1 if something stays damaged, 3 if something could
-    not be read.
+    Every byte of it; the worker does the same, a share at a time. Names damaged objects, their rows and conversations. Exit code 1
+    if something stays damaged, 3 if something could not be read.
     """
     import msgspec
 
@@ -47,9 +46,9 @@ def restore(
     url: Annotated[str, typer.Option("--from", metavar="URL", help="What warm.mirror was: s3:// or file:// folder.")],
     partial: Annotated[bool, typer.Option("--partial", help="Leave out what the mirror does not have.")] = False,
 ) -> None:
-    """Make a namespace again from its mirror, on an empty machine.
+    """Make a lost namespace again from its mirror.
 
-    Refuses a namespace that is there. Exit code 3 if something is missing.
+    Refuses one that is there. Exit code 3 if something is missing.
     """
     from thermocline.archiver.restore import restore as restore_namespace
     from thermocline.archiver.restore import restored_line
@@ -70,7 +69,7 @@ def restore(
 
 def scrub_lines(found: Scrubbed) -> Iterator[str]:
     """What was read, and each damage with what is gone."""
-    names = {"segment": "segments", "file": "archived files", "copy": "local copies", "log": "logs in Redis"}
+    names = {"segment": "segments", "file": "archived files", "copy": "local copies", "log": "logs in Redis", "ledger": "ledger"}
     read = ", ".join(f"{found.objects.get(kind, 0):,} {name}" for kind, name in names.items() if found.objects.get(kind))
     mended = len(found.damages) - len(found.damaged)
     verdict = f"{len(found.damaged):,} damaged" if found.damaged else "nothing is damaged"
