@@ -91,7 +91,7 @@ def restore(
         missing, ahead = _archive(settings, view) if view is not None else ([], False)
         if ahead:
             _recover_with_all(settings, mirror, there)
-        skipped = skip_dropped(settings) if settings.redis_url is not None else []
+        skipped = skip_dropped(settings)
     finally:
         mirror.close()
     lacking = [f"segment {one.name} ({one.bytes:,} bytes)" for one in snapshot.segments if one not in wanted]

@@ -11,8 +11,9 @@ from contextlib import ExitStack
 
 import msgspec
 
-from thermocline.config import Settings
+from thermocline.config import EMBEDDED_FOLDER, Settings
 from thermocline.tiers.block import Position
+from thermocline.tiers.embedded import ensure
 from thermocline.tiers.hot_redis import RedisHot
 from thermocline.tiers.ledger import ShardState
 from thermocline.tiers.ledger_sql import SqlLedger
@@ -35,16 +36,23 @@ class Skipped(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def skip_dropped(settings: Settings) -> list[Skipped]:
-    """Let the ledger go on after what Redis has dropped; what that was, by shard; [] when Redis has all that is needed, or is
-    empty. TierUnavailable when it does not answer."""
+    """Let the ledger go on after what Redis has dropped; what that was, by shard; [] when Redis has all that is needed, is empty,
+    or is another store's. TierUnavailable when it does not answer. An embedded one is asked when its folder is there."""
     folder = settings.namespace_dir
+    if settings.redis_url is None and not (settings.data_dir / EMBEDDED_FOLDER).exists():
+        return []
     with ExitStack() as stack:
-        hot = RedisHot(open_link(settings, None), settings.namespace, settings.hot)
+        endpoint = ensure(settings.data_dir, settings.hot) if settings.redis_url is None else None
+        if endpoint is not None:
+            stack.callback(endpoint.close)
+        hot = RedisHot(open_link(settings, endpoint), settings.namespace, settings.hot)
         stack.callback(hot.close)
         ledger = SqlLedger(settings.ledger_url or f"sqlite:///{folder.resolve()}/ledger.db", folder=folder)
         stack.callback(ledger.close)
-        metas, states = hot.metas(), ledger.view().shards
-        moved = [(state, _after(hot, state, meta)) for state, meta in zip(states, metas, strict=True) if meta]
+        view, identity = ledger.view(), ledger.identity() or {}
+        ours = {view.incarnation, identity.get("previous")}
+        pairs = [(state, meta) for state, meta in zip(view.shards, hot.metas(), strict=True) if meta and meta["inc"] in ours]
+        moved = [(state, _after(hot, state, meta)) for state, meta in pairs]
         moved = [(state, new) for state, new in moved if new.events > state.events]
         if not moved:
             return []

@@ -9,6 +9,7 @@ must close. The recovery point is how long ago the newest event that came back w
 from __future__ import annotations
 
 import argparse
+import hashlib
 import shutil
 import sys
 import tempfile
@@ -30,7 +31,8 @@ from thermocline.tiers import embedded
 from thermocline.tiers.opening import Tiers, open_tiers
 
 CONVERSATIONS = 20
-TEXT = "the agent said this, and a tool answered: " * 4
+TEXT_SQL = "concat(conversation_id, ' ', seq, ' ', md5(concat(conversation_id, seq)), md5(concat(seq, conversation_id)))"
+"""What an event says, so that a query can tell whether it is the one that was appended; half of it does not compress."""
 BATCH = 2000
 EAGER = {"settle_after_s": 0, "settle_after_events": 1, "settle_latest_s": 1}
 
@@ -43,6 +45,8 @@ class Restored(msgspec.Struct, frozen=True, kw_only=True):
     mirror_s: float
     """How long copying them took."""
     restore_s: float
+    answer_s: float
+    """From the beginning of the restore to the answer of a query over all events, an empty Redis started in between."""
     mirrored_bytes: int
     events_under_load: int
     restores: int
@@ -90,6 +94,7 @@ def run(folder: Path, *, events: int, seconds: float, pause_s: float = 0.05) -> 
         events=events,
         mirror_s=round(mirror_s, 2),
         restore_s=round(first[0], 2),
+        answer_s=round(first[3], 2),
         mirrored_bytes=first[2],
         events_under_load=sum(load_.acked.values()) - events,
         restores=len(under_load),
@@ -123,7 +128,7 @@ class Load:
         for number in range(count):
             conversation_id = f"c{number % CONVERSATIONS}"
             last[conversation_id] = last.get(conversation_id, 0) + 1
-            content = f"{conversation_id} {last[conversation_id]} {TEXT}"
+            content = text(conversation_id, last[conversation_id])
             given.append({"conversation_id": conversation_id, "event_type": "output.chunk", "content": content})
         client.append_many(given)
         self.acked = last
@@ -137,14 +142,20 @@ class Load:
         return 0.0
 
 
+def text(conversation_id: str, seq: int) -> str:
+    """TEXT_SQL in Python."""
+    sums = (hashlib.md5(part.encode()).hexdigest() for part in (f"{conversation_id}{seq}", f"{seq}{conversation_id}"))
+    return f"{conversation_id} {seq} {''.join(sums)}"
+
+
 def settings_in(data_dir: Path, mirror: Path) -> Settings:
     warm = {**EAGER, "mirror": f"file://{mirror}"}
     worker = {"mirror_every_s": 1, "settle_every_s": 0.5}
     return load({"data_dir": str(data_dir), "hot": {"shards": 4, "buckets": 64}, "warm": warm, "worker": worker}, environ={})
 
 
-def _restored(settings: Settings, data_dir: Path, load_: Load, problems: list[str]) -> tuple[float, float, int]:
-    """(how long the restore took, the recovery point, bytes fetched)."""
+def _restored(settings: Settings, data_dir: Path, load_: Load, problems: list[str]) -> tuple[float, float, int, float]:
+    """(how long the restore took, the recovery point, bytes fetched, how long until the first answer, with Redis started)."""
     again = settings.model_copy(update={"data_dir": data_dir})
     started_s = time.monotonic()
     found = restore(again, str(settings.warm.mirror))
@@ -153,16 +164,17 @@ def _restored(settings: Settings, data_dir: Path, load_: Load, problems: list[st
     with connect(again) as store:
         query = (
             "SELECT conversation_id, count(*), count(DISTINCT seq), max(seq),"
-            " count(*) FILTER (content <> concat(conversation_id, ' ', seq, ' ', ?)) FROM events GROUP BY ALL"
+            f" count(*) FILTER (content <> {TEXT_SQL}) FROM events GROUP BY ALL"
         )
-        rows = store.sql(query, [TEXT]).fetchall()
+        rows = store.sql(query).fetchall()
+        answered_s = time.monotonic() - started_s
         problems += [
             f"{row} is not the first events of a conversation" for row in rows if not row[1] == row[2] == row[3] or row[4]
         ]
         problems += store.verify(deep=True).problems
     embedded.stop(data_dir)
     shutil.rmtree(data_dir)
-    return took_s, load_.age_s({row[0]: row[3] for row in rows}, started_s), found.bytes
+    return took_s, load_.age_s({row[0]: row[3] for row in rows}, started_s), found.bytes, answered_s
 
 
 def main() -> None:

@@ -17,6 +17,7 @@ from tests.flips import flip, merged
 from tests.servers import RedisServer
 from tests.tidying import Archive, breaking_at
 from thermocline.archiver.care import scrub_now
+from thermocline.archiver.lease import Lock
 from thermocline.archiver.mirror import Mirrorer
 from thermocline.archiver.recover import recover
 from thermocline.archiver.restore import restore
@@ -24,6 +25,7 @@ from thermocline.archiver.settle import Settler
 from thermocline.archiver.trim import Trimmer
 from thermocline.archiver.verify import verify
 from thermocline.archiver.worker import Worker
+from thermocline.config import load
 from thermocline.errors import ConfigError, TierCorrupt
 from thermocline.store import connect
 from thermocline.tiers.cold_folder import FolderCold
@@ -381,6 +383,44 @@ def test_a_mirror_that_is_away_is_the_reports_problem_and_nothing_else_stops(sto
     (tmp_path / "mirror").unlink()
     assert Worker(store.tiers).once().problem is None
     assert len(objects(store, "segments")) >= 1
+
+
+def test_a_namespace_whose_embedded_redis_is_left_goes_on_with_it(data_dir: Path, tmp_path: Path) -> None:
+    hot = {"shards": 4, "buckets": 64, "durable_lag_s": 0, "cache_window_s": 0, "log_grace_s": 0}
+    settings = load({"data_dir": str(data_dir), "hot": hot, "warm": {"mirror": f"file://{tmp_path}/mirror"}}, environ={})
+    with connect(settings) as store:
+        append(store.tiers, 100)
+        assert Worker(store.tiers).once().problem is None
+        append(store.tiers, 50, start=100)
+        with Lock(settings.namespace_dir):
+            epoch = store.tiers.ledger.take_epoch("test", 1)
+        settle_all(Settler(store.tiers, epoch))
+        assert Trimmer(store.tiers).step() > 0
+        append(store.tiers, 30, start=150)
+    shutil.rmtree(settings.namespace_dir)
+    found = restore(settings, str(settings.warm.mirror))
+    assert sum(one.events for one in found.skipped) == 50
+    with connect(settings) as store:
+        assert Worker(store.tiers).once().settled_events == 30
+        assert rows(store.tiers) == [*range(100), *range(150, 180)]
+        assert verify(store.tiers, deep=True).problems == ()
+
+
+def test_the_redis_of_another_store_is_left_alone_and_refused_when_opened(store: Archive, redis_server: StartServer) -> None:
+    settle(store)
+    mirror_all(store)
+    other = redis_server()
+    with connect(
+        store.settings.model_copy(update={"redis_url": other.url, "data_dir": store.settings.data_dir / "other"})
+    ) as one:
+        append(one.tiers, 10)
+    lose_disk(store)
+    settings = store.settings.model_copy(update={"redis_url": other.url})
+    assert restore(settings, str(settings.warm.mirror)).skipped == ()
+    with pytest.raises(ConfigError, match="belongs to another store"):
+        connect(settings)
+    store.open()
+    assert rows(store.tiers) == list(range(100))
 
 
 def test_a_mirror_in_a_bucket_is_restored_from(

@@ -5,21 +5,24 @@ from __future__ import annotations
 import random
 import sqlite3
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from tests.archiving import append, rows, settle_all
+from tests.archiving import Crash, append, rows, settle_all
 from tests.flips import files_of, fill, flip, flip_blocks, merged, write_log
 from tests.servers import RedisServer
 from tests.tidying import Archive
 from thermocline.archiver.care import scrub_now
 from thermocline.archiver.mend import Mender
+from thermocline.archiver.purge import Purger
 from thermocline.archiver.scrub import scrub
 from thermocline.archiver.settle import Settler
 from thermocline.archiver.trim import Trimmer
 from thermocline.archiver.verify import verify
+from thermocline.errors import TierCorrupt
 from thermocline.tiers.ledger import Segment
 from thermocline.tiers.scrub_state import read_state
 from thermocline.tiers.segment_sum import sum_path
@@ -140,6 +143,48 @@ def test_a_segment_whose_rows_are_all_sound_is_written_again_from_them(archive: 
     assert quarantined(archive) == [path.name]
     assert rows(archive.tiers) == list(range(300))
     assert verify(archive.tiers, deep=True).problems == ()
+
+
+def test_a_crash_while_mending_leaves_the_damaged_file_kept_and_the_next_try_mends(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = settled(archive)
+    damage_rows(path_of(archive, segment))
+    [damage] = scrub(archive.tiers).damages
+    with monkeypatch.context() as patch:
+        patch.setattr(archive.tiers.ledger, "rebuilt", raising(Crash))
+        with pytest.raises(Crash):
+            Mender(archive.tiers, archive.epoch).mend(damage)
+    assert archive.tiers.ledger.view().segments == (segment,)
+    assert quarantined(archive) == [f"{segment.segment_id}.duckdb"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", raising(Crash))
+        with pytest.raises(Crash):
+            Mender(archive.tiers, archive.epoch).mend(damage)
+    assert path_of(archive, segment).exists()
+    purger = Purger(archive.tiers, archive.epoch)
+    for days in (1, 2, 3):
+        purger.step(now_us=time.time_ns() // 1000 + days * 86_400_000_000)
+    assert not path_of(archive, segment).exists()
+    assert quarantined(archive) == [f"{segment.segment_id}.duckdb"]
+    assert rows(archive.tiers) == list(range(300))
+    assert verify(archive.tiers, deep=True).problems == ()
+    assert scrub(archive.tiers).damages == ()
+
+
+def test_what_is_not_the_same_rows_never_takes_the_place_of_a_segment(archive: Archive) -> None:
+    first, second = settled(archive), settled(archive, start=300)
+    with pytest.raises(TierCorrupt, match="does not hold what"):
+        archive.tiers.ledger.rebuilt(archive.epoch, first.segment_id, second)
+    archive.tiers.ledger.rebuilt(archive.epoch, "f" * 32, second)  # done already
+    assert archive.tiers.ledger.view().segments == (first, second)
+
+
+def raising(error: type[BaseException]) -> Callable[..., None]:
+    def act(*_: object, **__: object) -> None:
+        raise error
+
+    return act
 
 
 def trim_all(archive: Archive) -> None:

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 def scrub(context: typer.Context, output: ReportOption = ReportForm.table) -> None:
     """Read everything again and mend what is damaged.
 
-    Every byte of it; the worker does the same, a share at a time. Names damaged objects, their rows and conversations. Exit code 1
-    if something stays damaged, 3 if something could not be read.
+    Every byte of it; the worker does the same, a share at a time. Names damaged objects, their rows and conversations.
+    Exit code 1 if something stays damaged, 3 if something could not be read.
     """
     import msgspec
 
