@@ -26,14 +26,16 @@ def open_cold(settings: Settings) -> Cold:
 
 
 def open_store(url: str, settings: Settings, *, setting: str) -> Cold:
-    """The namespace's own folder below a URL. ConfigError, in the name of `setting`, when the URL cannot be used."""
+    """The namespace's own folder below a URL, or below an absolute path. ConfigError, in the name of `setting`, when the URL cannot be used."""
     if url.startswith(FILE_SCHEME):
         host, slash, path = url.removeprefix(FILE_SCHEME).partition("/")
         if host not in ("", "localhost") or not slash:
             raise ConfigError(f"{setting}: a folder is given as file:///absolute/path, with three slashes")
         return FolderCold(Path("/", unquote(path), settings.namespace), setting=setting)
+    if url.startswith("/"):
+        return FolderCold(Path(url, settings.namespace), setting=setting)
     if not url.startswith(S3_SCHEME):
-        raise ConfigError(f"{setting}: give it as s3://bucket/folder or file:///absolute/path")
+        raise ConfigError(f"{setting}: give it as s3://bucket/folder, file:///absolute/path or /absolute/path")
     bucket, _, prefix = url.removeprefix(S3_SCHEME).partition("/")
     if "@" in bucket or ":" in bucket or not bucket:
         raise ConfigError(

@@ -205,8 +205,8 @@ class Settings(BaseModel):
             problems.append("hot.connect_timeout_s must not exceed ingest.deadline_s, or one try outlives the append")
         if self.cold_url is not None and not self.cold_url.startswith(("file://", "s3://")):
             problems.append("cold_url must start with file:// or s3://")
-        if self.warm.mirror is not None and not self.warm.mirror.startswith(("file://", "s3://")):
-            problems.append("warm.mirror must start with file:// or s3://")
+        if self.warm.mirror is not None and not self.warm.mirror.startswith(("file://", "s3://", "/")):
+            problems.append("warm.mirror must start with file:// or s3://, or be an absolute path")
         if self.cold.timeout_s > self.cold.deadline_s:
             problems.append("cold.timeout_s must not exceed cold.deadline_s, or one request outlives its operation")
         if self.redis_url is not None and not self.redis_url.startswith(("redis://", "rediss://", "unix://")):

@@ -275,10 +275,13 @@ def test_restore_refuses_what_is_there_what_is_not_a_mirror_and_other_settings(s
         restore(store.settings, f"file://{tmp_path}/nowhere")
     with pytest.raises(ConfigError, match="--from: give it as"):
         restore(store.settings, "here")
+    with pytest.raises(ConfigError, match=r"warm.mirror must start with"):
+        load({"warm": {"mirror": "here"}}, environ={})
     other = store.settings.model_copy(update={"hot": store.settings.hot.model_copy(update={"shards": 2})})
     with pytest.raises(ConfigError, match=r"set hot.shards = 4"):
         restore(other, url)
-    restored(store)
+    assert restore(store.settings, f"{tmp_path}/mirror").rows == 100
+    store.open()
     assert rows(store.tiers) == list(range(100))
 
 
