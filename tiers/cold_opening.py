@@ -26,7 +26,8 @@ def open_cold(settings: Settings) -> Cold:
 
 
 def open_store(url: str, settings: Settings, *, setting: str) -> Cold:
-    """The namespace's own folder below a URL, or below an absolute path. ConfigError, in the name of `setting`, when the URL cannot be used."""
+    """The namespace's own folder below a URL, or below an absolute path. ConfigError, in the name of `setting`, when it cannot
+    be used."""
     if url.startswith(FILE_SCHEME):
         host, slash, path = url.removeprefix(FILE_SCHEME).partition("/")
         if host not in ("", "localhost") or not slash:
