@@ -86,7 +86,9 @@ def _damage(file: ColdFile, path: Path) -> Damage | None:
         return _whole(file, f"{problem}; its footer cannot be read")
     item = f"{FILE} {file.file_id}"
     if not groups:
-        return Damage(item=item, place=file.url, problem=f"{problem}; every page is sound", events=0, hint=RESTORE_STATISTICS)
+        hint = RESTORE if file.kind == "events" else RESTORE_STATISTICS
+        told = f"{problem}; every page can be read: the damage is in a header or the footer"
+        return Damage(item=item, place=file.url, problem=told, events=0, hint=hint)
     rows = joined([Rows(start=group.start, end=group.end) for group in groups])
     numbers = ", ".join(str(group.number) for group in groups[:20])
     problem += f"; a page is damaged in row group {numbers}: {groups[0].problem}"
