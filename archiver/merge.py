@@ -38,12 +38,17 @@ class Merger:
         self._epoch = epoch
         self._set_aside: set[str] = set()
 
+    def forget(self) -> None:
+        """Try again what was set aside: something was mended."""
+        self._set_aside.clear()
+
     def step(self, *, force: bool = False) -> Merged | None:
         """Do the most urgent merge; None when none is due.
 
         force  merge two segments of level 0 already
 
-        TierCorrupt: an input is damaged. It is set aside until the worker starts again, so that the others go on merging.
+        TierCorrupt: an input is damaged. It is set aside until the worker starts again or something is mended, so that the others
+        go on merging.
         LeaseHeld: another worker took over; nothing was changed.
         """
         now_us = time.time_ns() // 1000

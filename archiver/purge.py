@@ -4,10 +4,11 @@ trash    a file that left the ledger is unlinked after the purge grace, then its
 orphans  a file in segments/ that the ledger does not know is what a crash left of a move: moved to trash/ after the grace,
          unlinked after another one
 
-A file is only ever touched when the ledger, read *after* the folder, does not list it. Files older than the ledger itself are
-left alone: that ledger was made anew beside them, and `recover` is what they need. While a batch of the archive is begun, its
-segments look like orphans: then none is moved. Objects of the cold tier are for janitor.py. Orphans go first, then trash in the
-order it left: so no output of a merge that never counted outlives the inputs it was made from, which `recover` relies on.
+A segment's sum goes with it. trash/quarantine/, where damaged files are kept, is never touched. A file is only ever touched
+when the ledger, read *after* the folder, does not list it. Files older than the ledger itself are left alone: that ledger was
+made anew beside them, and `recover` is what they need. While a batch of the archive is begun, its segments look like orphans:
+then none is moved. Objects of the cold tier are for janitor.py. Orphans go first, then trash in the order it left: so no output
+of a merge that never counted outlives the inputs it was made from, which `recover` relies on.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import msgspec
 
 from thermocline.errors import TierCorrupt, TierUnavailable
 from thermocline.tiers.opening import Tiers
+from thermocline.tiers.segment_sum import SUM_SUFFIX, sum_path
 
 from .steps import Reach, named
 
@@ -84,6 +86,7 @@ class Purger:
                 if with_size is not None:
                     size, count = size + with_size, count + 1
                     (self._folder / path).unlink(missing_ok=True)
+                sum_path(self._folder / path).unlink(missing_ok=True)
         with named(self._reach, "forget files"):
             self._tiers.ledger.purged(self._epoch, due)
         return count, size
@@ -93,21 +96,23 @@ class Purger:
         old = [path for path, mtime_us in _files(self._folder / "segments") if mtime_us <= now_us - self._grace_us]
         if not old or self._tiers.ledger.intents():
             return 0, 0
-        known = {f"{one.segment_id}.duckdb" for one in self._tiers.ledger.view().segments}
-        known.update(Path(row.path).name for row in self._tiers.ledger.trash())
+        known = {one.segment_id for one in self._tiers.ledger.view().segments}
+        known.update(Path(row.path).stem for row in self._tiers.ledger.trash())
         created_us = int((self._tiers.ledger.identity() or {}).get("created_us", now_us))
         moved = unclaimed = 0
         for path in old:
-            if path.name in known:
-                continue
-            if path.name.endswith(".duckdb") and path.stat().st_mtime_ns // 1000 < created_us:
-                unclaimed += 1
-                continue
+            is_sum = path.suffix == SUM_SUFFIX
+            if is_sum or path.suffix == ".duckdb":
+                if path.stem in known:
+                    continue
+                if path.stat().st_mtime_ns // 1000 < created_us:
+                    unclaimed += not is_sum
+                    continue
             target = self._folder / "trash" / path.name
             target.parent.mkdir(exist_ok=True)
             path.replace(target)
             os.utime(target, ns=(now_us * 1000, now_us * 1000))
-            moved += 1
+            moved += not is_sum
         return moved, unclaimed
 
     def _remove_orphans(self, now_us: int) -> int:
@@ -115,7 +120,7 @@ class Purger:
         old = [path for path, mtime_us in _files(self._folder / "trash") if mtime_us <= now_us - self._grace_us]
         for path in old:
             path.unlink(missing_ok=True)
-        return len(old)
+        return sum(path.suffix != SUM_SUFFIX for path in old)
 
 
 def _files(folder: Path) -> Iterator[tuple[Path, int]]:

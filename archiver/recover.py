@@ -32,6 +32,7 @@ from thermocline.tiers.iceberg import IcebergTables
 from thermocline.tiers.ledger import Segment, ShardState
 from thermocline.tiers.ledger_sql import SqlLedger
 from thermocline.tiers.opening import open_link
+from thermocline.tiers.segment_sum import sum_path
 from thermocline.tiers.warm import Warm
 from thermocline.tiers.warm_duckdb import DuckWarm
 
@@ -142,6 +143,7 @@ def _rebuild(settings: Settings, hot: RedisHot, warm: Warm, ledger: SqlLedger) -
     for segment_id in dropped:
         path = Path(warm.path(segment_id)).replace(trash / f"{segment_id}.duckdb")
         os.utime(path)  # purge counts its grace from now
+        sum_path(Path(warm.path(segment_id))).unlink(missing_ok=True)
     return Recovery(
         incarnation=incarnation,
         shards=tuple(shards),

@@ -1,4 +1,4 @@
-"""The worker: settle, trim, merge, archive, tidy, purge, checkpoint and verify, one step at a time, until it is told to stop.
+"""The worker: settle, trim, merge, archive, tidy, purge, checkpoint, verify, scrub, a step at a time, until told to stop.
 
 All jobs run in one thread, so no two moves ever run at once; a long row of merges lets settle in between. Every step can be cut
 short by a crash and is repeated, so a stop waits for the step in hand only for a while.
@@ -22,9 +22,11 @@ from thermocline.errors import ConfigError, LeaseHeld, ThermoclineError, TierCor
 from thermocline.tiers.opening import Tiers
 
 from .archive import Archiver
+from .care import Care
 from .health import Health
 from .lease import Lease
 from .merge import Merger
+from .once import archive_all, mirror_all, tidy_all
 from .purge import Purger
 from .schedule import Job, Schedule
 from .settle import Settler
@@ -71,7 +73,7 @@ class Worker:
         """Do everything that is due, also below the thresholds, for the events that are there now; then return.
 
         Notes what each shard holds, waits at most 5 s until all of it may be settled, settles it, trims, merges, archives, tidies
-        the archive, purges.
+        the archive, purges, mirrors.
         Called again with nothing appended in between, it changes nothing. Errors are raised as they come: what was done
         until then stays done.
         """
@@ -79,11 +81,11 @@ class Worker:
         with self._leased():
             report = self._settle_all(tell).plus(trimmed_blocks=self._trim_now())
             report = self._merge_all(report, tell)
-            report = self._archive_all(report, tell)
-            report = self._tidy_all(report, tell)
+            report = archive_all(self._archiver, report, tell)
+            report = tidy_all(self._tidier, report, tell)
             purged = self._purger.step()
             tell(Progress(step="purge", done=purged.files + purged.removed, total=0))
-            return report.plus(purged_files=purged.files + purged.removed)
+            return mirror_all(self._care, report.plus(purged_files=purged.files + purged.removed), tell)
 
     def run(self) -> None:
         """Work until SIGTERM or SIGINT, then finish the step in hand. Main thread only. LeaseHeld when another worker took over.
@@ -121,6 +123,8 @@ class Worker:
             Job(self._purge_job, settings.purge_every_s, lambda: failures("purge")),
             Job(self._checkpoint_job, settings.checkpoint_every_s, lambda: failures("checkpoint"), at_once=False),
             Job(self._verify_job, settings.verify_every_s, lambda: failures("verify"), at_once=False),
+            Job(self._mirror_job, settings.mirror_every_s, lambda: failures("mirror")),
+            Job(self._scrub_job, settings.scrub_every_s, lambda: failures("scrub")),
         ]
         self._schedule = Schedule(jobs, monotonic=self._monotonic, wall=self._wall)
         self._schedule.start()
@@ -136,6 +140,7 @@ class Worker:
             self._schedule = None
             self._health.note(running=False)
             self._health.write()
+            self._care.close()
             self._lease.release()
             log.info("worker stopped")
         return True
@@ -164,6 +169,7 @@ class Worker:
         self._archiver = Archiver(self._tiers, epoch)
         self._tidier = Tidier(self._tiers, epoch)
         self._purger = Purger(self._tiers, epoch)
+        self._care = Care(self._tiers, epoch, self._health, mended=self._merger.forget)
 
     @contextmanager
     def _leased(self) -> Iterator[None]:
@@ -171,6 +177,9 @@ class Worker:
         try:
             yield
         finally:
+            self._care.close()
+            self._health.note(running=False)
+            self._health.write()
             self._lease.release()
 
     # What once() does.
@@ -210,31 +219,6 @@ class Worker:
         except TierUnavailable:
             self._tiers.reconfirm()
             return act()
-
-    def _archive_all(self, report: WorkReport, tell: Callable[[Progress], None]) -> WorkReport:
-        """Archive what is due. A cold tier that cannot be used leaves it warm and is the report's problem."""
-        try:
-            while batch := self._archiver.step():
-                report = report.plus(
-                    archived_events=batch.events_in, archived_kept=batch.events_kept, archived_files=len(batch.files)
-                )
-                tell(Progress(step="archive", done=report.archived_events, total=0))
-        except (TierUnavailable, ConfigError) as exc:
-            report = report.with_problem(f"nothing more was archived: {exc}")
-        return report
-
-    def _tidy_all(self, report: WorkReport, tell: Callable[[Progress], None]) -> WorkReport:
-        """Compact, expire and clean the archive. A cold tier that cannot be used is the report's problem."""
-        try:
-            while batch := self._tidier.rewrite():
-                report = report.plus(
-                    compacted_files=len(batch.removed) if batch.files else 0, expired_events=batch.events_in - batch.events_kept
-                )
-                tell(Progress(step="tidy", done=report.compacted_files, total=0))
-            report = report.plus(removed_objects=self._tidier.clean().removed)
-        except (TierUnavailable, ConfigError) as exc:
-            report = report.with_problem(f"the archive was not tidied: {exc}")
-        return report
 
     def _trim_now(self) -> int:
         dropped = self._trimmer.step()
@@ -281,8 +265,11 @@ class Worker:
 
     def _merge_job(self) -> None:
         while self._do("merge", self._merge):
-            if self._monotonic() - self._settled_s >= self._settings.settle_every_s:
-                self._settle_job()
+            self._settle_if_due()
+
+    def _settle_if_due(self) -> None:
+        if self._monotonic() - self._settled_s >= self._settings.settle_every_s:
+            self._settle_job()
 
     def _merge(self) -> bool:
         merged = self._merger.step()
@@ -352,6 +339,14 @@ class Worker:
             self._health.stuck("verify", problems[0])
         else:
             self._health.freed("verify")
+
+    def _mirror_job(self) -> None:
+        while self._settle_sound and self._do("mirror", self._care.mirror):
+            self._settle_if_due()
+
+    def _scrub_job(self) -> None:
+        while self._settle_sound and self._do("scrub", self._care.scrub):
+            self._settle_if_due()
 
     def _do(self, job: str, act: Callable[[], Any]) -> Any:
         """What `act` gives, None when it failed or the worker stops. Failures are counted, logged and shown in worker.json."""

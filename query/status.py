@@ -17,12 +17,17 @@ from thermocline.tiers.cold_copies import PINS
 from thermocline.tiers.hot import Hot, ServerFacts, ShardCut
 from thermocline.tiers.ledger import Loss, View
 from thermocline.tiers.opening import Tiers
+from thermocline.tiers.quarantine import kept as quarantined
+from thermocline.tiers.scrub_state import read_state
 
 WORKER_FILE: Final = "worker.json"
 """In the namespace folder: what the worker last said of itself."""
 DAY_US: Final = 86_400_000_000
 ARCHIVE_TAKES_S: Final = 600
 """How long a pass of the archive may take before it is worth a word."""
+
+MIRROR_TAKES_S: Final = 600
+"""How far behind the mirror may be before it is worth a word."""
 
 
 class TierStatus(msgspec.Struct, frozen=True, kw_only=True):
@@ -71,6 +76,20 @@ class OverdueStatus(msgspec.Struct, frozen=True, kw_only=True):
     """How long the first of them has been due."""
 
 
+class ScrubStatus(msgspec.Struct, frozen=True, kw_only=True):
+    """How far reading everything again has come."""
+
+    passed_us: int
+    """When the last pass ended."""
+    oldest_us: int
+    """Everything there is was read, or written and read back, since then."""
+    damaged: int
+    """Objects that are not what was written and were not mended."""
+    quarantined: int
+    """Damaged files that are kept in trash/quarantine/."""
+    quarantined_bytes: int
+
+
 class Status(msgspec.Struct, frozen=True, kw_only=True):
     namespace: str
     data_dir: str
@@ -93,6 +112,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True):
     """None when there are no such copies."""
     overdue: OverdueStatus | None
     """None when everything older than the warm window is archived."""
+    scrub: ScrubStatus | None
+    """None before the first pass."""
     worker: dict[str, Any] | None
     """What the worker last said (worker.json); None when none ever ran."""
 
@@ -116,7 +137,11 @@ def status(tiers: Tiers) -> Status:
     waiting = _waiting(view, cut)
     oldest_s = None if oldest_us is None else max(0.0, (facts.now_us - oldest_us) / 1e6)
     overdue = _overdue(view, window_days=tiers.settings.warm.window_days, now_us=time.time_ns() // 1000)
+    scrubbed = _scrubbed(tiers)
     reasons = _reasons(tiers, facts, view, waiting, oldest_s, overdue, worker)
+    if scrubbed is not None and scrubbed.damaged:
+        told = f"{scrubbed.damaged:,} stored objects are damaged: `thermocline scrub` names them and says what is gone"
+        reasons.insert(0, (True, told))
     levels: dict[int, int] = {}
     for segment in view.segments:
         levels[segment.level] = levels.get(segment.level, 0) + 1
@@ -143,6 +168,7 @@ def status(tiers: Tiers) -> Status:
         oldest_unsettled_s=oldest_s,
         kept=_kept(tiers, view),
         overdue=overdue,
+        scrub=scrubbed,
         worker=worker,
     )
 
@@ -215,6 +241,9 @@ def _reasons(
         found.append((False, f"events wait {oldest_s:.0f} s to settle: start `thermocline worker`"))
     if overdue is not None and overdue.waits_s > 2 * tiers.settings.worker.archive_every_s + ARCHIVE_TAKES_S:
         found.append((False, _overdue_reason(overdue, worker)))
+    lag_s = float((worker or {}).get("mirror_lag_s") or 0)
+    if tiers.settings.warm.mirror is not None and lag_s > MIRROR_TAKES_S:
+        found.append((False, f"the mirror is {lag_s:,.0f} s behind: if this disk is lost, what settled since then is gone"))
     if not facts.append_only:
         found.append((False, "Redis keeps nothing on disk (hot.allow_volatile): a crash loses what has not settled"))
     lost = sum(loss.events for loss in view.losses)
@@ -240,6 +269,20 @@ def _overdue_reason(overdue: OverdueStatus, worker: dict[str, Any] | None) -> st
     if worker is None or not worker.get("running"):
         return f"{told}: start `thermocline worker`"
     return f"{told}: `thermocline doctor` looks at the cold tier, `thermocline archive --dry-run` at the days"
+
+
+def _scrubbed(tiers: Tiers) -> ScrubStatus | None:
+    state = read_state(tiers.settings.namespace_dir)
+    if not state.passed_us:
+        return None
+    files, size = quarantined(tiers.settings.namespace_dir)
+    return ScrubStatus(
+        passed_us=state.passed_us,
+        oldest_us=state.oldest_us,
+        damaged=len(state.damaged),
+        quarantined=files,
+        quarantined_bytes=size,
+    )
 
 
 def _kept(tiers: Tiers, view: View) -> KeptStatus | None:

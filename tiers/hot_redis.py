@@ -17,7 +17,7 @@ from .append_session import RedisAppendSession
 from .block import Position, head_place, parse_head, shard_of
 from .hot import BlockLists, ServerFacts, ShardCut
 from .hot_keys import CLEAN_KEY, Keys
-from .log_page import UnreadableEntry, blocks_lists, blocks_table
+from .log_page import EntryFault, UnreadableEntry, blocks_lists, blocks_table, entry_fault
 from .redis_link import CommandFailed, Link, Script
 
 CUT = Script("cut")
@@ -124,6 +124,12 @@ class RedisHot:
             likely = max(size // len(entries), *sizes[-1:], 1)
             count = max(1, min(PAGE_ENTRIES_MAX, 4 * count, (bytes_max - size) // likely))
         return self._table(shard, entries)
+
+    def faults(self, shard: int, after: Position, upto: Position, *, entries_max: int) -> tuple[list[EntryFault], Position, int]:
+        """(damaged entries among the next ones in (after, upto], the last of them, how many were read); 0 at the end."""
+        got = self.link.call("XRANGE", self.keys.log(shard), str(after.next()), str(upto), "COUNT", entries_max)
+        found = [fault for entry in got if (fault := entry_fault(shard, entry)) is not None]
+        return found, Position.parse(got[-1][0]) if got else upto, len(got)
 
     def _table(self, shard: int, entries: list[Any]) -> pa.Table:
         with self._readable():

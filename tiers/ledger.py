@@ -234,6 +234,10 @@ class Ledger(Protocol):
     def merged(self, epoch: int, inputs: Sequence[str], outputs: Sequence[Segment], *, now_us: int) -> None:
         """The move warm → warm: all `inputs` must be live, else TierCorrupt; they go to trash."""
 
+    def rebuilt(self, epoch: int, damaged: str, segment: Segment) -> None:
+        """Put a segment with the same rows and ranges in the place of a damaged one, whose file its caller keeps. Safe to
+        repeat."""
+
     def intend(self, epoch: int, intent: Intent) -> None:
         """Say that a batch is begun. TierCorrupt when another one has an input of it."""
 

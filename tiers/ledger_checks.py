@@ -64,6 +64,15 @@ def check_merge(inputs: Sequence[str], outputs: Sequence[Segment], live: Mapping
         raise TierCorrupt(f"merge {outputs[0].move_id}: its {len(outputs)} parts do not name the whole move")
 
 
+def check_rebuilt(damaged: str, segment: Segment, live: Mapping[str, Segment]) -> None:
+    """TierCorrupt unless a segment covers just what the live one covers that it takes the place of."""
+    was = live.get(damaged)
+    if was is None or (was.rows, was.ranges) != (segment.rows, segment.ranges):
+        raise TierCorrupt(
+            f"segment {segment.segment_id} does not hold what {damaged} holds, or that is not live; nothing was moved"
+        )
+
+
 def check_batch(batch: Batch, live: Mapping[str, Segment], files: Mapping[str, ColdFile]) -> None:
     """TierCorrupt unless all that a batch replaces is live and, shard by shard, what goes in comes out or is counted."""
     gone = sorted(set(batch.inputs) - live.keys()) + sorted(set(batch.removed) - files.keys())

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,34 @@ class LedgerEngine:
                     con.exec_driver_sql(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
             log = self._path.with_name(self._path.name + "-wal")
             return log.stat().st_size if log.exists() else 0
+
+    def problem(self) -> str:
+        """What SQLite finds wrong with the structure of its file; empty when nothing is, and on PostgreSQL."""
+        if self._path is None:
+            return ""
+        with self._translated():
+            self._follow_file()
+            with self._reads.begin() as con:
+                found = [str(row[0]) for row in con.exec_driver_sql("PRAGMA integrity_check(3)").all()]
+        return "" if found == ["ok"] else "; ".join(found)
+
+    def bytes_used(self) -> int:
+        """Of the database and its log; 0 on PostgreSQL."""
+        files = [] if self._path is None else [self._path, self._path.with_name(self._path.name + "-wal")]
+        return sum(path.stat().st_size for path in files if path.exists())
+
+    def copy_to(self, target: Path) -> bool:
+        """Write one consistent snapshot of the database to a new file; False on PostgreSQL, which has means of its own."""
+        if self._path is None:
+            return False
+        with self._translated():
+            self._follow_file()
+            with closing(sqlite3.connect(f"{self._path.absolute().as_uri()}?mode=ro", uri=True)) as source:
+                source.execute(f"PRAGMA busy_timeout = {BUSY_TIMEOUT_S * 1000}")
+                with closing(sqlite3.connect(target)) as copy:
+                    source.backup(copy)
+                    copy.execute("PRAGMA journal_mode = DELETE")
+        return True
 
     def move_aside(self, mark: str) -> str | None:
         """Rename the database, so that a new one can be made here; its new name, None when there is none. Nothing is deleted."""

@@ -24,7 +24,7 @@ from . import ledger_rows as rows
 from . import ledger_schema as schema
 from .block import Position
 from .ledger import Batch, BatchRow, ColdFile, Intent, Loss, Segment, ShardState, Trash, View
-from .ledger_checks import check_batch, check_merge, check_settle, progress
+from .ledger_checks import check_batch, check_merge, check_rebuilt, check_settle, progress
 from .ledger_engine import LedgerEngine
 
 EPOCHS_KEPT = 100
@@ -129,6 +129,17 @@ class SqlLedger:
             check_merge(inputs, outputs, live)
             self._drop_segments(con, inputs, {"left_us": now_us, "move_id": outputs[0].move_id})
             self._list(con, outputs)
+
+    def rebuilt(self, epoch: int, damaged: str, segment: Segment) -> None:
+        """TierCorrupt when the damaged one is not live, the new one holds other events, or its file is not as stated."""
+        with self._engine.write() as con:
+            self._check_epoch(con, epoch)
+            live = rows.read_segments(con, self._segments)
+            if live.get(segment.segment_id) == segment and damaged not in live:
+                return
+            check_rebuilt(damaged, segment, live)
+            self._unlist(con, [damaged])
+            self._list(con, [segment])
 
     def intend(self, epoch: int, intent: Intent) -> None:
         """TierCorrupt when another batch that was begun has an input of it."""
@@ -242,6 +253,17 @@ class SqlLedger:
                 live = [file for file in batch.files if file.file_id not in removed]
                 self._list_batch(con, batch, live, snapshot_id=None, now_us=batch.created_us)
 
+    def problem(self) -> str:
+        """What is wrong with the structure of the database; empty when nothing is, or when it is PostgreSQL's to say."""
+        return self._engine.problem()
+
+    def bytes_used(self) -> int:
+        return self._engine.bytes_used()
+
+    def copy_to(self, target: Path) -> bool:
+        """Write a consistent snapshot to a new file; False when the ledger is in PostgreSQL."""
+        return self._engine.copy_to(target)
+
     def move_aside(self, mark: str) -> str | None:
         """Make room for `rebuild`: the old ledger keeps its contents under the name returned; None when there was none."""
         return self._engine.move_aside(mark)
@@ -294,10 +316,13 @@ class SqlLedger:
 
     def _drop_segments(self, con: sa.Connection, ids: Sequence[str], left: Mapping[str, Any]) -> None:
         """Move segments from the ledger to the trash."""
-        for table in (schema.segments, schema.segment_ranges):
-            con.execute(sa.delete(table).where(table.c.segment_id.in_(ids)))
+        self._unlist(con, ids)
         if ids:
             con.execute(sa.insert(schema.trash), [{"path": _file_name(segment_id), **left} for segment_id in ids])
+
+    def _unlist(self, con: sa.Connection, ids: Sequence[str]) -> None:
+        for table in (schema.segments, schema.segment_ranges):
+            con.execute(sa.delete(table).where(table.c.segment_id.in_(ids)))
 
     def _list_batch(
         self, con: sa.Connection, batch: Batch, files: Sequence[ColdFile], *, snapshot_id: str | None, now_us: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
@@ -34,6 +34,28 @@ def blocks_lists(entries: Sequence[tuple[int, Entry]]) -> BlockLists:
     rows = [_row(shard, entry) for shard, entry in entries]
     columns = zip(*rows, strict=True) if rows else [()] * len(BLOCKS_SCHEMA)
     return dict(zip(BLOCKS_SCHEMA.names, columns, strict=True))
+
+
+class EntryFault(NamedTuple):
+    """A log entry that is not what was appended, and what it says of itself, as far as that can be read."""
+
+    position: bytes
+    problem: str
+    conversation_id: str
+    seq_first: int
+    events: int
+    """0 when even that cannot be read."""
+
+
+def entry_fault(shard: int, entry: Entry) -> EntryFault | None:
+    """What is wrong with an entry; None when its checksums are right."""
+    try:
+        row = dict(zip(BLOCKS_SCHEMA.names, _row(shard, entry), strict=True))
+    except UnreadableEntry as exc:
+        return EntryFault(entry[0], str(exc).partition(": ")[2], "", 0, 0)
+    if row["fault"] is None:
+        return None
+    return EntryFault(entry[0], row["fault"], row["conversation_id"], row["seq_first"], row["events"])
 
 
 def _row(shard: int, entry: Entry) -> tuple[Any, ...]:

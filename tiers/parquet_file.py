@@ -7,9 +7,10 @@ Polars, which has no code in common with it, reads the finished file in full; wh
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
@@ -161,17 +162,64 @@ def _sum(hashes: Any) -> int:
     return (int((values >> np.uint64(32)).sum()) << 32) + int((values & np.uint64(0xFFFFFFFF)).sum())
 
 
+class DamagedGroup(NamedTuple):
+    """A row group with a page that is not what was written."""
+
+    number: int
+    start: int
+    """Its first row in the file, from 0."""
+    end: int
+    problem: str
+
+
 def page_problem(path: Path) -> str:
     """What is wrong with the pages of a file, by their checksums; empty when nothing is."""
-    import pyarrow.parquet as pq
-
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for number in range(file.num_row_groups):
-                file.read_row_group(number)
+        groups = _damaged_groups(path)
     except (OSError, pa.ArrowException) as exc:
         return _line(exc)
-    return ""
+    return "; ".join(f"{group.problem}, in rows {group.start} to {group.end - 1}" for group in groups[:1])
+
+
+def damaged_groups(path: Path) -> list[DamagedGroup] | None:
+    """Row groups of which a page fails its checksum or cannot be read; None when the footer cannot."""
+    try:
+        return _damaged_groups(path)
+    except (OSError, pa.ArrowException):
+        return None
+
+
+def _damaged_groups(path: Path) -> list[DamagedGroup]:
+    import pyarrow.parquet as pq
+
+    found = []
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        start = 0
+        for number in range(file.num_row_groups):
+            end = start + file.metadata.row_group(number).num_rows
+            try:
+                file.read_row_group(number)
+            except (OSError, pa.ArrowException) as exc:
+                found.append(DamagedGroup(number, start, end, _line(exc)))
+            start = end
+    return found
+
+
+def conversations_in(path: Path, groups: Sequence[int]) -> list[tuple[str, int, int, int]]:
+    """(conversation_id, lowest seq, highest seq, events) in row groups of a file of events, as far as those two columns are
+    sound; by name."""
+    import pyarrow.parquet as pq
+
+    tables = []
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for number in groups:
+            with suppress(OSError, pa.ArrowException):
+                tables.append(file.read_row_group(number, columns=["conversation_id", "seq"]))
+    if not tables:
+        return []
+    counts = pa.concat_tables(tables).group_by("conversation_id").aggregate([("seq", "min"), ("seq", "max"), ("seq", "count")])
+    rows = counts.select(["conversation_id", "seq_min", "seq_max", "seq_count"]).sort_by("conversation_id").to_pylist()
+    return [(row["conversation_id"], row["seq_min"], row["seq_max"], row["seq_count"]) for row in rows]
 
 
 def facts_of(path: Path) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """One segment as a DuckDB file: its tables, its checksums, its facts about itself, and how it is written for good.
 
 Steps of `write` and what a crash after each leaves: `<id>.tmp` filled (an orphan) · read back and compared (the same) ·
-fsynced and renamed to `<id>.duckdb`, folder fsynced (a segment the ledger does not list yet).
+its sum written to `<id>.sum` (an orphan too) · fsynced and renamed to `<id>.duckdb`, folder fsynced (a segment the ledger
+does not list yet).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from .block import Position
 from .checksum import COLUMN_LIST, HASH_KIND, ROW_HASH, SEGMENT_CHECKSUM
 from .duck import Connection, DuckError, fresh_name, quoted, registered
 from .ledger import Segment, ShardRange
+from .segment_sum import sum_of, sum_path, write_sum
 from .side_by_side import side_by_side
 
 SUFFIX: Final = ".duckdb"
@@ -235,6 +237,7 @@ def write(
             _write_info(con, alias, segment)
             con.execute(f"CHECKPOINT {alias}")
         _compare(con, tmp, facts)
+        write_sum(final, sum_of(tmp))
         _make_durable(tmp, final)
     except _NotAccepted:
         _remove(tmp)
@@ -242,6 +245,7 @@ def write(
     except BaseException:
         with suppress(OSError):
             _remove(tmp)
+            sum_path(final).unlink(missing_ok=True)
         raise
     return msgspec.structs.replace(segment, file_bytes=final.stat().st_size)
 

@@ -36,6 +36,7 @@ from .segment_file import (
     attached,
 )
 from .segment_ranges import merged_ranges, require_conserved, settled_ranges
+from .segment_sum import SUM_SUFFIX, sum_path
 from .side_by_side import side_by_side
 from .warm import Settled, Warm
 
@@ -160,6 +161,7 @@ class DuckWarm(Warm):
         for output in outputs:
             with suppress(OSError):
                 self._path(output.segment_id).unlink()
+                sum_path(self._path(output.segment_id)).unlink(missing_ok=True)
 
     @contextmanager
     def reading(self, segments: Sequence[Segment], *, task: str) -> Iterator[tuple[Connection, list[str]]]:
@@ -247,7 +249,7 @@ class DuckWarm(Warm):
         total = 0
         for path in self._folder.glob("*"):
             with suppress(FileNotFoundError):
-                total += path.stat().st_size
+                total += path.stat().st_size if path.suffix != SUM_SUFFIX else 0
         return total
 
     def _path(self, segment_id: str) -> Path:

@@ -99,6 +99,11 @@ class WarmSettings(_Section):
     rollup_rows_min: int = Field(50_000, ge=1, description="rows from which a level-0 segment carries rollups")
     seal_after_s: float = Field(3600, ge=0, description="how long after its end a UTC day is closed")
     purge_grace_s: float = Field(900, ge=0, description="how long a file that left the ledger stays on disk")
+    mirror: str | None = Field(
+        None, description="s3:// or file:// folder for copies of segments and of the ledger; none: no copies"
+    )
+    mirror_snapshots: int = Field(10, ge=2, le=1000, description="copies of the ledger that are kept")
+    mirror_grace_s: float = Field(86_400, ge=0, description="how long a copy that no kept snapshot needs stays in the mirror")
     memory_bytes_max: int = Field(768 * MIB, ge=64 * MIB, description="DuckDB memory of the worker")
     threads: int = Field(2, ge=1, le=64)
 
@@ -145,6 +150,10 @@ class WorkerSettings(_Section):
     checkpoint_every_s: float = Field(3600, gt=0)
     verify_every_s: float = Field(3600, gt=0)
     archive_every_s: float = Field(3600, gt=0, description="how often it looks for days to archive")
+    mirror_every_s: float = Field(10, gt=0, description="how often it looks for what is to be copied to warm.mirror")
+    scrub_every_s: float = Field(3600, gt=0, description="how often a share of everything stored is read again")
+    scrub_days: float = Field(7, gt=0, le=3650, description="in which everything is read about once")
+    scrub_bytes_max: int = Field(GIB, ge=MIB, description="read by one pass at most, but for a single larger file")
     stop_within_s: float = Field(5, gt=0, description="SIGTERM finishes the step in hand within this")
     failures_red: int = Field(3, ge=1, description="failures in a row of one job that turn health red")
 
@@ -197,6 +206,8 @@ class Settings(BaseModel):
             problems.append("hot.connect_timeout_s must not exceed ingest.deadline_s, or one try outlives the append")
         if self.cold_url is not None and not self.cold_url.startswith(("file://", "s3://")):
             problems.append("cold_url must start with file:// or s3://")
+        if self.warm.mirror is not None and not self.warm.mirror.startswith(("file://", "s3://", "/")):
+            problems.append("warm.mirror must start with file:// or s3://, or be an absolute path")
         if self.cold.timeout_s > self.cold.deadline_s:
             problems.append("cold.timeout_s must not exceed cold.deadline_s, or one request outlives its operation")
         if self.redis_url is not None and not self.redis_url.startswith(("redis://", "rediss://", "unix://")):

@@ -1,6 +1,6 @@
-"""Look at what Thermocline stands on: Python, Redis, the data directory, the ledger, the cold tier, the clocks.
+"""Look at what Thermocline stands on: Python, Redis, the data directory, the ledger, the cold tier, the mirror, the clocks.
 
-Changes nothing, but for one object that is written to the cold tier to try it, and removed again.
+Changes nothing, but for one object that is written to the cold tier, and to the mirror, to try it, and removed again.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from typing import Final, NamedTuple
 from thermocline.config import Settings, mask_url
 from thermocline.errors import ThermoclineError
 from thermocline.tiers import embedded
-from thermocline.tiers.cold_opening import open_cold
+from thermocline.tiers.cold import Cold
+from thermocline.tiers.cold_opening import open_cold, open_store
 from thermocline.tiers.confirm import check_server
 from thermocline.tiers.hot import ServerFacts
 from thermocline.tiers.hot_redis import RedisHot
@@ -62,6 +63,7 @@ def examine(settings: Settings) -> list[Finding]:
     findings += _redis(settings)
     findings.append(_guarded("ledger", lambda: _ledger(settings)))
     findings += _cold(settings)
+    findings += _mirror(settings)
     return findings
 
 
@@ -247,17 +249,41 @@ def _cold(settings: Settings) -> Iterator[Finding]:
         if settings.cold_url is None and not _is_archived(settings):
             return
         cold = open_cold(settings)
-        try:
-            found = cold.probe()
-        finally:
-            cold.close()
     except (ThermoclineError, OSError) as exc:
         yield Finding(FAIL, "cold tier", str(exc))
         return
-    yield Finding(OK, "cold tier", cold.url)
+    yield from _store(cold, "cold", "cold tier")
+
+
+def _mirror(settings: Settings) -> Iterator[Finding]:
+    """The abilities of the mirror, when there is one; and that the archive is not in it."""
+    if settings.warm.mirror is None:
+        return
+    try:
+        store = open_store(settings.warm.mirror, settings, setting="warm.mirror")
+    except (ThermoclineError, OSError) as exc:
+        yield Finding(FAIL, "mirror", str(exc))
+        return
+    yield from _store(store, "mirror", "mirror")
+    if settings.cold_url is None:
+        yield Finding(
+            WARN, "mirror", "the archive is in the data directory, and lost with it: set cold_url before the first batch"
+        )
+
+
+def _store(store: Cold, kind: str, subject: str) -> Iterator[Finding]:
+    """What an object store can do."""
+    try:
+        found = store.probe()
+    except (ThermoclineError, OSError) as exc:
+        yield Finding(FAIL, subject, str(exc))
+        return
+    finally:
+        store.close()
+    yield Finding(OK, subject, store.url)
     for one in found:
         bad = WARN if one.name in COLD_DESIRABLE else FAIL
-        yield Finding(OK if one.ok else bad, f"cold {one.name}", one.detail)
+        yield Finding(OK if one.ok else bad, f"{kind} {one.name}", one.detail)
 
 
 def _is_archived(settings: Settings) -> bool:

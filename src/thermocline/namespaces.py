@@ -29,7 +29,7 @@ def names(settings: Settings) -> list[str]:
         folders = sorted(settings.data_dir.iterdir())
     except FileNotFoundError:
         return []
-    return [folder.name for folder in folders if (folder / "segments").is_dir() and not folder.name.endswith(DROPPED)]
+    return [folder.name for folder in folders if (folder / "segments").is_dir() and "." not in folder.name]
 
 
 def create(settings: Settings) -> bool:

@@ -288,7 +288,7 @@ def test_status_says_what_is_where(site: Site) -> None:
         0,
     )
     assert hot.bytes > 0
-    assert warm.bytes == sum(path.stat().st_size for path in (site.settings.namespace_dir / "segments").iterdir())
+    assert warm.bytes == sum(path.stat().st_size for path in (site.settings.namespace_dir / "segments").glob("*.duckdb"))
     assert (status.cached.events, status.cached.bytes > 0) == (60, True)
     assert (status.health, status.reasons, status.worker, status.lost) == ("green", (), None, 0)
     assert (status.redis.durability, status.shards, status.segments_by_level) == ("fsync", 4, {0: 1})

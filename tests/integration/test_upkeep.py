@@ -55,7 +55,11 @@ def settle_times(tiers: Tiers, epoch: int, times: int, *, start: int = 0) -> Non
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+    """What is in a folder, but for the sums of segments, of which each must have its segment beside it."""
+    files = {path.name for path in folder.iterdir()}
+    sums = {name for name in files if name.endswith(".sum")}
+    assert {name.replace(".sum", ".duckdb") for name in sums} <= files
+    return sorted(files - sums)
 
 
 # Purge

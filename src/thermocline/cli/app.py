@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from . import append, archive, configuration, demo, namespaces, query, upkeep
+from . import append, archive, configuration, demo, namespaces, query, scrub, upkeep
 from .options import Chosen
 
 GLOBAL_OPTIONS: Final = ("--config", "--data-dir", "--namespace")
@@ -62,12 +62,14 @@ app.command("recent")(query.recent)
 app.command("conversations")(query.conversations)
 app.command("status")(upkeep.status)
 app.command("verify")(upkeep.verify)
+app.command("scrub")(scrub.scrub)
 app.command("archive")(archive.archive)
 app.add_typer(archive.app, name="archives")
 app.command("sample")(archive.sample)
 app.command("compact")(archive.compact)
 app.command("rehydrate")(archive.rehydrate)
 app.command("recover")(upkeep.recover)
+app.command("restore")(scrub.restore)
 app.command("doctor")(configuration.doctor)
 app.add_typer(configuration.app, name="config")
 app.add_typer(namespaces.app, name="namespaces")

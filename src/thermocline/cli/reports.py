@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from .output import bytes_text
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from thermocline.archiver.verify import Verification
     from thermocline.archiver.worker import WorkReport
     from thermocline.demo import Counts
-    from thermocline.query.status import Status
+    from thermocline.query.status import ScrubStatus, Status
 
 TIER_COLUMNS: Final = ("tier", "events", "files", "bytes", "bytes per event")
 SUM_COLUMNS: Final = ("appended", "= hot", "+ warm", "+ kept", "+ sampled out", "+ erased", "+ rejected", "+ lost")
@@ -44,11 +44,33 @@ def status_lines(found: Status) -> Iterator[str]:
         yield f"Of the cold tier, {copies} are kept here until {_day(found.kept.until_us)}: `thermocline rehydrate --list`."
     if found.overdue is not None:
         yield f"Events of {found.overdue.oldest_day} on are older than the warm window and wait to be archived."
+    if found.scrub is not None:
+        yield scrub_line(found.scrub)
+    if found.worker is not None and found.worker.get("mirrored_us"):
+        yield mirror_line(found.worker)
     if found.rejected or found.lost:
         yield f"{found.rejected:,} events rejected, {found.lost:,} declared lost."
     yield f"Health of {found.namespace}: {found.health}."
     for reason in found.reasons:
         yield f"  {reason}"
+
+
+def scrub_line(found: ScrubStatus) -> str:
+    """How far reading everything again has come."""
+    aside = (
+        f"; {files_text(found.quarantined)} ({bytes_text(found.quarantined_bytes)}) in quarantine" if found.quarantined else ""
+    )
+    damaged = f"{found.damaged:,} damaged" if found.damaged else "nothing damaged"
+    return f"Last scrubbed {_minute(found.passed_us)}, everything since {_minute(found.oldest_us)}: {damaged}{aside}."
+
+
+def mirror_line(said: dict[str, Any]) -> str:
+    """How far the mirror is, by what the worker last said."""
+    waiting = said.get("mirror_waiting", 0)
+    behind = (
+        f"{_count(waiting, 'segment')} ({bytes_text(said['mirror_waiting_bytes'])}) wait" if waiting else "all segments are in it"
+    )
+    return f"Mirror: as of {_minute(said['mirrored_us'])}, {said['mirror_lag_s']:,.0f} s behind; {behind}."
 
 
 def work_line(report: WorkReport) -> str:
@@ -123,6 +145,10 @@ def recovery_lines(found: Recovery) -> Iterator[str]:
 
 def _day(us: int) -> str:
     return f"{dt.datetime.fromtimestamp(us / 1e6, dt.UTC):%Y-%m-%d}"
+
+
+def _minute(us: int) -> str:
+    return f"{dt.datetime.fromtimestamp(us / 1e6, dt.UTC):%Y-%m-%d %H:%M}"
 
 
 def _count(number: int, unit: str) -> str:
