@@ -70,6 +70,8 @@ class Appender:
         self._pause = pause
         self._numbering = Numbering(_new_producer())
         self._connected = False
+        self.note: Callable[[str, str, Sending], object] | None = None
+        """Told producer, incarnation and Sending before a round of `resume` goes out; what it raises keeps the round from it."""
         self.incarnation = ""
         """Of the store, once connected."""
         self.usable = True
@@ -81,6 +83,27 @@ class Appender:
         self._lasts: dict[str, dict[int, int]] = {}
         """producer → shard → last number the store was found to know."""
         self._unreported: list[tuple[str, int, dict[int, int]]] = []
+
+    @classmethod
+    def resumed(
+        cls,
+        session: AppendSession,
+        numbering: Numbering,
+        incarnation: str,
+        *,
+        reconfirm: Callable[[], object] | None,
+        pause: Callable[[float], object],
+    ) -> Appender:
+        """One that goes on as another that had this numbering at a store of that incarnation, in this process or one before."""
+        session.incarnation = incarnation  # it refuses a store that does not descend from that one
+        appender = cls(session, reconfirm=reconfirm, pause=pause)
+        appender._numbering, appender.incarnation = numbering, incarnation
+        return appender
+
+    @property
+    def producer(self) -> str:
+        """The id under which blocks go out at the moment."""
+        return self._numbering.producer
 
     @property
     def durability(self) -> str:
@@ -161,6 +184,8 @@ class Appender:
         if not sending.fill(self._numbering, self._unacked_max):
             return
         try:
+            if self.note is not None:
+                self.note(self._numbering.producer, self.incarnation, sending)
             replies = self._session.send(self._numbering.producer, sending.requests(), deadline_s=left_s)
         except (TierUnavailable, TierCorrupt, ConfigError):
             if not sending.in_doubt:

@@ -19,6 +19,8 @@ def handed_back(failures: Sequence[Failure]) -> PartialAppend:
     cause = (*unsure, *sure)[0][1]
     if unsure and sure:
         cause = _with_others(unsure[0], sure)
+    if not rest:
+        return _partial(str(cause), [], [], cause)
     message = f"{len(rest):,} events given to this Producer were not stored, or may not have been: {cause}"
     return _partial(message, [None] * len(rest), rest, cause)
 

@@ -74,6 +74,11 @@ class Numbering:
         state.used_s = now_s
         state.remember(number, events)
 
+    def resume(self, shard: int, last: int, now_s: float) -> None:
+        """Go on after a number that was acknowledged to another process; how many events were in its blocks is not known."""
+        state = self._shards[shard] = _Shard()
+        state.last, state.first, state.used_s = last, last + 1, now_s
+
     def take_back(self, lasts: Mapping[int, int], now_s: float) -> tuple[bool, dict[int, int]]:
         """Compare with the last numbers the store knows: whether it lacks blocks, and shard → events that were in them.
 

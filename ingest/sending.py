@@ -102,6 +102,15 @@ class Sending:
         sending.in_doubt = sending.fill(numbering, 1)
         return sending
 
+    @classmethod
+    def resumed(cls, blocks: Sequence[Block], numbers: Sequence[int]) -> Sending:
+        """Of blocks that were sent under these numbers by a process that did not see the replies."""
+        sending = cls(blocks)
+        sending._waiting = {}
+        sending.sent = [Sent(place, number) for place, number in enumerate(numbers)]
+        sending.in_doubt = True
+        return sending
+
     def extend(self, blocks: Sequence[Block]) -> None:
         """More blocks, to be sent after those there are."""
         for place, block in enumerate(blocks, len(self.blocks)):

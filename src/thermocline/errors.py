@@ -30,6 +30,7 @@ class Backpressure(ThermoclineError):
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         self.retry_after_s = retry_after_s
+        self.problem = message
         super().__init__(f"{message}; retry after {retry_after_s:g} s")
 
 
