@@ -39,8 +39,9 @@ class Producer:
     """Thread-safe; a context manager. Opens the store when the first event is to be sent, from its own thread.
 
     While Redis is away the buffer fills (with `spool_dir`: files do, which outlive the process) and nothing is lost; only when it
-    is full does append wait. What the thread meets is raised by the next call, once, as PartialAppend whose `rest` are the events that are not stored (or may not be: then its
-    `cause` is OutcomeUnknown). Such a call did nothing else: an event given to it was not taken.
+    is full does append wait. What the thread meets is raised by the next call, once, as PartialAppend whose `rest` are the events
+    that are not stored (or may not be: then its `cause` is OutcomeUnknown). Such a call did nothing else: an event given to it
+    was not taken.
 
     Left open, it is closed at exit. In a forked child it starts over, empty: what was buffered is the parent's to send.
     """

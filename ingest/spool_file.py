@@ -172,7 +172,12 @@ def sync_folder(folder: Path) -> None:
 
 def read_contents(path: Path, shards: int) -> Contents:
     """What a file says, with whatever is wrong with it. TierCorrupt when another version wrote it."""
-    found = scan(path.read_bytes())
+    return contents_of(path.read_bytes(), shards, path)
+
+
+def contents_of(data: bytes, shards: int, path: Path) -> Contents:
+    """`read_contents` of a file with these bytes."""
+    found = scan(data)
     contents = Contents(end=found.end, damages=_with_kinds(found.damages, found.records))
     doubt: dict[int, int] = {}
     done: set[int] = set()

@@ -28,7 +28,10 @@ _HEAD: Final = struct.Struct("<4sBHIQ")  # mark, kind, events, bytes of the body
 _CRC: Final = struct.Struct("<I")
 _SUM: Final = struct.Struct("<Q")
 _HEAD_BYTES: Final = _HEAD.size + _CRC.size
-RECORD_BYTES: Final = _HEAD_BYTES + _SUM.size
+_END: Final = b"\xa5"
+"""Ends every record. A file system may show zeros where the last writes before a power failure never arrived, and a changed bit
+does not make a zero of this."""
+RECORD_BYTES: Final = _HEAD_BYTES + _SUM.size + len(_END)
 """Of a record beyond its body."""
 
 
@@ -101,7 +104,7 @@ def record(kind: int, number: int, body: bytes, events: int = 0) -> bytes:
     head = _HEAD.pack(_MARK, kind, events, len(body), number)
     digest = xxhash.xxh64(head)
     digest.update(body)
-    return b"".join((head, _CRC.pack(zlib.crc32(head)), body, _SUM.pack(digest.intdigest())))
+    return b"".join((head, _CRC.pack(zlib.crc32(head)), body, _SUM.pack(digest.intdigest()), _END))
 
 
 def block_record(block: Block, number: int) -> bytes:
@@ -181,17 +184,15 @@ def _record_at(data: bytes, at: int) -> Record | tuple[int, int, int] | None:
     head = data[at : at + _HEAD.size]
     mark, kind, events, size, number = _HEAD.unpack(head)
     if mark != _MARK or zlib.crc32(head) != _CRC.unpack_from(data, at + _HEAD.size)[0]:
-        # A file system may show zeros where the last writes before a power failure never arrived.
-        return None if data.endswith(b"\0" * _SUM.size) else _damaged_head(data[at : at + _HEAD_BYTES], left)
+        return None if data.endswith(b"\0") else _damaged_head(data[at : at + _HEAD_BYTES], left)
     if left < size + RECORD_BYTES:
         return None
     body = data[at + _HEAD_BYTES : at + _HEAD_BYTES + size]
     digest = xxhash.xxh64(head)
     digest.update(body)
-    written = _SUM.unpack_from(data, at + _HEAD_BYTES + size)[0]
-    if digest.intdigest() != written:
-        unwritten = not data[at + _HEAD_BYTES + size :].strip(b"\0")
-        return None if unwritten else (kind, events, size + RECORD_BYTES)
+    end = at + size + RECORD_BYTES
+    if data[at + _HEAD_BYTES + size : end] != _SUM.pack(digest.intdigest()) + _END:
+        return None if not data[end - 1 :].strip(b"\0") else (kind, events, size + RECORD_BYTES)
     return Record(at, kind, events, number, body)
 
 
