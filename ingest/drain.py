@@ -28,7 +28,7 @@ from thermocline.tiers.block import Block
 from .appender import Unresolved
 from .buffer import Buffer
 from .delivery import PAUSE_FIRST_S, PAUSE_MAX_S, Delivery
-from .numbering import PRODUCER_TTL_S
+from .numbering import DOUBT_MAX_S
 from .remainder import events_at, late_ordinals, never_known, without
 from .sending import ROUND_BYTES_MAX, ClockAhead, Sending, Stored
 from .source import Source
@@ -37,7 +37,6 @@ from .spool_file import DAMAGED_SUFFIX, Contents, SpoolFile
 from .spool_record import BLOCK, Damage, Returned, Round
 
 BLOCKS_MAX = 256
-DOUBT_MAX_S = PRODUCER_TTL_S - 3600
 
 
 class Stopped(Exception):

@@ -35,7 +35,11 @@ def _with_others(unsure: Failure, sure: Sequence[Failure]) -> OutcomeUnknown:
         others = [event for events, _ in sure for event in events]
         raise _partial(str(sure[0][1]), [*receipts, *[None] * len(others)], others, sure[0][1]) from sure[0][1]
 
-    both = OutcomeUnknown(str(unknown), retry=retry)
+    def look() -> bool:
+        unknown.was_stored()
+        return False
+
+    both = OutcomeUnknown(str(unknown), retry=retry, look=look)
     both.__cause__ = unknown.__cause__
     return both
 

@@ -15,6 +15,8 @@ REMEMBERED_BLOCKS_MAX: Final = 65_536
 PRODUCER_TTL_S: Final = 7 * 86_400
 """How long the store remembers a producer's numbers in a shard after their last use (docs/formats.md, `:p:`)."""
 _TTL_MARGIN_S: Final = 3600
+DOUBT_MAX_S: Final = PRODUCER_TTL_S - _TTL_MARGIN_S
+"""How long a block may be in doubt and still be resent: its number is surely remembered."""
 
 
 class _Shard:
@@ -89,7 +91,7 @@ class Numbering:
         lost = {}
         for shard, last in short.items():
             state = self._shards[shard]
-            forgotten = last == 0 and now_s - state.used_s > PRODUCER_TTL_S - _TTL_MARGIN_S
+            forgotten = last == 0 and now_s - state.used_s > DOUBT_MAX_S
             events = state.take_back(last)
             if events and not forgotten:
                 lost[shard] = events

@@ -45,4 +45,7 @@ def never_known(reason: str) -> OutcomeUnknown:
     def retry() -> list[Receipt]:
         raise never_known(reason)
 
-    return OutcomeUnknown(reason, retry=retry)
+    def look() -> bool:
+        raise never_known(reason)
+
+    return OutcomeUnknown(reason, retry=retry, look=look)

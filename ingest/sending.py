@@ -10,6 +10,7 @@ Blocks go out in rounds, at most `unacked_max` per shard. In a round's replies, 
     GAP                 after a block that is kept: kept too
                         after a block that was not taken: surely not stored, waits again, for a new number
                         else: the store lacks acknowledged blocks (see appender.py); surely not stored, waits again
+    VOID                its number was used up for nothing by a look (appender.py): not stored, waits again, for a new number
     OLD, other          cannot be, unless two producers share an id: TierCorrupt, nothing more is sent
 
 While anything is kept nothing else is sent, so that a block in doubt is resolved before its producer's numbering may change.
@@ -202,6 +203,9 @@ class Sending:
             case "OK" | "DUP":
                 numbering.acknowledged(block.shard, sent.number, block.lines - len(reply.skipped), now_s)
                 return Stored(seq_first=reply.seq_first, skipped=reply.skipped)
+            case "VOID":
+                numbering.acknowledged(block.shard, sent.number, 0, now_s)
+                return None
             case code if code == "GAP" or code in NOT_TAKEN:
                 return None
             case "CONFLICT":

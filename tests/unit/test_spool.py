@@ -277,6 +277,7 @@ def test_a_damaged_block_is_named_and_the_rest_is_sent(make: Make, store: ModelS
         second.drain(10)
     assert isinstance(caught.value.cause, TierCorrupt)
     assert caught.value.rest == []
+    second.drain(10)
     assert len(store.contents("a")) == 20 - hit.events
     assert [path.suffix for path in files_in(folder)] == [".damaged"]
 
