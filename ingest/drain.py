@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import accumulate, islice
 
 from thermocline.config import IngestSettings
@@ -207,20 +207,29 @@ class FileDrain:
             return
         round = Round(producer, incarnation, time.time_ns() // 1000, numbers)
         self._note_done([self._numbers[place] for place, found in enumerate(sending.outcomes) if isinstance(found, Stored)])
-        try:
-            self._file.note_round(round)
-        except OSError as exc:
-            raise _unwritable(self._file, exc) from exc
+        self._write(lambda: self._file.note_round(round))
         self._noted = round
 
     def _note_done(self, numbers: Sequence[int]) -> None:
         new = [number for number in numbers if number not in self._done]
         if new:
-            try:
-                self._file.note_done(new)
-            except OSError as exc:
-                raise _unwritable(self._file, exc) from exc
+            self._write(lambda: self._file.note_done(new))
             self._done.update(new)
+
+    def _write(self, note: Callable[[], None]) -> None:
+        """Write a note, on a full disk with the room that was kept for it. TierUnavailable: there is none."""
+        try:
+            try:
+                note()
+            except OSError:
+                if not self._spool.give_reserve():
+                    raise
+                note()
+        except OSError as exc:
+            raise TierUnavailable(
+                f"what becomes of the spool cannot be written to {self._file.path} ({exc.strerror}), so nothing of it is sent: "
+                "free space on its disk, or mend it"
+            ) from exc
 
     def _sort(self, sending: Sending) -> tuple[dict[int, Block], ThermoclineError | None]:
         """Let go of what is stored; what is to be sent again, in order, and why if not only for what was taken out of it."""
@@ -256,10 +265,7 @@ class FileDrain:
 
     def _return(self, number: int, block: Block, returned: Returned, places: Sequence[int]) -> None:
         """Note that these lines will not be sent, then hand them back."""
-        try:
-            self._file.note_returned(returned)
-        except OSError as exc:
-            raise _unwritable(self._file, exc) from exc
+        self._write(lambda: self._file.note_returned(returned))
         self._noted = None  # what is left of the block is another one, and has to be noted anew
         self._spool.done(len(places))
         self._hand_back(block, returned, places)
@@ -289,13 +295,6 @@ def _count_of(blocks: Iterable[Block]) -> int:
     """How many of the first blocks are sent together."""
     sizes = accumulate(len(block.payload) for block in islice(blocks, BLOCKS_MAX))
     return max(1, sum(size <= ROUND_BYTES_MAX for size in sizes))
-
-
-def _unwritable(file: SpoolFile, exc: OSError) -> TierUnavailable:
-    return TierUnavailable(
-        f"what becomes of the spool cannot be written to {file.path} ({exc.strerror}), so nothing of it is sent: "
-        "free space on its disk, or mend it"
-    )
 
 
 def _named(exc: Exception, file: SpoolFile) -> ThermoclineError:

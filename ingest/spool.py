@@ -26,6 +26,9 @@ FILE_BYTES: Final = 16 << 20
 """A file that has reached this takes no more blocks."""
 BLOCK_BYTES: Final = 512
 """More than a block takes beyond its payload, names at their longest left out."""
+RESERVE_BYTES: Final = 1 << 20
+"""Room for the notes of what is sent: a disk that the spool has filled must not keep it from being emptied."""
+RESERVE_NAME: Final = "reserve"
 LOCK_NAME: Final = "LOCK"
 FOLDER_MODE: Final = 0o700
 
@@ -55,6 +58,7 @@ class Spool:
         self._tail: SpoolFile | None = None
         self._files: list[Waiting] = []
         self._finished: list[SpoolFile] = []
+        self._reserved = False
         try:
             self._find()
         except BaseException:
@@ -104,6 +108,7 @@ class Spool:
                     retry_after_s=RETRY_AFTER_S,
                 )
             try:
+                self._make_reserve()
                 self._write(blocks, round)
             except OSError as exc:
                 self._tail = None  # what comes next goes into a new file
@@ -129,6 +134,21 @@ class Spool:
         if self._tail.size >= FILE_BYTES:
             self._tail = None
 
+    def _make_reserve(self) -> None:
+        if self._reserved:
+            return
+        path = self.folder / RESERVE_NAME
+        try:
+            if not path.exists() or path.stat().st_size < RESERVE_BYTES:
+                with path.open("wb") as stream:
+                    stream.write(os.urandom(RESERVE_BYTES))
+                    stream.flush()
+                    os.fsync(stream.fileno())
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        self._reserved = True
+
     def wait(self, condition: Callable[[], object], timeout_s: float | None) -> bool:
         """Wait for a condition that appending, finishing or `notify` can bring about; whether it holds."""
         with self._changed:
@@ -150,6 +170,15 @@ class Spool:
             if file is self._tail:
                 self._tail = None
             return file
+
+    def give_reserve(self) -> bool:
+        """Free the room kept for notes; False when that was done before. Until it can be kept again nothing is appended."""
+        with self._changed:
+            path = self.folder / RESERVE_NAME
+            there = path.exists()
+            path.unlink(missing_ok=True)
+            self._reserved = False
+            return there
 
     def done(self, events: int) -> None:
         """So many of the oldest file's events do not wait any more."""

@@ -111,9 +111,10 @@ class SpoolingSender(Sender):
 
     def _round_of(self, sending: Sending, left: Sequence[int]) -> Round | None:
         """What `sending` has on the wire, by index in `left`, if it may be stored."""
-        appender = self._delivery.appender
-        if not sending.in_doubt or appender is None:
+        if not sending.in_doubt:
             return None
+        appender = self._delivery.appender
+        assert appender is not None, "what is in doubt was sent by an appender, which is kept for it"
         index = {place: index for index, place in enumerate(left)}
         numbers = {index[sent.place]: sent.number for sent in sending.sent}
         return Round(appender.producer, appender.incarnation, self._doubt_us, numbers)

@@ -61,7 +61,7 @@ def expected(count: int, conversations: int) -> dict[str, list[str]]:
 
 
 def spool_files(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if path.name != "LOCK"]
+    return [path.name for path in folder.iterdir() if path.name not in ("LOCK", "reserve")]
 
 
 def test_thousands_of_events_wait_on_disk_while_redis_is_away(server: RedisServer, configure: Configure, spool_dir: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_full_spool_is_backpressure_and_loses_nothing(server: RedisServer, con
         assert "is it running" in str(caught.value)
         with pytest.raises(Backpressure, match="spool"):
             producer.flush()
-        assert 4 << 20 > sum(path.stat().st_size for path in spool_dir.iterdir()) > 3 << 20
+        assert 4 << 20 > sum((spool_dir / name).stat().st_size for name in spool_files(spool_dir)) > 3 << 20
         server.start()
         producer.drain(30)
     assert [content.strip() for content in contents(settings)["c0"]] == [str(number) for number in range(given)]
@@ -180,6 +180,42 @@ def test_a_redis_wiped_meanwhile_gets_what_waited(server: RedisServer, configure
     assert contents(settings) == expected(100, 1)
 
 
+FORKING = """
+import json, os, sys
+from thermocline.config import load
+from thermocline.errors import TierUnavailable
+from thermocline.ingest.producer import Producer
+
+settings, spool = load(json.loads(sys.argv[1]), environ={}), sys.argv[2]
+producer = Producer(settings, spool_dir=spool)
+producer.append("c0", "t", "0")
+child = os.fork()
+if not child:
+    try:
+        producer.append("c0", "t", "of the child")
+    except TierUnavailable as exc:
+        os._exit(0 if f"in use by process {os.getppid()}" in str(exc) else 1)
+    os._exit(2)
+code = os.waitpid(child, 0)[1]
+try:
+    Producer(settings, spool_dir=spool)
+    code = 3
+except TierUnavailable:
+    pass
+producer.append("c0", "t", "1")
+producer.close()
+sys.exit(code)
+"""
+
+
+def test_a_forked_child_does_not_share_the_spool(server: RedisServer, configure: Configure, spool_dir: Path) -> None:
+    settings = configure(server)
+    command = [sys.executable, "-c", FORKING, settings.model_dump_json(), str(spool_dir)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert contents(settings) == expected(2, 1)
+
+
 WRITER = """
 import json, sys
 from thermocline.config import load
@@ -198,15 +234,16 @@ while True:
 """
 
 
+@pytest.mark.parametrize("lives", [6, pytest.param(100, marks=pytest.mark.long)])
 def test_kills_while_spooling_and_while_draining_lose_and_double_nothing(
-    server: RedisServer, configure: Configure, spool_dir: Path
+    server: RedisServer, configure: Configure, spool_dir: Path, lives: int
 ) -> None:
-    """Numbers go on where the last one was acknowledged, with a gap that says which process gave them."""
+    """Redis goes or comes back in each life of the producer, which then is killed."""
     settings = configure(server)
     dice = random.Random(5)
     acknowledged: list[int] = []
     first = 0
-    for life in range(12):
+    for life in range(lives):
         process = subprocess.Popen(
             [sys.executable, "-c", WRITER, settings.model_dump_json(), str(spool_dir), str(first)],
             stdout=subprocess.PIPE,
@@ -230,6 +267,8 @@ def test_kills_while_spooling_and_while_draining_lose_and_double_nothing(
         process.stdout.close()
         acknowledged += range(first, upto)
         first = upto + 1000
+    if lives % 2:
+        server.start()
     with Producer(settings, spool_dir=spool_dir) as last:
         last.drain(60)
     found = contents(settings)

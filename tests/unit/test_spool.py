@@ -90,7 +90,7 @@ def numbers(count: int, first: int = 0) -> list[str]:
 
 
 def files_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.name != "LOCK")
+    return sorted(path for path in folder.iterdir() if path.name not in ("LOCK", "reserve"))
 
 
 def until(condition: Callable[[], object]) -> None:
@@ -211,6 +211,43 @@ def test_a_full_disk_is_backpressure_and_tears_no_record(
     store.down = False
     producer.drain(10)
     assert store.contents("a") == numbers(21)
+
+
+def test_a_disk_that_the_spool_has_filled_is_emptied_all_the_same(
+    make: Make, store: ModelStore, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.down = True
+    producer = make()
+    for number in numbers(10):
+        append(producer, "a", number)
+    producer.flush()
+    write = os.write
+
+    def full(fd: int, data: Any) -> int:
+        if (folder / "reserve").exists():
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", full)
+    store.down = False
+    producer.drain(10)
+    assert store.contents("a") == numbers(10)
+
+
+def test_close_with_a_full_spool_hands_back_what_fits_nowhere(make: Make, store: ModelStore) -> None:
+    store.down = True
+    producer = make(deadline_s=0.3, spool_bytes_max=4 << 20)
+    given = 0
+    with pytest.raises(Backpressure):
+        for given in range(1000):
+            append(producer, "a", f"{given}" + " " * 500_000)
+            producer.flush()
+    with pytest.raises(PartialAppend) as caught:
+        producer.close()
+    assert [(event.content or "").strip() for event in caught.value.rest] == [str(given)]
+    store.down = False
+    make().drain(10)
+    assert [content.strip() for content in store.contents("a")] == numbers(given)
 
 
 def test_notes_that_cannot_be_written_keep_blocks_from_being_sent(
