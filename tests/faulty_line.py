@@ -8,7 +8,7 @@ The dice are thrown for each piece of bytes that comes, which is a request, or t
 
     drop       the replies are thrown away, and the connection stays open
     delay      the replies come later, some after the client has given up
-    late       the request comes later, mostly after the client has given up and sent it again
+    late       the request comes later, mostly after the client has given up and sent it again, perhaps after its deadline
     reset      the connection breaks: before the request reaches Redis, or before the replies reach the client
     half-open  from now on nothing passes any more in either direction, and nothing is closed
 """
@@ -26,7 +26,7 @@ from types import TracebackType
 
 import msgspec
 
-LATE_S_MAX = 0.4
+LATE_S_MAX = 0.8
 LINGER_NONE = struct.pack("ii", 1, 0)
 """SO_LINGER: close throws away what was not read."""
 
@@ -46,6 +46,7 @@ MIXES = {
     "drop 10 %": Mix(drop=0.10),
     "drop 50 %": Mix(drop=0.50),
     "delay": Mix(delay=0.10, late=0.05),
+    "late": Mix(late=0.50),
     "reset": Mix(reset=0.10),
     "half-open": Mix(half_open=0.05),
     "all": Mix(drop=0.05, delay=0.05, late=0.05, reset=0.05, half_open=0.02),
