@@ -70,6 +70,6 @@ class Delivery:
         return self.stop.wait(seconds)
 
     def drop(self) -> None:
-        if self.appender is not None:
-            self.appender.close()
-            self.appender = None
+        appender, self.appender = self.appender, None
+        if appender is not None:
+            appender.close()

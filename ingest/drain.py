@@ -22,7 +22,6 @@ from itertools import accumulate, islice
 
 from thermocline.config import IngestSettings
 from thermocline.errors import InvalidEvent, ThermoclineError, TierCorrupt, TierUnavailable
-from thermocline.event import Event
 from thermocline.tiers.block import Block
 
 from .appender import Unresolved
@@ -103,11 +102,11 @@ class Drain:
             self.trouble = trouble
             self.spool.notify()
 
-    def hand_back(self, key: tuple[object, ...], events: Sequence[Event], error: ThermoclineError) -> None:
-        """Have the next call raise this; only once for one key."""
-        if key not in self._told:
-            self._told.add(key)
-            self.buffer.fail(events, error)
+    def not_told(self, *key: object) -> bool:
+        """Whether this has not been handed back in this process; from now on it has."""
+        new = key not in self._told
+        self._told.add(key)
+        return new
 
 
 class FileDrain:
@@ -271,24 +270,30 @@ class FileDrain:
         self._hand_back(block, returned, places)
 
     def _hand_back(self, block: Block, returned: Returned, places: Sequence[int] | None = None) -> None:
-        """Tell the caller, once in this process."""
+        """Have the next call raise it, once in this process.
+
+        places  of the lines in `block`, if it is not the one in the file
+        """
         self._returned = True
-        events = events_at(block, returned.ordinals if places is None else places)
+        pairs = zip(returned.ordinals, returned.ordinals if places is None else places, strict=True)
+        fresh = [place for ordinal, place in pairs if self._drain.not_told(self._file.path, returned.number, ordinal)]
+        if not fresh:
+            return
+        events = events_at(block, fresh)
         error: ThermoclineError = InvalidEvent("timestamp", returned.reason)
         if returned.unsure:
             error = never_known(
                 f"{len(events)} events of conversation {block.conversation_id!r} may be stored and are not sent again, because "
                 f"{returned.reason}: look for them (SELECT … WHERE conversation_id = …) before you append them again"
             )
-        self._drain.hand_back((self._file.path, returned.number, *returned.ordinals), events, error)
+        self._buffer.fail(events, error)
 
     def _tell(self, damage: Damage) -> None:
         what = f"a block of {damage.events} events" if damage.kind == BLOCK and damage.events else "a record"
         kept = self._file.path.with_suffix(DAMAGED_SUFFIX)
         problem = f"{what} at byte {damage.offset} of {self._file.path} is damaged ({damage.size} bytes) and was not sent"
-        self._drain.hand_back(
-            (self._file.path, damage.offset, "damage"), [], TierCorrupt(f"{problem}; the file is kept as {kept.name}")
-        )
+        if self._drain.not_told(self._file.path, "damage", damage.offset):
+            self._buffer.fail([], TierCorrupt(f"{problem}; the file is kept as {kept.name}"))
 
 
 def _count_of(blocks: Iterable[Block]) -> int:

@@ -101,7 +101,7 @@ class SpoolingSender(Sender):
             reason = exc.problem if why is None else f"{exc.problem}; what waits in it does so because {why}"
             self._buffer.trouble = Backpressure(reason, retry_after_s=exc.retry_after_s)
             return False
-        self._buffer.trouble = None
+        self._buffer.trouble, self._doubt_us = None, 0
         for block, outcome in zip(sending.blocks, sending.outcomes, strict=True):
             if outcome is None or isinstance(outcome, Stored | ClockAhead):
                 self._release(block)

@@ -131,7 +131,7 @@ def test_a_full_spool_is_backpressure_and_loses_nothing(server: RedisServer, con
     settings = configure(server, ingest={"deadline_s": 3})
     server.stop()
     given = 0
-    with Producer(settings, spool_dir=spool_dir, spool_bytes_max=4 << 20, buffer_bytes_max=1 << 20) as producer:
+    with Producer(settings, spool_dir=spool_dir, spool_bytes_max=16 << 20, buffer_bytes_max=1 << 20) as producer:
         with pytest.raises(Backpressure) as caught:
             for given in range(1000):
                 producer.append("c0", "t", f"{given}" + " " * 50_000)
@@ -139,7 +139,7 @@ def test_a_full_spool_is_backpressure_and_loses_nothing(server: RedisServer, con
         assert "is it running" in str(caught.value)
         with pytest.raises(Backpressure, match="spool"):
             producer.flush()
-        assert 4 << 20 > sum((spool_dir / name).stat().st_size for name in spool_files(spool_dir)) > 3 << 20
+        assert 16 << 20 > sum((spool_dir / name).stat().st_size for name in spool_files(spool_dir)) > 14 << 20
         server.start()
         producer.drain(30)
     assert [content.strip() for content in contents(settings)["c0"]] == [str(number) for number in range(given)]

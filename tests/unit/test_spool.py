@@ -236,7 +236,7 @@ def test_a_disk_that_the_spool_has_filled_is_emptied_all_the_same(
 
 def test_close_with_a_full_spool_hands_back_what_fits_nowhere(make: Make, store: ModelStore) -> None:
     store.down = True
-    producer = make(deadline_s=0.3, spool_bytes_max=4 << 20)
+    producer = make(deadline_s=0.3, spool_bytes_max=16 << 20)
     given = 0
     with pytest.raises(Backpressure):
         for given in range(1000):
