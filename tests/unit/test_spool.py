@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import random
@@ -26,6 +27,7 @@ from thermocline.errors import (
     TierUnavailable,
 )
 from thermocline.ingest import delivery, drain
+from thermocline.ingest.async_producer import AsyncProducer
 from thermocline.ingest.producer import Producer
 from thermocline.ingest.spool_file import FIRST_BLOCK, SpoolFile, read_contents
 from thermocline.ingest.spool_record import scan
@@ -484,3 +486,63 @@ def _resurrect(make: Make, image: Image, folder: Path) -> None:
         found = [int(content) for content in store.contents(f"c{name}")]
         assert found == sorted(found), image.what
     assert files_in(folder) == []
+
+
+@pytest.mark.parametrize("conversations", [1, 3])
+def test_a_crash_at_any_step_hands_every_late_event_back_and_stores_the_others_once(
+    conversations: int, make: Make, store: ModelStore, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = {number for number in numbers(40) if int(number) % 7 in (2, 3)}
+    images = Images(folder, store, 3)
+    store.down = True
+    producer = make(block_events_max=5)
+    with images.recording(monkeypatch):
+        for number in numbers(40):
+            append(producer, f"c{int(number) % conversations}", number, timestamp=LATE_US if number in late else NOW_US)
+        producer.flush()
+        images.acknowledged = 40
+        store.faults.extend(["", "lost after", "", "lost before", "lost after 1"])
+        store.down = False
+        until(lambda: producer._drain.spool.empty and producer._buffer.failing)  # type: ignore[union-attr]
+        images.take("at the end")
+    told: set[str] = set()
+    _collect(producer, told)
+    assert told == late
+    for place, image in enumerate(image for image in images.taken if image.acknowledged):
+        copy = tmp_path / str(place)
+        copy.mkdir()
+        for name, data in image.files.items():
+            (copy / name).write_bytes(data)
+        second = make(again := cloned(image.store), spool_dir=copy)
+        again_told: set[str] = set()
+        _collect(second, again_told)
+        stored = [content for _, _, content in again.stored]
+        assert sorted(stored, key=int) == [number for number in numbers(40) if number not in late], image.what
+        assert again_told == late, image.what
+        assert files_in(copy) == []
+
+
+def _collect(producer: Producer, told: set[str]) -> None:
+    """Close a producer once all of its spool is sent; the contents it hands back."""
+    producer._drain.wait_empty(10, patient=True)  # type: ignore[union-attr]
+    try:
+        producer.close()
+    except PartialAppend as exc:
+        told.update(event.content or "" for event in exc.rest)
+
+
+def test_the_async_producer_has_the_same_spool(store: ModelStore, folder: Path) -> None:
+    async def run() -> None:
+        settings = Settings(hot={"connect_timeout_s": 0.01, "shards": 2})  # type: ignore[arg-type]
+        async with AsyncProducer(settings, tiers=ModelTiers(store), spool_dir=folder, spool_bytes_max=16 << 20) as producer:
+            store.down = True
+            for number in numbers(10):
+                await producer.append("a", "t", number, timestamp=NOW_US)
+            await producer.flush()
+            assert producer.spooled_events == 10
+            store.down = False
+            await producer.drain(10)
+            assert (producer.spooled_events, producer.trouble) == (0, None)
+
+    asyncio.run(run())
+    assert store.contents("a") == numbers(10)
