@@ -234,7 +234,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize("lives", [6, pytest.param(100, marks=pytest.mark.long)])
+@pytest.mark.parametrize("lives", [6, pytest.param(40, marks=pytest.mark.long)])
 def test_kills_while_spooling_and_while_draining_lose_and_double_nothing(
     server: RedisServer, configure: Configure, spool_dir: Path, lives: int
 ) -> None:
