@@ -132,11 +132,14 @@ def test_a_full_spool_is_backpressure_and_loses_nothing(server: RedisServer, con
     server.stop()
     given = 0
     with Producer(settings, spool_dir=spool_dir, spool_bytes_max=16 << 20, buffer_bytes_max=1 << 20) as producer:
-        with pytest.raises(Backpressure) as caught:
-            for given in range(1000):
+        said = ""
+        while "ingest.spool_bytes_max" not in said:  # a slow machine may also have no room in memory for a while
+            try:
                 producer.append("c0", "t", f"{given}" + " " * 50_000)
-        assert "ingest.spool_bytes_max" in str(caught.value)
-        assert "is it running" in str(caught.value)
+                given += 1
+            except Backpressure as exc:
+                said = str(exc)
+        assert "is it running" in said
         with pytest.raises(Backpressure, match="spool"):
             producer.flush()
         assert 16 << 20 > sum((spool_dir / name).stat().st_size for name in spool_files(spool_dir)) > 14 << 20

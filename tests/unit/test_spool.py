@@ -186,7 +186,7 @@ def test_a_full_disk_is_backpressure_and_tears_no_record(
     make: Make, store: ModelStore, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.down = True
-    producer = make(deadline_s=0.3, buffer_events_max=10)
+    producer = make(deadline_s=2, buffer_events_max=10)
     for number in numbers(10):
         append(producer, "a", number)
     producer.flush()
@@ -238,7 +238,7 @@ def test_a_disk_that_the_spool_has_filled_is_emptied_all_the_same(
 
 def test_close_with_a_full_spool_hands_back_what_fits_nowhere(make: Make, store: ModelStore) -> None:
     store.down = True
-    producer = make(deadline_s=0.3, spool_bytes_max=16 << 20)
+    producer = make(deadline_s=2, spool_bytes_max=16 << 20)
     given = 0
     with pytest.raises(Backpressure):
         for given in range(1000):
