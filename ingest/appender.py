@@ -16,6 +16,8 @@ in hand a Sending. A round of blocks goes out, its replies come back, and one of
     era has grown       Redis came back older, perhaps: every shard is asked for the last number of this producer id, and of the
                         ones used before, and judged as for GAP
 
+    a look              asks what became of the blocks in doubt and uses up the numbers of those that are not stored
+
 A numbering changes only while nothing is in doubt. A process that dies leaves at most one round in doubt and nothing to clean
 up. An Appender that raised anything else must not be used again: what it sent last may be stored under a number it would reuse.
 """
@@ -31,10 +33,10 @@ import uuid_utils
 from thermocline.errors import ConfigError, ThermoclineError, TierCorrupt, TierUnavailable
 from thermocline.event import FORMAT
 from thermocline.tiers.block import Block
-from thermocline.tiers.hot import AppendSession, OutcomeLost
+from thermocline.tiers.hot import AppendSession, OutcomeLost, Reply
 
 from .numbering import Numbering
-from .sending import Outcome, Sending, Stored
+from .sending import NOT_TAKEN, Outcome, Round, Sending, Stored
 
 PAUSE_FIRST_S = 0.01
 PAUSE_MAX_S = 0.5
@@ -70,6 +72,8 @@ class Appender:
         self._pause = pause
         self._numbering = Numbering(_new_producer())
         self._connected = False
+        self.note: Callable[[str, str, Sending], object] | None = None
+        """Told producer, incarnation and Sending before a round of `resume` goes out; what it raises keeps the round from it."""
         self.incarnation = ""
         """Of the store, once connected."""
         self.usable = True
@@ -81,6 +85,27 @@ class Appender:
         self._lasts: dict[str, dict[int, int]] = {}
         """producer → shard → last number the store was found to know."""
         self._unreported: list[tuple[str, int, dict[int, int]]] = []
+
+    @classmethod
+    def resumed(
+        cls,
+        session: AppendSession,
+        numbering: Numbering,
+        incarnation: str,
+        *,
+        reconfirm: Callable[[], object] | None,
+        pause: Callable[[float], object],
+    ) -> Appender:
+        """One that goes on as another that had this numbering at a store of that incarnation, in this process or one before."""
+        session.incarnation = incarnation  # it refuses a store that does not descend from that one
+        appender = cls(session, reconfirm=reconfirm, pause=pause)
+        appender._numbering, appender.incarnation = numbering, incarnation
+        return appender
+
+    @property
+    def producer(self) -> str:
+        """The id under which blocks go out at the moment."""
+        return self._numbering.producer
 
     @property
     def durability(self) -> str:
@@ -142,6 +167,36 @@ class Appender:
         self._account_at_leisure()
         return sending.result()
 
+    def look(self, sending: Sending, *, deadline_s: float) -> None:
+        """Make certain what became of the blocks in doubt, and store none: those that are not stored wait again, for new numbers,
+        and what may still be on its way to Redis will not be taken. Unresolved: it is still not known."""
+        deadline, pause_s = self._clock() + deadline_s, 0.0
+        while sending.in_doubt:
+            try:
+                self._look_once(sending, max(0.05, deadline - self._clock()))
+                continue
+            except (OutcomeLost, TierUnavailable, TierCorrupt, ConfigError) as exc:
+                problem = self._recovered(exc)
+            left_s = deadline - self._clock()
+            if left_s <= 0 or isinstance(problem, TierCorrupt | ConfigError):
+                raise Unresolved(sending, problem) from problem
+            if pause_s:
+                self._pause(min(pause_s, left_s))
+            pause_s = min(PAUSE_MAX_S, pause_s * 2 or PAUSE_FIRST_S)
+
+    def _look_once(self, sending: Sending, left_s: float) -> None:
+        if not self._connected:
+            self._session.reconnect()
+            if self._session.incarnation != self.incarnation:
+                reason = "the store in Redis was replaced by a new one, and what the old one had settled is in files: ask by SQL"
+                raise Unresolved(sending, TierUnavailable(reason))
+            self._connected = True
+        sent = [(sending.blocks[each.place], each.number) for each in sending.sent]
+        replies = self._session.void(self._numbering.producer, sent, deadline_s=left_s)
+        found = self._taken(sending, replies)
+        if not found.codes.isdisjoint(NOT_TAKEN):
+            raise TierUnavailable(f"Redis does not say what became of it ({', '.join(sorted(found.codes))})")
+
     def disconnect(self) -> None:
         """Free the connection; the next send or resume opens it again."""
         self._connected = False
@@ -161,6 +216,8 @@ class Appender:
         if not sending.fill(self._numbering, self._unacked_max):
             return
         try:
+            if self.note is not None:
+                self.note(self._numbering.producer, self.incarnation, sending)
             replies = self._session.send(self._numbering.producer, sending.requests(), deadline_s=left_s)
         except (TierUnavailable, TierCorrupt, ConfigError):
             if not sending.in_doubt:
@@ -169,11 +226,7 @@ class Appender:
         except BaseException:  # the reply is lost, or the caller was interrupted while it waited
             self._connected, sending.in_doubt = False, True
             raise
-        found = sending.take(replies, self._numbering, self._clock())
-        if found.lasts:
-            self._lasts[self._numbering.producer] = found.lasts
-        if found.era > self._era:
-            self._era, self._era_grew = found.era, True
+        found = self._taken(sending, replies)
         if "FORMAT" in found.codes:
             raise TierCorrupt(
                 f"the namespace in Redis has another format than {FORMAT}: use the version that wrote it, or a newer one"
@@ -185,6 +238,15 @@ class Appender:
                 "Redis was restarted and nobody has confirmed yet what it still holds: "
                 "start `thermocline worker`, which does, or run `thermocline doctor`"
             )
+
+    def _taken(self, sending: Sending, replies: Sequence[Reply]) -> Round:
+        """What a round's replies say, remembered."""
+        found = sending.take(replies, self._numbering, self._clock())
+        if found.lasts:
+            self._lasts[self._numbering.producer] = found.lasts
+        if found.era > self._era:
+            self._era, self._era_grew = found.era, True
+        return found
 
     def _recovered(self, problem: Exception) -> Exception:
         """The problem that is left after what this process can do against it. The connection is opened anew next."""

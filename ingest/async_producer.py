@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import datetime
+from pathlib import Path
 
-from thermocline.errors import Backpressure
+from thermocline.errors import Backpressure, ThermoclineError
 from thermocline.event import Durability, Metadata, TextId
 
 from .producer import Producer
@@ -30,6 +31,8 @@ class AsyncProducer:
         buffer_bytes_max: int | None = None,
         coalesce: bool = False,
         durability: Durability | None = None,
+        spool_dir: str | Path | None = None,
+        spool_bytes_max: int | None = None,
         tiers: OpenTiers | None = None,
     ) -> None:
         """Arguments as Producer's."""
@@ -41,6 +44,8 @@ class AsyncProducer:
             buffer_bytes_max=buffer_bytes_max,
             coalesce=coalesce,
             durability=durability,
+            spool_dir=spool_dir,
+            spool_bytes_max=spool_bytes_max,
             tiers=tiers,
         )
 
@@ -78,6 +83,20 @@ class AsyncProducer:
                 if time.monotonic() >= deadline_s:
                     raise
             await asyncio.sleep(LOOK_EVERY_S)
+
+    @property
+    def spooled_events(self) -> int:
+        """As Producer.spooled_events."""
+        return self._producer.spooled_events
+
+    @property
+    def trouble(self) -> ThermoclineError | None:
+        """As Producer.trouble."""
+        return self._producer.trouble
+
+    async def drain(self, timeout_s: float | None = None) -> None:
+        """As Producer.drain."""
+        await asyncio.to_thread(self._producer.drain, timeout_s)
 
     async def flush(self, timeout_s: float | None = None) -> None:
         """As Producer.flush."""

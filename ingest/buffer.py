@@ -72,6 +72,11 @@ class Buffer:
         """Events put and neither stored nor failed."""
         return self._events
 
+    @property
+    def failing(self) -> bool:
+        """Something was handed back that nobody has been told yet."""
+        return bool(self._failures)
+
     def put(self, conversation_id: str, line: Line, wait_s: float, chunk: Mapping[str, Any] | None = None) -> bool:
         """Take an event; False when there was no room for so long.
 

@@ -9,12 +9,13 @@ from itertools import accumulate, pairwise
 
 import msgspec
 
-from thermocline.errors import ConfigError, InvalidEvent, OutcomeUnknown, PartialAppend, ThermoclineError
+from thermocline.errors import ConfigError, InvalidEvent, OutcomeUnknown, PartialAppend, ThermoclineError, TierUnavailable
 from thermocline.event import Event, Receipt
 from thermocline.tiers.block import Block, derived_event_id
 
 from .appender import Appender, Unresolved
 from .encode import events_of, timestamps_of
+from .numbering import DOUBT_MAX_S
 from .pool import Pool
 from .sending import ClockAhead, Outcome, Sending, Stored
 
@@ -65,6 +66,8 @@ class Call:
         self._now_us = now_us
         self._sending = Sending(parcel.blocks) if sending is None else sending
         self._durability = ""
+        self._doubt_s = 0.0
+        """When it first was not known whether something is stored."""
         self._appender: Appender | None = None
         self._give_back: Callable[[Appender], None] = Appender.close
         self._lock = threading.Lock()
@@ -93,6 +96,7 @@ class Call:
         with self._lock:
             if self._appender is not None:
                 try:
+                    self._require_remembered()
                     self._appender.resume(self._sending, deadline_s=self._deadline_s)
                 except Unresolved as exc:
                     self._appender.disconnect()
@@ -101,6 +105,31 @@ class Call:
                 self._give_back(self._appender)
                 self._appender = None
             return self._end(scope)
+
+    def _look(self, scope: Sequence[int]) -> bool:
+        """Whether all events in `scope` are stored. OutcomeUnknown: still not known."""
+        with self._lock:
+            if self._appender is not None:
+                try:
+                    self._require_remembered()
+                    self._appender.look(self._sending, deadline_s=self._deadline_s)
+                except Unresolved as exc:
+                    self._appender.disconnect()
+                    raise self._unknown(scope, exc.reason) from exc
+                self._durability = self._appender.durability
+                if self._sending.unfinished:
+                    self._appender.disconnect()
+                else:
+                    self._give_back(self._appender)
+                    self._appender = None
+            receipts = self._parcel.receipts(self._sending.outcomes, self._durability)
+            return all(receipts[place] is not None for place in scope)
+
+    def _require_remembered(self) -> None:
+        """Unresolved when it is so long ago that Redis may have forgotten the numbers."""
+        if self._sending.in_doubt and time.monotonic() - self._doubt_s > DOUBT_MAX_S:
+            reason = TierUnavailable("it is more than 7 days ago, and Redis does not remember: look for the event by SQL")
+            raise Unresolved(self._sending, reason)
 
     @classmethod
     def left_over(
@@ -147,11 +176,13 @@ class Call:
         return event if event.timestamp is not None else msgspec.structs.replace(event, timestamp=self._now_us)
 
     def _unknown(self, rest: Sequence[int], reason: BaseException) -> OutcomeUnknown:
+        self._doubt_s = self._doubt_s or time.monotonic()
         subject = "the event" if len(rest) == 1 else f"up to {len(rest):,} events"
         error = OutcomeUnknown(
             f"{subject} may be stored: the reply was lost ({reason}); call retry() on this error, "
-            "which cannot store anything twice: a fresh append can",
+            "which cannot store anything twice, or was_stored(): a fresh append can",
             retry=lambda: self._retry(rest),
+            look=lambda: self._look(rest),
         )
         error.__cause__ = reason
         return error

@@ -19,6 +19,8 @@ def handed_back(failures: Sequence[Failure]) -> PartialAppend:
     cause = (*unsure, *sure)[0][1]
     if unsure and sure:
         cause = _with_others(unsure[0], sure)
+    if not rest:
+        return _partial(str(cause), [], [], cause)
     message = f"{len(rest):,} events given to this Producer were not stored, or may not have been: {cause}"
     return _partial(message, [None] * len(rest), rest, cause)
 
@@ -33,7 +35,11 @@ def _with_others(unsure: Failure, sure: Sequence[Failure]) -> OutcomeUnknown:
         others = [event for events, _ in sure for event in events]
         raise _partial(str(sure[0][1]), [*receipts, *[None] * len(others)], others, sure[0][1]) from sure[0][1]
 
-    both = OutcomeUnknown(str(unknown), retry=retry)
+    def look() -> bool:
+        unknown.was_stored()
+        return False
+
+    both = OutcomeUnknown(str(unknown), retry=retry, look=look)
     both.__cause__ = unknown.__cause__
     return both
 

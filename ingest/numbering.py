@@ -15,6 +15,8 @@ REMEMBERED_BLOCKS_MAX: Final = 65_536
 PRODUCER_TTL_S: Final = 7 * 86_400
 """How long the store remembers a producer's numbers in a shard after their last use (docs/formats.md, `:p:`)."""
 _TTL_MARGIN_S: Final = 3600
+DOUBT_MAX_S: Final = PRODUCER_TTL_S - _TTL_MARGIN_S
+"""How long a block may be in doubt and still be resent: its number is surely remembered."""
 
 
 class _Shard:
@@ -74,6 +76,11 @@ class Numbering:
         state.used_s = now_s
         state.remember(number, events)
 
+    def resume(self, shard: int, last: int, now_s: float) -> None:
+        """Go on after a number that was acknowledged to another process; how many events were in its blocks is not known."""
+        state = self._shards[shard] = _Shard()
+        state.last, state.first, state.used_s = last, last + 1, now_s
+
     def take_back(self, lasts: Mapping[int, int], now_s: float) -> tuple[bool, dict[int, int]]:
         """Compare with the last numbers the store knows: whether it lacks blocks, and shard → events that were in them.
 
@@ -84,7 +91,7 @@ class Numbering:
         lost = {}
         for shard, last in short.items():
             state = self._shards[shard]
-            forgotten = last == 0 and now_s - state.used_s > PRODUCER_TTL_S - _TTL_MARGIN_S
+            forgotten = last == 0 and now_s - state.used_s > DOUBT_MAX_S
             events = state.take_back(last)
             if events and not forgotten:
                 lost[shard] = events

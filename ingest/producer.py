@@ -13,15 +13,19 @@ import atexit
 import threading
 import time
 from datetime import datetime
+from pathlib import Path
 
-from thermocline.errors import Backpressure, TierUnavailable
+from thermocline.errors import Backpressure, ThermoclineError, TierUnavailable
 from thermocline.event import Durability, Metadata, TextId
 
 from .buffer import Buffer, Limits
+from .drain import Drain
 from .line import encoded, line_of
 from .sender import Sender
 from .sending import RETRY_AFTER_S
 from .source import Config, OpenTiers, Source, inherit, renew_in_child, settings_of, with_ingest
+from .spool import Spool
+from .spooling import SpoolingSender
 from .validate import Fields, check_conversation_id, checked
 
 JOIN_S = 60.0
@@ -31,9 +35,10 @@ JOIN_S = 60.0
 class Producer:
     """Thread-safe; a context manager. Opens the store when the first event is to be sent, from its own thread.
 
-    While Redis is away the buffer fills and nothing is lost; only when it is full does append wait. What the thread meets is
-    raised by the next call, once, as PartialAppend whose `rest` are the events that are not stored (or may not be: then its
-    `cause` is OutcomeUnknown). Such a call did nothing else: an event given to it was not taken.
+    While Redis is away the buffer fills (with `spool_dir`: files do, which outlive the process) and nothing is lost; only when it
+    is full does append wait. What the thread meets is raised by the next call, once, as PartialAppend whose `rest` are the events
+    that are not stored (or may not be: then its `cause` is OutcomeUnknown). Such a call did nothing else: an event given to it
+    was not taken.
 
     Left open, it is closed at exit. In a forked child it starts over, empty: what was buffered is the parent's to send.
     """
@@ -48,12 +53,17 @@ class Producer:
         buffer_bytes_max: int | None = None,
         coalesce: bool = False,
         durability: Durability | None = None,
+        spool_dir: str | Path | None = None,
+        spool_bytes_max: int | None = None,
         tiers: OpenTiers | None = None,
     ) -> None:
         """config     Settings, a mapping of settings, the path of a TOML file, or None for the usual places
         linger_ms  how long an event waits for company, and the window of `coalesce`; it and the others: default from [ingest]
         coalesce   merge consecutive output.chunk events of a conversation into one (coalesce.py)
         durability  how firmly an event is kept before it counts as stored, at least
+        spool_dir  folder for what cannot be stored at once, this Producer's alone, on a local file system; without it such
+                   events stay in memory. What a process left there is sent by the next Producer that is given the folder.
+                   TierUnavailable: another Producer has it
         tiers      opened ones to use; closing them stays with the caller
         """
         settings = with_ingest(
@@ -63,14 +73,17 @@ class Producer:
             buffer_events_max=buffer_events_max,
             buffer_bytes_max=buffer_bytes_max,
             durability=durability,
+            spool_bytes_max=spool_bytes_max,
         )
         self._ingest = settings.ingest
+        self._spool_dir = None if spool_dir is None else Path(spool_dir).absolute()
         self.deadline_s = self._ingest.deadline_s
         """How long an append waits for room."""
         self._source = Source(settings, tiers)
         self._source.load()
         self._coalesce = coalesce
         self._start_over()
+        self._open_spool()
         renew_in_child(self)
         atexit.register(self.close)
 
@@ -86,7 +99,32 @@ class Producer:
             )
         )
         self._sender: Sender | None = None
+        self._drain: Drain | None = None
         self._lock = threading.Lock()
+
+    def _open_spool(self) -> None:
+        """Open spool_dir, if there is one, and go on with what is in it."""
+        if self._spool_dir is None:
+            return
+        settings = self._source.settings
+        spool = Spool(
+            self._spool_dir,
+            namespace=settings.namespace,
+            shards=settings.hot.shards,
+            bytes_max=self._ingest.spool_bytes_max,
+        )
+        self._drain = Drain(spool, self._buffer, self._source, self._ingest)
+        self._drain.start()
+
+    @property
+    def spooled_events(self) -> int:
+        """Events that wait in spool_dir: safe there, not yet in Redis, and not seen by queries."""
+        return 0 if self._drain is None else self._drain.spool.events
+
+    @property
+    def trouble(self) -> ThermoclineError | None:
+        """What keeps this Producer from storing events in Redis at the moment."""
+        return self._buffer.trouble or (None if self._drain is None else self._drain.trouble)
 
     def append(
         self,
@@ -138,7 +176,7 @@ class Producer:
             )
 
     def flush(self, timeout_s: float | None = None) -> None:
-        """Return when every event put before this call is stored.
+        """Return when every event put before this call is stored; with spool_dir: stored, or on disk there.
 
         timeout_s  None: for as long as something is stored at least every `ingest.deadline_s`
 
@@ -151,18 +189,44 @@ class Producer:
                 raise Backpressure(f"{waiting}: {trouble}", retry_after_s=trouble.retry_after_s) from trouble
             raise TierUnavailable(f"{waiting}: {trouble or 'the time was too short'}") from trouble
 
+    def drain(self, timeout_s: float | None = None) -> None:
+        """Flush, then return when nothing waits in spool_dir either: all is in Redis.
+
+        timeout_s  for the spool; None: for as long as it takes while nothing is in the way
+
+        As `flush`; TierUnavailable, Backpressure or another error: what is in the way, or the time was too short.
+        """
+        self.flush(timeout_s)
+        if self._drain is not None and not self._drain.wait_empty(timeout_s, patient=timeout_s is not None):
+            trouble = self._drain.trouble
+            raise trouble or TierUnavailable(
+                f"{self.spooled_events:,} events still wait in {self._spool_dir}: the time was too short"
+            )
+        self._buffer.raise_failure()
+
     def close(self, timeout_s: float | None = None) -> None:
         """Flush, then let go of everything. Safe to repeat.
+
+        With spool_dir what is there is sent on while nothing is in the way, at most for `timeout_s`; the rest stays there for
+        the next Producer that is given the folder.
 
         PartialAppend: its `rest` are the events that could not be stored in time (as for `flush`), or ever.
         """
         with self._lock:
             self._buffer.close()
             ended = self._sender is None or self._ended(self._sender, timeout_s)
+            if ended and self._drain is not None:
+                self._drain.wait_empty(timeout_s, patient=False)
+                ended = self._drain.stop(JOIN_S)
             if ended and not (self._sender and self._sender.store_needed):
                 self._source.close()
         atexit.unregister(self.close)
-        self._buffer.raise_failure()
+        try:
+            self._buffer.raise_failure()
+        finally:
+            if ended and self._drain is not None:
+                self._drain.spool.drop_finished()
+                self._drain.spool.close()
         if not ended:
             raise TierUnavailable(f"{self._buffer.events:,} events are still on their way, their outcome is not known")
 
@@ -174,12 +238,20 @@ class Producer:
     def _start(self) -> None:
         with self._lock:
             if self._sender is None and not self._buffer.closed:
-                self._sender = Sender(self._buffer, self._source, self._ingest)
+                if self._spool_dir is not None and self._drain is None:
+                    self._open_spool()
+                self._sender = (
+                    Sender(self._buffer, self._source, self._ingest)
+                    if self._drain is None
+                    else SpoolingSender(self._buffer, self._source, self._ingest, self._drain)
+                )
                 self._sender.start()
 
     def renew(self) -> None:
         """In a forked child: start over, empty."""
-        inherit((self._buffer, self._sender))
+        inherit((self._buffer, self._sender, self._drain))
+        if self._drain is not None:
+            self._drain.spool.close()
         self._source.renew()
         self._start_over()
 

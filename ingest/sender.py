@@ -23,16 +23,13 @@ from thermocline.tiers.block import Block
 from .appender import Appender, Unresolved
 from .buffer import Buffer
 from .call import Call
-from .encode import blocks_of, events_of, timestamps_of
-from .line import Line, line_of
+from .delivery import PAUSE_FIRST_S, PAUSE_MAX_S, Delivery
+from .encode import blocks_of, events_of
+from .line import Line
+from .remainder import events_at, late_ordinals, without
 from .sending import ROUND_BYTES_MAX, ClockAhead, Sending, Stored
 from .source import Source
-from .validate import fields_of
 
-TRY_S = 1.0
-"""How long the appender tries before it says what is in the way; then it is told to go on."""
-PAUSE_FIRST_S = 0.05
-PAUSE_MAX_S = 1.0
 BLOCKS_MAX = 256
 """Blocks sent, and their room freed, together."""
 
@@ -40,12 +37,12 @@ BLOCKS_MAX = 256
 class Sender:
     """One thread, from `start` until the buffer is closed and empty."""
 
-    def __init__(self, buffer: Buffer, source: Source, ingest: IngestSettings) -> None:
+    def __init__(self, buffer: Buffer, source: Source, ingest: IngestSettings, delivery: Delivery | None = None) -> None:
         self._buffer = buffer
         self._source = source
         self._ingest = ingest
+        self._delivery = delivery or Delivery(source, ingest)
         self._stop = threading.Event()
-        self._appender: Appender | None = None
         self._thread = threading.Thread(target=self._run, name="thermocline-producer", daemon=True)
         self.store_needed = False
         """An error handed back can still be retried: the store stays open until then."""
@@ -72,6 +69,9 @@ class Sender:
             self._buffer.close()
         finally:
             self._drop_appender()
+
+    def _drop_appender(self) -> None:
+        self._delivery.drop()
 
     def _send_all(self) -> None:
         chunks = self._chunks()
@@ -112,7 +112,7 @@ class Sender:
         sending, pause_s = Sending(blocks), PAUSE_FIRST_S
         while not self._stop.is_set():
             try:
-                self._try(sending)
+                self._attempt(sending)
             except Unresolved as exc:
                 self._buffer.trouble = TierUnavailable(f"Redis stopped answering ({exc.reason})")
                 continue
@@ -126,23 +126,9 @@ class Sender:
                 pause_s = min(PAUSE_MAX_S, pause_s * 2)
         return sending
 
-    def _try(self, sending: Sending) -> None:
-        """Bring `sending` to an end, or to the next second."""
-        try:
-            if self._appender is None:
-                self._appender = Appender(
-                    self._source.session(),
-                    unacked_blocks_max=self._ingest.unacked_blocks_max,
-                    reconfirm=self._source.reconfirm,
-                    pause=self._stop.wait,
-                )
-        except ThermoclineError as exc:  # the store cannot be opened
-            sending.fail(exc)
-            self._stop.wait(PAUSE_MAX_S)
-            return
-        self._appender.resume(sending, deadline_s=TRY_S)
-        if not self._appender.usable:
-            self._drop_appender()
+    def _attempt(self, sending: Sending) -> None:
+        self._delivery.stop = self._stop
+        self._delivery.attempt(sending)
 
     def _sort(self, sending: Sending) -> list[Block]:
         """Let go of what has its outcome; the blocks to send again, in order."""
@@ -161,18 +147,14 @@ class Sender:
 
     def _without_late(self, block: Block, error: ClockAhead) -> list[Block]:
         """The block again without the events that are too far in the future, which are handed back."""
-        if not any(at_us > error.latest_us for at_us in timestamps_of(block)):
-            return [block]  # an earlier block of its conversation had them
-        lines, late, size = [], [], 0
-        for event, at_us, raw in zip(events_of(block), timestamps_of(block), block.payload.split(b"\n"), strict=True):
-            if at_us > error.latest_us:
-                late.append(event)
-                size += len(raw)
-            else:
-                lines.append(line_of(fields_of(event), at_us))
-        self._buffer.fail(late, error)
-        self._buffer.release(len(late), size)
-        return list(self._blocks(block.conversation_id, lines))
+        late = late_ordinals(block, error)
+        if not late:  # an earlier block of its conversation had them
+            return [block]
+        lines = block.payload.split(b"\n")
+        self._buffer.fail(events_at(block, late), error)
+        self._buffer.release(len(late), sum([len(lines[ordinal]) for ordinal in late]))
+        rest = without(block, set(late))
+        return [] if rest is None else [rest]
 
     def _release(self, block: Block) -> None:
         self._buffer.release(block.lines, len(block.payload) - block.lines + 1)
@@ -184,11 +166,11 @@ class Sender:
 
     def _leave(self, sending: Sending, later: list[Block]) -> None:
         """Hand back all that is left. What is in doubt can still be settled by the error's retry, which also sends the rest."""
-        if not sending.in_doubt or self._appender is None:
+        if not sending.in_doubt or self._delivery.appender is None:
             error = self._buffer.trouble or TierUnavailable("the Producer was closed before they could be sent")
             self._hand_back([*sending.blocks, *later], error)
             return
-        appender, self._appender = self._appender, None
+        appender, self._delivery.appender = self._delivery.appender, None
         appender.disconnect()
         sending.extend(later)
         self.store_needed = True
@@ -199,8 +181,3 @@ class Sender:
     def _done_with(self, appender: Appender) -> None:
         appender.close()
         self._source.close()
-
-    def _drop_appender(self) -> None:
-        if self._appender is not None:
-            self._appender.close()
-            self._appender = None

@@ -10,6 +10,7 @@ Blocks go out in rounds, at most `unacked_max` per shard. In a round's replies, 
     GAP                 after a block that is kept: kept too
                         after a block that was not taken: surely not stored, waits again, for a new number
                         else: the store lacks acknowledged blocks (see appender.py); surely not stored, waits again
+    VOID                its number was used up for nothing by a look (appender.py): not stored, waits again, for a new number
     OLD, other          cannot be, unless two producers share an id: TierCorrupt, nothing more is sent
 
 While anything is kept nothing else is sent, so that a block in doubt is resolved before its producer's numbering may change.
@@ -100,6 +101,15 @@ class Sending:
         """Of one block that was sent under its next number, and whose reply was lost."""
         sending = cls([block], expected_seq)
         sending.in_doubt = sending.fill(numbering, 1)
+        return sending
+
+    @classmethod
+    def resumed(cls, blocks: Sequence[Block], numbers: Sequence[int]) -> Sending:
+        """Of blocks that were sent under these numbers by a process that did not see the replies."""
+        sending = cls(blocks)
+        sending._waiting = {}
+        sending.sent = [Sent(place, number) for place, number in enumerate(numbers)]
+        sending.in_doubt = True
         return sending
 
     def extend(self, blocks: Sequence[Block]) -> None:
@@ -193,6 +203,9 @@ class Sending:
             case "OK" | "DUP":
                 numbering.acknowledged(block.shard, sent.number, block.lines - len(reply.skipped), now_s)
                 return Stored(seq_first=reply.seq_first, skipped=reply.skipped)
+            case "VOID":
+                numbering.acknowledged(block.shard, sent.number, 0, now_s)
+                return None
             case code if code == "GAP" or code in NOT_TAKEN:
                 return None
             case "CONFLICT":

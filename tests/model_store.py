@@ -34,6 +34,8 @@ class ModelShard:
             known = self.taken.get((producer, number))
             if known is None or number <= last - 16:
                 return Reply(code="OLD", detail=last, era=self.era)
+            if known[0] == 0:
+                return Reply(code="VOID", detail=number, era=self.era)
             return Reply(code="DUP", seq_first=known[0], skipped=known[1], era=self.era)
         if number > last + 1:
             return Reply(code="GAP", detail=last, era=self.era)
@@ -46,6 +48,17 @@ class ModelShard:
             return Reply(code=store.refusing, era=self.era if store.refusing == "BUSY" else 0)
         seq += (self.era - head_era) * ERA_SEQ_STEP
         return self._store(producer, block, number, seq)
+
+    def void(self, producer: str, number: int) -> Reply:
+        last = self.last.get(producer, 0)
+        if number <= last:
+            first, skipped = self.taken[producer, number]
+            return Reply(code="DUP" if first else "VOID", seq_first=first, skipped=skipped, era=self.era)
+        if number > last + 1:
+            return Reply(code="GAP", detail=last, era=self.era)
+        self.last[producer] = number
+        self.taken[producer, number] = (0, {})
+        return Reply(code="VOID", detail=number, era=self.era)
 
     def _store(self, producer: str, block: Block, number: int, seq: int) -> Reply:
         first, skipped, given = seq + 1, {}, dict(block.event_ids)
@@ -156,13 +169,29 @@ class ModelSession:
         return replies
 
     def _answer(self, producer: str, block: Block, number: int, expected: int | None) -> Reply:
+        refusal = self._refusal(block)
+        if refusal is not None:
+            return refusal
+        return self._store.shard(block.shard).append(producer, block, number, expected, self._store)
+
+    def void(self, producer: str, sent: Sequence[tuple[Block, int]], *, deadline_s: float) -> list[Reply]:
+        store = self._store
+        fault = store.faults.popleft() if store.faults else store.lasting_fault
+        if store.down or fault == "down":
+            raise TierUnavailable("the model is down")
+        if fault == "lost before":
+            raise OutcomeLost("the model hung up before")
+        replies = [self._refusal(block) or store.shard(block.shard).void(producer, number) for block, number in sent]
+        if fault.startswith("lost after"):
+            raise OutcomeLost("the model hung up after")
+        return replies
+
+    def _refusal(self, block: Block) -> Reply | None:
         if block.shard in self._store.unconfirmed:
             return Reply(code="UNCONFIRMED")
         if self._store.format != "1":
             return Reply(code="FORMAT")
-        if self.incarnation != self._store.incarnation:
-            return Reply(code="INC")
-        return self._store.shard(block.shard).append(producer, block, number, expected, self._store)
+        return Reply(code="INC") if self.incarnation != self._store.incarnation else None
 
     def _ask(self) -> None:
         if self._store.down:

@@ -13,11 +13,12 @@ from .append_command import APPEND, AppendCommand
 from .block import Block
 from .hot import OutcomeLost, Reply
 from .hot_keys import Keys
-from .redis_link import Command, CommandFailed, Link, exchange, exchange_packed
+from .redis_link import Command, CommandFailed, Link, Script, exchange, exchange_packed
 
 LOSSES_TTL_S = 7 * 86_400
 PRODUCER_TTL_MS = 665_280_000
 """As the append script has it."""
+VOID = Script("void")
 DURABILITY = {"always": "fsync", "everysec": "memory", "no": "memory"}
 
 
@@ -88,7 +89,7 @@ class RedisAppendSession:
             _, first, position, events_total, era, skips = answer
             skipped = dict(_skip(pair) for pair in skips.split(b",")) if skips else {}
             return Reply(code, int(first), position.decode(), int(events_total), int(era), skipped)
-        if code in ("OLD", "GAP", "CONFLICT", "CLOCK", "BUSY"):
+        if code in ("OLD", "GAP", "CONFLICT", "CLOCK", "BUSY", "VOID"):
             return Reply(code, detail=int(answer[1]), era=int(answer[2]))
         return Reply(code)
 
@@ -167,6 +168,25 @@ class RedisAppendSession:
             '(Redis 7.2, Valkey) to wait with: set appendfsync always (of the embedded Redis: hot.append_fsync = "always"), or '
             'ingest.durability = "memory"'
         )
+
+    def void(self, producer: str, sent: Sequence[tuple[Block, int]], *, deadline_s: float) -> list[Reply]:
+        if not self._known:
+            self._learn()
+        numbers: dict[int, list[int]] = {}
+        for block, number in sent:
+            numbers.setdefault(block.shard, []).append(number)
+        commands: list[Command] = [("SCRIPT", "LOAD", VOID.text)]
+        for shard, its in numbers.items():
+            keys = (self._keys.meta(shard), self._keys.producer(shard, producer))
+            commands.append(VOID.command(keys, (FORMAT, self.incarnation, *its)))
+        _, *answers = self._exchange(commands, max(0.05, min(deadline_s, self._settings.timeout_s)))
+        found: dict[tuple[int, int], Reply] = {}
+        for (shard, its), answer in zip(numbers.items(), answers, strict=True):
+            if isinstance(answer, CommandFailed):
+                raise OutcomeLost(f"Redis at {self._link.shown_url}: {answer}") from answer
+            replies = [self._reply(each) for each in answer]
+            found.update(((shard, number), reply) for number, reply in zip(its, replies * len(its), strict=False))
+        return [found[block.shard, number] for block, number in sent]
 
     def last_numbers(self, producer: str, shards: Iterable[int]) -> dict[int, int]:
         asked = list(shards)

@@ -38,7 +38,7 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
     """What the append script answered for one block (docs/formats.md, "Append script")."""
 
     code: str
-    """OK, DUP, OLD, GAP, CONFLICT, BUSY, CLOCK, INC, UNCONFIRMED or FORMAT; FULL when Redis is out of memory."""
+    """OK, DUP, VOID, OLD, GAP, CONFLICT, BUSY, CLOCK, INC, UNCONFIRMED or FORMAT; FULL when Redis is out of memory."""
     seq_first: int = 0
     position: str = ""
     events_total: int = 0
@@ -58,6 +58,10 @@ class AppendSession(Protocol):
 
     def send(self, producer: str, requests: Sequence[tuple[Block, int, int | None]], *, deadline_s: float) -> list[Reply]:
         """Send (block, number, expected_seq) in order, one round trip; one reply each."""
+
+    def void(self, producer: str, sent: Sequence[tuple[Block, int]], *, deadline_s: float) -> list[Reply]:
+        """Of (block, number) sent before, in order, one reply each: DUP when it is stored, else VOID or GAP, and then it never
+        will be, however late its request arrives. UNCONFIRMED, INC, FORMAT: nothing is known."""
 
     def report_loss(self, producer: str, era: int, losses: Mapping[int, int]) -> None:
         """Tell the store that acknowledged events (shard → count) are gone since the era began. Safe to repeat."""

@@ -75,6 +75,7 @@ class IngestSettings(_Section):
     buffer_bytes_max: int = Field(256 * MIB, ge=MIB, description="payload a Producer holds; append() blocks beyond it")
     unacked_blocks_max: int = Field(16, ge=1, le=16, description="blocks per shard sent and not yet acknowledged")
     deadline_s: float = Field(10, gt=0, description="how long one append may retry before it raises")
+    spool_bytes_max: int = Field(GIB, ge=16 * MIB, description="files in a Producer's spool_dir; append() blocks beyond it")
     sessions_max: int = Field(64, ge=1, description="connections append() may use at once in one process")
     durability: Durability = Field("memory", description="how firmly an event is kept before its append returns, at least")
 

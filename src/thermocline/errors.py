@@ -30,19 +30,30 @@ class Backpressure(ThermoclineError):
 
     def __init__(self, message: str, *, retry_after_s: float) -> None:
         self.retry_after_s = retry_after_s
+        self.problem = message
         super().__init__(f"{message}; retry after {retry_after_s:g} s")
 
 
 class OutcomeUnknown(ThermoclineError):
-    """The reply was lost: the events may be stored. `retry()` settles it; a fresh append makes a second event."""
+    """The reply was lost: the events may be stored. `retry()` settles it, `was_stored()` tells; a fresh append makes a second
+    event."""
 
-    def __init__(self, message: str, *, retry: Callable[[], list[Receipt]]) -> None:
+    def __init__(self, message: str, *, retry: Callable[[], list[Receipt]], look: Callable[[], bool]) -> None:
         self._retry = retry
+        self._look = look
         super().__init__(message)
 
     def retry(self) -> list[Receipt]:
         """Resend the same blocks under the same numbers; the receipts, or OutcomeUnknown again."""
         return self._retry()
+
+    def was_stored(self) -> bool:
+        """Whether all of the events are stored, without storing any; OutcomeUnknown again while it cannot be known.
+
+        After False, those that are not stored never will be, however late their request arrives at Redis, unless by `retry()`,
+        which also gives the receipts of those that are. So after False for a single event a fresh append is safe.
+        """
+        return self._look()
 
 
 class SequenceConflict(ThermoclineError):

@@ -142,6 +142,17 @@ def test_a_number_taken_more_than_sixteen_blocks_ago_is_old(session: RedisAppend
     assert append(session, block(), 2).code == "OLD"
 
 
+def test_a_number_that_was_not_taken_is_used_up_by_a_look(session: RedisAppendSession, hot: RedisHot) -> None:
+    append(session, block(), 1)
+    replies = session.void("p", [(block(), 1), (block(), 2), (block(), 3)], deadline_s=5)
+    assert [(reply.code, reply.seq_first) for reply in replies] == [("DUP", 1), ("VOID", 0), ("VOID", 0)]
+    assert [append(session, block(), number).code for number in (2, 3)] == ["VOID", "VOID"]
+    assert session.void("p", [(block(), 3)], deadline_s=5)[0].code == "VOID"
+    assert append(session, block(), 4).seq_first == 2
+    assert session.void("p", [(block(), 6)], deadline_s=5)[0].code == "GAP"
+    assert [reply.code for reply in session.void("p", [(block(), 4)], deadline_s=5)] == ["DUP"]
+
+
 def test_expected_seq_is_checked_against_the_last_seq(session: RedisAppendSession) -> None:
     assert append(session, block(lines=2), 1, expected_seq=0).code == "OK"
     conflict = append(session, block(), 2, expected_seq=1)

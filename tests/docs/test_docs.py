@@ -32,6 +32,9 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 COLD = (ROOT / "docs" / "cold.md").read_text()
 
 
+OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
+
+
 def blocks(language: str, page: str = README) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page, flags=re.DOTALL | re.MULTILINE)
 
@@ -69,6 +72,12 @@ def run(place: Path, *command: str, **variables: str) -> str:
     done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def test_the_spool_keeps_and_stores_as_the_page_says(place: Path) -> None:
+    [program] = blocks("python", OPERATIONS)
+    assert run(place, sys.executable, "-c", program) == "0 None\n"
+    assert [path.suffix for path in (place / "spool-of-agent-1").iterdir()] == [""]
 
 
 def test_the_ten_lines_of_python_do_what_they_say(place: Path) -> None:

@@ -22,7 +22,7 @@ from thermocline.errors import (
     TierCorrupt,
     TierUnavailable,
 )
-from thermocline.ingest import sender
+from thermocline.ingest import delivery
 from thermocline.ingest.async_producer import AsyncProducer
 from thermocline.ingest.producer import Producer
 
@@ -31,7 +31,7 @@ LATE_US = NOW_US + 400 * 1_000_000
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sender, "TRY_S", 0.05)
+    monkeypatch.setattr(delivery, "TRY_S", 0.05)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import threading
+import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 import thermocline
-from tests.model_store import NOW_US, ModelStore, ModelTiers
+from tests.model_store import NOW_US, ModelSession, ModelStore, ModelTiers
 from thermocline.config import Settings
 from thermocline.errors import (
     Backpressure,
@@ -380,3 +381,91 @@ def test_the_process_has_one_default_client(store: ModelStore, monkeypatch: pyte
     assert module.append("a", "t", "x", timestamp=NOW_US, status="ok").seq == 1
     assert [receipt.seq for receipt in module.append_many([event("a", "y")])] == [2]
     client.close()
+
+
+def in_doubt(client: Client, store: ModelStore, fault: str) -> OutcomeUnknown:
+    """The error of an append whose replies were all lost."""
+    store.lasting_fault = fault
+    with pytest.raises(OutcomeUnknown) as caught:
+        client.append("a", "t", "x", timestamp=NOW_US)
+    return caught.value
+
+
+def test_whether_it_was_stored_can_be_asked_without_storing_it(client: Client, store: ModelStore) -> None:
+    unknown = in_doubt(client, store, "lost after")
+    with pytest.raises(OutcomeUnknown):
+        unknown.was_stored()
+    store.heal()
+    assert unknown.was_stored() is True
+    assert unknown.was_stored() is True
+    assert unknown.retry()[0].seq == 1
+    assert store.contents("a") == ["x"]
+    assert client.append("a", "t", "y", timestamp=NOW_US).seq == 2
+
+
+def test_what_was_not_stored_never_will_be_by_the_request_in_doubt(client: Client, store: ModelStore) -> None:
+    requests: list[Any] = []
+    send = ModelSession.send
+
+    def noted(session: ModelSession, producer: str, sent: Any, *, deadline_s: float) -> Any:
+        requests.append((session, producer, sent))
+        return send(session, producer, sent, deadline_s=deadline_s)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ModelSession, "send", noted)
+        unknown = in_doubt(client, store, "lost before")
+    store.heal()
+    assert unknown.was_stored() is False
+    for session, producer, sent in requests:  # they arrive late
+        assert [reply.code for reply in send(session, producer, sent, deadline_s=1)] == ["VOID"]
+    assert store.stored == []
+    assert unknown.was_stored() is False
+    assert client.append("a", "t", "y", timestamp=NOW_US).seq == 1
+    assert unknown.retry()[0].seq == 2
+    assert unknown.was_stored() is True
+    assert store.contents("a") == ["y", "x"]
+
+
+def test_a_retry_after_a_look_whose_reply_was_lost_stores_it_once(client: Client, store: ModelStore) -> None:
+    unknown = in_doubt(client, store, "lost before")
+    store.lasting_fault = "lost after"
+    with pytest.raises(OutcomeUnknown):
+        unknown.was_stored()
+    store.heal()
+    assert unknown.retry()[0].seq == 1
+    assert store.contents("a") == ["x"]
+
+
+def test_of_several_events_all_must_be_stored(client: Client, store: ModelStore) -> None:
+    store.faults.extend(["lost after 2", *["down"] * 1000])
+    with pytest.raises(PartialAppend) as caught:
+        client.append_many([event("a", str(number)) for number in range(9)])
+    unknown = caught.value.cause
+    assert isinstance(unknown, OutcomeUnknown)
+    store.heal()
+    assert unknown.was_stored() is False
+    assert len(store.stored) == 4
+    assert [receipt.seq for receipt in unknown.retry()] == list(range(1, 10))
+    assert store.contents("a") == [str(number) for number in range(9)]
+
+
+def test_a_store_that_was_replaced_cannot_say(client: Client, store: ModelStore) -> None:
+    client.append("a", "t", "0", timestamp=NOW_US)
+    unknown = in_doubt(client, store, "lost after")
+    store.heal()
+    store.wipe()
+    with pytest.raises(OutcomeUnknown, match="replaced by a new one"):
+        unknown.was_stored()
+
+
+def test_after_seven_days_it_cannot_be_known_and_is_not_sent_again(
+    client: Client, store: ModelStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = in_doubt(client, store, "lost after")
+    store.heal()
+    now = time.monotonic
+    monkeypatch.setattr(call, "time", SimpleNamespace(monotonic=lambda: now() + 7 * 86_400))
+    for ask in (unknown.was_stored, unknown.retry):
+        with pytest.raises(OutcomeUnknown, match="more than 7 days ago"):
+            ask()
+    assert store.contents("a") == ["x"]

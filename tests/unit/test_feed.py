@@ -121,7 +121,7 @@ def test_a_lost_reply_is_resolved_and_not_sent_afresh(tmp_path: Path) -> None:
         store.contents += ["b", "d"]
         return [receipt(Event(conversation_id="c", event_type="t"))] * 2
 
-    store.faults = iter([OutcomeUnknown("lost", retry=retry)])
+    store.faults = iter([OutcomeUnknown("lost", retry=retry, look=lambda: False)])
     with opened(tmp_path, *(line(content) for content in "abcd")) as stream:
         fed = feed(store, stream)
     assert (store.calls, retried, fed.appended) == (1, [True], 4)

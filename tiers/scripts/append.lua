@@ -20,6 +20,7 @@ local taken = call('HMGET', KEYS[5], 'last', slot)
 local last = tonumber(taken[1] or '0')
 if number <= last then
   local known, first, skips = string.match(taken[2] or '', '^(%d+) (%d+) (.*)$')
+  if known == ARGV[5] and first == '0' then return {'VOID', ARGV[5], meta[4]} end   -- see void.lua
   if known == ARGV[5] then return {'DUP', first, '', meta[5], meta[4], skips} end
   return {'OLD', taken[1], meta[4]}
 end
