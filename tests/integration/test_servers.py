@@ -34,7 +34,7 @@ def test_a_wrong_password_and_an_unknown_authority_are_refused(redis_server: Sta
 
 
 def test_a_cut_file_loses_its_last_commands_and_no_others(redis_binary: Path, redis_server: StartServer) -> None:
-    server = redis_server(redis_binary)
+    server = redis_server(redis_binary, options={"appendfsync": "always"})  # else a write may wait for the fsync before it
     with redis.Redis.from_url(server.url) as client:
         client.set("first", "1")
         client.set("last", "1")

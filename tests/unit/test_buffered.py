@@ -276,7 +276,7 @@ def test_another_store_hands_its_events_back(make: Make, store: ModelStore) -> N
 
 
 def test_a_store_that_cannot_be_opened_hands_its_events_back_or_waits(make: Make, store: ModelStore) -> None:
-    def refuse() -> Any:
+    def refuse(_durability: str) -> Any:
         raise ConfigError("Redis may evict events: set maxmemory-policy noeviction")
 
     producer = make(linger_ms=0)
