@@ -23,7 +23,14 @@ WITH_OTHERS = {"append", "producer", *READS}
 """Tables with peers that do not come with the tests' packages."""
 
 
-@pytest.mark.parametrize("names", [READS, *((table.name,) for table in TABLES if table.name not in READS)], ids="+".join)
+RARELY = ("archive", "visible", "memory", "stress", "shards", "limits")
+"""They take longest, and are measured small by the long ring."""
+ALONE = [table.name for table in TABLES if table.name not in READS]
+
+
+@pytest.mark.parametrize(
+    "names", [READS, *(pytest.param((one,), marks=[pytest.mark.long] * (one in RARELY)) for one in ALONE)], ids="+".join
+)
 def test_a_quick_run_prints_every_row_of(names: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = ["--results", str(tmp_path / "results"), "--scratch", str(tmp_path)]
     code = main([*names, "--quick", "--events", "2k", "--peers", PEERS, *folders])

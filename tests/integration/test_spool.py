@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import StartServer
-from tests.servers import RedisServer
+from tests.servers import RedisServer, redis_binaries
 from tests.waiting import wait_until
 from thermocline.archiver.worker import Worker
 from thermocline.config import Settings, load
@@ -26,9 +26,9 @@ from thermocline.tiers.opening import open_tiers
 Configure = Callable[..., Settings]
 
 
-@pytest.fixture
-def server(redis_server: StartServer, redis_binary: Path) -> RedisServer:
-    return redis_server(redis_binary, options={"appendfsync": "always"})
+@pytest.fixture(params=[redis_binaries()[-1], *(pytest.param(one, marks=pytest.mark.long) for one in redis_binaries()[:-1])])
+def server(redis_server: StartServer, request: pytest.FixtureRequest) -> RedisServer:
+    return redis_server(request.param, options={"appendfsync": "always"})
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ while True:
 """
 
 
-@pytest.mark.parametrize("lives", [6, pytest.param(40, marks=pytest.mark.long)])
+@pytest.mark.parametrize("lives", [4, pytest.param(40, marks=pytest.mark.long)])
 def test_kills_while_spooling_and_while_draining_lose_and_double_nothing(
     server: RedisServer, configure: Configure, spool_dir: Path, lives: int
 ) -> None:
