@@ -69,5 +69,5 @@ TABLE = Table(
     "synced and has rollups; DuckDB alone writes the rows of the same segments in order and nothing else, before and after.",
     sizes=(1_000_000,),
     cases=_cases,
-    quick_events=400_000,
+    quick_events=200_000,
 )

@@ -171,6 +171,6 @@ TABLE = Table(
     "at once.",
     sizes=(1_000_000,),
     cases=_cases,
-    quick_events=400_000,
+    quick_events=200_000,
     derived=_derived,
 )
