@@ -85,7 +85,7 @@ def _head(results: Sequence[Result], plots: dict[str, str]) -> str:
         f"* Measured: {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, commit {commits}",
         f"* Versions: {_versions(results)}",
         "* Commands: `bench/run all`, which goes on where it was cut short, then `bench/run report`. `bench/run --quick` prints",
-        "  every row, small, in five minutes. Peers come with `pip install -e .[bench]` and",
+        "  every row, small, in five to seven minutes. Peers come with `pip install -e .[bench]` and",
         "  `apt install postgresql nats-server redis-server`.",
         "* The same for machines: [benchmarks/results.json](benchmarks/results.json)",
         f"* Targets: {sum(bool(row.met) for row in judged)} of {len(judged)} rows that have one meet it.",
