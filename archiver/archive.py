@@ -20,18 +20,19 @@ from thermocline.tiers.checksum import hash_sum
 from thermocline.tiers.ledger import Batch, Segment, ShardTotals
 from thermocline.tiers.opening import Tiers
 from thermocline.tiers.segment_ranges import merged_ranges
+from thermocline.tiers.steps import Reach, unheard
 
 from .archive_plan import cutoff_us, due_segments
 from .archive_source import ArchiveSource
 from .batches import Batches
+from .clocks import require_clock
 from .moves import rest_move_id
-from .steps import Reach
 
 
 class Archiver:
     """Archives one namespace for the worker that holds `epoch`."""
 
-    def __init__(self, tiers: Tiers, epoch: int, *, reach: Reach = lambda _: None) -> None:
+    def __init__(self, tiers: Tiers, epoch: int, *, reach: Reach = unheard) -> None:
         """reach  told the name of every step before and after it"""
         self._tiers = tiers
         self._settings = tiers.settings
@@ -44,15 +45,18 @@ class Archiver:
 
         before_us  events with an earlier timestamp are due, whole UTC days; default: what is older than the warm window
 
-        TierUnavailable: the object store, or space on disk; the next pass tries again. TierCorrupt: an input is damaged; its
-        segments are set aside until the worker starts again. LeaseHeld: another worker took over.
+        TierUnavailable: the object store, space on disk, or a wrong clock; the next pass tries again. TierCorrupt: an input is
+        damaged; its segments are set aside until the worker starts again. LeaseHeld: another worker took over.
         """
         self._batches.resume()
+        by_age = before_us is None
         if before_us is None:
             before_us = cutoff_us(time.time_ns() // 1000, days=self._settings.warm.window_days)
         inputs = self.due(before_us)
         if not inputs:
             return None
+        if by_age:
+            require_clock(self._tiers.hot)
         batch_id = self._batches.begin("archive", [one.segment_id for one in inputs])
         try:
             batch = self._write(batch_id, inputs, before_us)
@@ -81,7 +85,12 @@ class Archiver:
         now_us = time.time_ns() // 1000
         self._reach("write")
         rest = self._tiers.warm.write_rest(
-            inputs, from_us=before_us, level=max(one.level for one in inputs), move_id=rest_move_id(batch_id), created_us=now_us
+            inputs,
+            from_us=before_us,
+            level=max(one.level for one in inputs),
+            move_id=rest_move_id(batch_id),
+            created_us=now_us,
+            reach=self._reach,
         )
         with ArchiveSource(self._tiers, inputs, before_us) as source:
             by_conversation = source.counted()

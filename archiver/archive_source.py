@@ -20,6 +20,8 @@ from thermocline.tiers.opening import Tiers
 from . import sampler
 from .archive_plan import DAY_US
 
+MEMORY_SHARE = 0.5
+"""Of warm.memory_bytes_max for DuckDB: as much again is taken by row groups that are written and read back."""
 _DAY = f"epoch_us(timestamp) // {DAY_US}"
 _NO_DECISIONS = "(SELECT '' AS conversation_id, '' AS rule, 0.5 AS rate, now() AS started_at, '' AS policy_hash LIMIT 0)"
 
@@ -46,7 +48,8 @@ class ArchiveSource:
         self._whole = {one.segment_id for one in inputs if one.timestamp_max_us < before_us}
 
     def __enter__(self) -> ArchiveSource:
-        self._open = self._tiers.warm.reading(self._segments, task=f"archiving {len(self._inputs)} segments")
+        task = f"archiving {len(self._inputs)} segments"
+        self._open = self._tiers.warm.reading(self._segments, task=task, memory_share=MEMORY_SHARE)
         self.con, aliases = self._open.__enter__()
         self._alias = {one.segment_id: alias for one, alias in zip(self._segments, aliases, strict=True)}
         self.rows = "(" + " UNION ALL ".join(self._due(one) for one in self._inputs) + ")"

@@ -27,13 +27,12 @@ import uuid_utils
 from thermocline.errors import TierCorrupt
 from thermocline.event import FORMAT
 from thermocline.tiers.batch_files import Staged
-from thermocline.tiers.cold import Cold
 from thermocline.tiers.cold_schema import KINDS
 from thermocline.tiers.iceberg import IcebergTables
 from thermocline.tiers.ledger import Batch, ColdFile, Intent
 from thermocline.tiers.opening import Tiers
-
-from .steps import Reach, named
+from thermocline.tiers.steps import Reach, named, unheard
+from thermocline.tiers.whole_file import file_errors
 
 
 def key_of(batch_id: str) -> str:
@@ -55,7 +54,7 @@ def decoded(content: bytes, *, key: str) -> Batch:
 class Batches:
     """Batches of one namespace, for the worker that holds `epoch`."""
 
-    def __init__(self, tiers: Tiers, epoch: int, *, reach: Reach = lambda _: None) -> None:
+    def __init__(self, tiers: Tiers, epoch: int, *, reach: Reach = unheard) -> None:
         self._tiers = tiers
         self._epoch = epoch
         self._reach = reach
@@ -82,19 +81,22 @@ class Batches:
     def staging(self, batch_id: str) -> Path:
         """An empty folder for its files."""
         folder = self._folder / batch_id
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        with file_errors(str(folder), setting="data_dir"):
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
         return folder
 
     def give_up(self, batch_id: str) -> None:
         """Forget a batch that was not described; what it wrote is removed or an orphan."""
-        self._tiers.ledger.give_up(self._epoch, batch_id)
-        shutil.rmtree(self._folder / batch_id, ignore_errors=True)
+        with named(self._reach, "give up"):
+            self._tiers.ledger.give_up(self._epoch, batch_id)
+            shutil.rmtree(self._folder / batch_id, ignore_errors=True)
 
     def upload(self, staged: Sequence[Staged]) -> None:
         with named(self._reach, "upload"):
             for one in staged:
-                self._tiers.cold.put_file(one.key, one.path)
+                with named(self._reach, "upload file"):
+                    self._tiers.cold.put_file(one.key, one.path)
 
     def commit(self, batch: Batch) -> None:
         """Describe, publish and commit a batch whose files are uploaded."""
@@ -129,10 +131,11 @@ class Batches:
     def _finish(self, batch: Batch) -> None:
         with named(self._reach, "publish"):
             live = {file.file_id: file for file in self._tiers.ledger.view().files}
-            snapshot_id = publish(self._tiers.cold, self._tiers.iceberg, batch, live)
+            snapshot_id = publish(self._tiers.iceberg, batch, live, reach=self._reach)
         with named(self._reach, "commit"):
             self._tiers.ledger.committed(self._epoch, batch, snapshot_id=snapshot_id, now_us=time.time_ns() // 1000)
-        self._copy_rollups(batch)
+        with named(self._reach, "keep copies"):
+            self._copy_rollups(batch)
 
     def _copy_rollups(self, batch: Batch) -> None:
         """Let the staged rollups be the local copies, as far as they are still there."""
@@ -148,7 +151,7 @@ PUBLISHED = (*(kind for kind in KINDS if kind != "rollup_conversation"), "rollup
 """The order in which a batch's files become visible to other engines."""
 
 
-def publish(cold: Cold, iceberg: IcebergTables, batch: Batch, files: Mapping[str, ColdFile]) -> str | None:
+def publish(iceberg: IcebergTables, batch: Batch, files: Mapping[str, ColdFile], *, reach: Reach = unheard) -> str | None:
     """Commit a batch to the Iceberg tables, a snapshot each; the id of that of the events, if they change. Safe to repeat.
 
     files  id → file, of those that the batch removes
@@ -160,6 +163,7 @@ def publish(cold: Cold, iceberg: IcebergTables, batch: Batch, files: Mapping[str
         added = [file.key for file in batch.files if file.kind == kind]
         gone = [file.key for file in removed if file.kind == kind]
         if added or gone:
-            found = iceberg.commit(kind, batch.batch_id, added, gone)
+            with named(reach, "publish table"):
+                found = iceberg.commit(kind, batch.batch_id, added, gone)
             snapshot_id = found if kind == "events" else snapshot_id
     return snapshot_id

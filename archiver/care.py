@@ -12,6 +12,7 @@ import msgspec
 from thermocline.errors import LeaseHeld
 from thermocline.tiers.opening import Tiers
 from thermocline.tiers.scrub_state import read_state
+from thermocline.tiers.steps import Reach, unheard, within
 
 from .health import Health
 from .lease import Lease
@@ -27,12 +28,15 @@ log = logging.getLogger("thermocline.worker")
 class Care:
     """Keeps the data of one namespace sound for the worker that holds `epoch`."""
 
-    def __init__(self, tiers: Tiers, epoch: int, health: Health, *, mended: Callable[[], None]) -> None:
-        """mended  called after something was"""
+    def __init__(self, tiers: Tiers, epoch: int, health: Health, *, mended: Callable[[], None], reach: Reach = unheard) -> None:
+        """mended  called after something was
+        reach   told every step before and after it, as `<move>: <step>`
+        """
         self._tiers = tiers
         self._mended = mended
         self._health = health
-        self._mirrorer = Mirrorer(tiers) if tiers.settings.warm.mirror is not None else None
+        mirrored = tiers.settings.warm.mirror is not None
+        self._mirrorer = Mirrorer(tiers, reach=within(reach, "mirror")) if mirrored else None
         self._mender = Mender(tiers, epoch, fetch=self._mirrorer.fetch if self._mirrorer is not None else None)
         self._pass: ScrubPass | None = None
 

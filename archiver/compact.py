@@ -21,12 +21,12 @@ from thermocline.tiers.duck import Connection
 from thermocline.tiers.ledger import Batch, ColdFile
 from thermocline.tiers.opening import Tiers
 from thermocline.tiers.parquet_file import facts_of
+from thermocline.tiers.steps import Reach, unheard
 
 from .batches import Batches
 from .cold_inputs import DamagedFile, fetched, relation
 from .compact_plan import Group, due_groups, hull
 from .compact_source import selects, sums
-from .steps import Reach
 
 BATCH_FILES: Final = 8
 """Files of full size that one batch may rewrite, about."""
@@ -35,7 +35,7 @@ BATCH_FILES: Final = 8
 class Compactor:
     """Compacts one namespace for the worker that holds `epoch`."""
 
-    def __init__(self, tiers: Tiers, epoch: int, *, reach: Reach = lambda _: None) -> None:
+    def __init__(self, tiers: Tiers, epoch: int, *, reach: Reach = unheard) -> None:
         """reach  told the name of every step before and after it"""
         self._tiers = tiers
         self._cold = tiers.settings.cold
@@ -85,8 +85,8 @@ class Compactor:
         self._reach("write")
         folder = self._batches.staging(batch_id)
         fetching = folder / "inputs"
-        fetching.mkdir()
         with self._tiers.warm.reading((), task=f"compacting {sum(len(group.files) for group in groups)} files") as (con, _):
+            fetching.mkdir()
             paths = [[fetched(self._tiers, con, file, fetching) for file in group.files] for group in groups]
             files = BatchFiles(
                 con,
@@ -103,7 +103,7 @@ class Compactor:
                 found = selects(con, group.kind, rows, self._tiers.settings.warm)
                 files.write(Part(group.kind, select, group.day) for select in found)
                 _require_same(con, group, inputs, files.staged[written:])
-        shutil.rmtree(fetching)
+            shutil.rmtree(fetching)
         self._reach("write done")
         return files.staged
 

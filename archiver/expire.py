@@ -14,12 +14,13 @@ from thermocline.event import FORMAT
 from thermocline.tiers.block import shard_of
 from thermocline.tiers.ledger import Batch, ColdFile, ShardTotals
 from thermocline.tiers.opening import Tiers
+from thermocline.tiers.steps import Reach, unheard
 
 from .archive_plan import cutoff_us
 from .batches import Batches
+from .clocks import require_clock
 from .cold_inputs import DamagedFile, fetched, relation
 from .compact import BATCH_FILES
-from .steps import Reach
 
 FILES_MAX: Final = 256
 """In one batch."""
@@ -28,7 +29,7 @@ FILES_MAX: Final = 256
 class Expirer:
     """Expires archived events of one namespace for the worker that holds `epoch`."""
 
-    def __init__(self, tiers: Tiers, epoch: int, *, reach: Reach = lambda _: None) -> None:
+    def __init__(self, tiers: Tiers, epoch: int, *, reach: Reach = unheard) -> None:
         """reach  told the name of every step before and after it"""
         self._tiers = tiers
         self._batches = Batches(tiers, epoch, reach=reach)
@@ -40,13 +41,15 @@ class Expirer:
 
         now_us  µs since the epoch, UTC
 
-        TierUnavailable: the object store; the next pass tries again. TierCorrupt: a file is damaged, so that its events cannot be
-        counted; it is set aside until the worker starts again. LeaseHeld: another worker took over.
+        TierUnavailable: the object store, or a clock that is wrong; the next pass tries again. TierCorrupt: a file is damaged, so
+        that its events cannot be counted; it is set aside until the worker starts again. LeaseHeld: another worker took over.
         """
         self._batches.resume()
         gone = self.due(time.time_ns() // 1000 if now_us is None else now_us)
         if not gone:
             return None
+        if now_us is None:
+            require_clock(self._tiers.hot)
         with self._batches.begun("expire", [file.file_id for file in gone]) as batch_id:
             try:
                 by_shard = self._counted(batch_id, gone)

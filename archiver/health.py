@@ -86,9 +86,12 @@ class Health:
             "written_us": _now_us(),
         }
         temporary = self._path.with_name(f"{FILE_NAME}.{os.getpid()}.tmp")
-        with suppress(OSError):
+        try:
             temporary.write_text(json.dumps(said, indent=1))
             temporary.replace(self._path)
+        except OSError:
+            with suppress(OSError):
+                temporary.unlink()
 
 
 def _now_us() -> int:

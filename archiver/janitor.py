@@ -28,8 +28,7 @@ from thermocline.tiers.cold import StoredObject
 from thermocline.tiers.cold_schema import KINDS
 from thermocline.tiers.ledger import View
 from thermocline.tiers.opening import Tiers
-
-from .steps import Reach, named
+from thermocline.tiers.steps import Reach, named, unheard
 
 DELETES_MAX: Final = 1000
 """Objects of each sort that one pass removes."""
@@ -67,7 +66,7 @@ class Cleaned(msgspec.Struct, frozen=True, kw_only=True):
 class Janitor:
     """Cleans the cold tier of one namespace for the worker that holds `epoch`."""
 
-    def __init__(self, tiers: Tiers, epoch: int, *, reach: Reach = lambda _: None) -> None:
+    def __init__(self, tiers: Tiers, epoch: int, *, reach: Reach = unheard) -> None:
         """reach  told the name of every step before and after it"""
         self._tiers = tiers
         self._epoch = epoch
@@ -175,7 +174,8 @@ class Janitor:
     def _let_go(self, now_us: int, grace_us: int) -> int:
         """Remove local copies, but not those that a reader of an older view may still read."""
         recent = {key for key, (_, left_us) in self._trash().items() if left_us > grace_us}
-        return self._tiers.copies.let_go(now_us=now_us, live=self._live(self._tiers.ledger.view()) | recent)
+        live = self._live(self._tiers.ledger.view()) | recent
+        return self._tiers.copies.let_go(now_us=now_us, live=live, unfinished_before_us=grace_us)
 
     def _trash(self) -> dict[str, tuple[str, int]]:
         """key → (URL, when it left the ledger) of cold objects in the trash."""

@@ -9,11 +9,13 @@ import fcntl
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
-from thermocline.errors import LeaseHeld, TierUnavailable
+from thermocline.errors import LeaseHeld
 from thermocline.tiers.ledger import Ledger
+from thermocline.tiers.whole_file import file_errors
 
 LOCK_NAME = "LOCK"
 
@@ -25,24 +27,24 @@ class Lock:
         """LeaseHeld names who has it."""
         self.owner = f"{role} {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%dT%H:%M:%SZ', time.gmtime())}"
         path = folder / LOCK_NAME
-        try:
+        with file_errors(str(path), setting="data_dir"):
             folder.mkdir(parents=True, exist_ok=True)
             self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        except OSError as exc:
-            raise TierUnavailable(f"{path}: {exc.strerror}: data_dir must be a writable folder") from exc
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
             holder = os.pread(self._fd, 1000, 0).decode(errors="replace").strip()
             os.close(self._fd)
             raise LeaseHeld(holder or f"the holder of {path}") from exc
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, self.owner.encode(), 0)
+        with suppress(OSError):  # who has it is only told: a disk that takes nothing must not keep a worker from making room
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, self.owner.encode(), 0)
 
     def release(self) -> None:
         """Let go. Safe to repeat."""
         if self._fd >= 0:
-            os.ftruncate(self._fd, 0)
+            with suppress(OSError):
+                os.ftruncate(self._fd, 0)
             os.close(self._fd)
             self._fd = -1
 

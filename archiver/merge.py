@@ -17,6 +17,7 @@ import uuid_utils
 
 from thermocline.errors import TierCorrupt
 from thermocline.tiers.opening import Tiers
+from thermocline.tiers.steps import Reach, named, unheard
 
 from .plan import due_merges
 
@@ -33,8 +34,10 @@ class Merged(msgspec.Struct, frozen=True, kw_only=True):
 class Merger:
     """Merges the segments of one namespace for the worker that holds `epoch`."""
 
-    def __init__(self, tiers: Tiers, epoch: int) -> None:
+    def __init__(self, tiers: Tiers, epoch: int, *, reach: Reach = unheard) -> None:
+        """reach  told the name of every step before and after it"""
         self._tiers = tiers
+        self._reach = reach
         self._epoch = epoch
         self._set_aside: set[str] = set()
 
@@ -61,9 +64,10 @@ class Merger:
         ids = [one.segment_id for one in merge.inputs]
         try:
             outputs = self._tiers.warm.write_merged(
-                merge.inputs, level=merge.level, move_id=uuid_utils.uuid7().hex, created_us=now_us
+                merge.inputs, level=merge.level, move_id=uuid_utils.uuid7().hex, created_us=now_us, reach=self._reach
             )
-            self._tiers.ledger.merged(self._epoch, ids, outputs, now_us=now_us)
+            with named(self._reach, "commit"):
+                self._tiers.ledger.merged(self._epoch, ids, outputs, now_us=now_us)
         except TierCorrupt:
             self._set_aside.update(ids)
             raise

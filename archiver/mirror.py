@@ -2,12 +2,13 @@
 
 1. copy the ledger as it is now to staging                  nothing
 2. upload each of its segments that the mirror lacks        objects that no snapshot needs yet
-3. upload rejected lines and the ledger, compressed         the same
-4. upload the snapshot, which names all of these            done: it can be restored
+3. upload the archive's objects that it lacks, if the archive is in the data directory      the same
+4. upload rejected lines and the ledger, compressed         the same
+5. upload the snapshot, which names all of these            done: it can be restored
 
-A step uploads one segment, so that moves go on in between. When a segment is merged away and purged before it was uploaded, the
-ledger is copied anew. A segment whose bytes are not what was written is not uploaded, and the snapshot says that it lacks it:
-scrub is what it needs.
+A step uploads one segment or object, so that moves go on in between. When a segment is merged away and purged before it was
+uploaded, the ledger is copied anew. A segment whose bytes are not what was written is not uploaded, and the snapshot says that
+it lacks it: scrub is what it needs.
 """
 
 from __future__ import annotations
@@ -21,18 +22,29 @@ from typing import Any
 import msgspec
 import uuid_utils
 
-from thermocline.errors import TierCorrupt
+from thermocline.errors import ConfigError, TierCorrupt
 from thermocline.tiers.block import ORIGIN
 from thermocline.tiers.cold_opening import open_store
 from thermocline.tiers.ledger import Segment, View
 from thermocline.tiers.ledger_sql import SqlLedger
-from thermocline.tiers.mirror import LEDGERS, REJECTED, Mirror, Mirrored, Snapshot, compress, segment_key
+from thermocline.tiers.mirror import (
+    LEDGERS,
+    REJECTED,
+    Mirror,
+    Mirrored,
+    Snapshot,
+    compress,
+    is_of_store,
+    newest_sound,
+    segment_key,
+)
 from thermocline.tiers.opening import Tiers
 from thermocline.tiers.segment_sum import read_sum, sum_of, write_sum
+from thermocline.tiers.steps import Reach, named, unheard
 from thermocline.tiers.whole_file import file_errors
 
+from .mirror_archive import ArchiveMirror, is_mirrored
 from .scrub_segment import has_rows
-from .steps import Reach, named
 
 CLEAN_EVERY_S = 3600
 OBSERVED_EVERY_S = 60
@@ -51,7 +63,7 @@ class Target(msgspec.Struct, frozen=True, kw_only=True):
 class Mirrorer:
     """Mirrors one namespace for its worker. Its warm.mirror is set."""
 
-    def __init__(self, tiers: Tiers, *, monotonic: Callable[[], float] = time.monotonic, reach: Reach = lambda _: None) -> None:
+    def __init__(self, tiers: Tiers, *, monotonic: Callable[[], float] = time.monotonic, reach: Reach = unheard) -> None:
         """reach  told the name of every step before and after it"""
         settings = tiers.settings
         assert settings.warm.mirror is not None
@@ -60,10 +72,12 @@ class Mirrorer:
         self._reach = reach
         self._staging = settings.namespace_dir / "staging-mirror"
         self._mirror = Mirror(open_store(settings.warm.mirror, settings, setting="warm.mirror"))
+        self._archive = ArchiveMirror(tiers.cold, self._mirror) if is_mirrored(settings) else None
         self._stored: dict[str, int] | None = None
         self._target: Target | None = None
         self._last: tuple[View, float] | None = None
         self._cleaned_s = -1e9
+        self._ours = False
         self.damaged: frozenset[str] = frozenset()
         """Segments of the newest snapshot, or of the one on its way, of which no copy can be made."""
         self.mirrored_us = 0
@@ -83,6 +97,10 @@ class Mirrorer:
         try:
             if missing:
                 self._upload(missing[0])
+                return True
+            if self._archive is not None and self._archive.is_waiting:
+                with named(self._reach, "upload object"):
+                    self._archive.step()
                 return True
             self._complete(target)
         except FileNotFoundError:
@@ -122,6 +140,7 @@ class Mirrorer:
         view = self._tiers.ledger.view()
         if not self._changed(view):
             return False
+        self._require_ours(view)
         with file_errors(str(self._staging), setting="data_dir"):
             shutil.rmtree(self._staging, ignore_errors=True)
             self._staging.mkdir(parents=True)
@@ -132,8 +151,23 @@ class Mirrorer:
         if is_copied:
             view = _view_of(copy, self._tiers.settings.namespace_dir.name)
         self.damaged = frozenset()
+        if self._archive is not None:
+            self._archive.look()
         self._target = Target(view=view, made_us=made_us, ledger=copy if is_copied else None)
         return True
+
+    def _require_ours(self, view: View) -> None:
+        """ConfigError when the mirror is another store's: what a new disk holds must not take the place of what was lost."""
+        newest, _ = newest_sound(self._mirror, lambda _: "") if not self._ours else (None, ())
+        if newest is not None:
+            incarnations = {view.incarnation, (self._tiers.ledger.identity() or {}).get("previous", "")} - {""}
+            if not is_of_store(newest, incarnations, {one.segment_id for one in view.segments}):
+                raise ConfigError(
+                    f"warm.mirror: {self._mirror.url} has another store, of {newest.events:,} events, and is left as it is. If "
+                    f"the disk was lost: stop the worker and all that append, move {self._tiers.settings.namespace_dir} away and "
+                    "run `thermocline restore`; else give this store another warm.mirror"
+                )
+        self._ours = True
 
     def _changed(self, view: View) -> bool:
         if self._last is None:
@@ -166,7 +200,7 @@ class Mirrorer:
         if sum_of(path) != self._sealed_sum(segment):
             self.damaged |= {segment.segment_id}
             return
-        with named(self._reach, "upload segment"):
+        with named(self._reach, "upload object"):
             self._mirror.put_segment(segment.segment_id, path)
         assert self._stored is not None
         self._stored[segment.segment_id] = segment.file_bytes
@@ -201,6 +235,8 @@ class Mirrorer:
             segments=segments,
             lacking=tuple(sorted(self.damaged)),
             rejected=tuple(one for one, _ in rejected),
+            incarnation=target.view.incarnation,
+            archive_url=self._tiers.cold.url if self._archive is not None and target.view.files else "",
         )
         with named(self._reach, "upload snapshot"):
             self._mirror.put_snapshot(snapshot, packed if ledger is not None else None, rejected)
@@ -227,6 +263,8 @@ class Mirrorer:
         before_us = time.time_ns() // 1000 - int(warm.mirror_grace_s * 1e6)
         with named(self._reach, "clean mirror"):
             removed = self._mirror.clean(keep=warm.mirror_snapshots, before_us=before_us)
+            if self._archive is not None:
+                self._archive.clean(before_us=before_us)
         self._cleaned_s = self._monotonic()
         if removed:
             self._stored = self._mirror.segments()

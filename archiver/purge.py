@@ -1,8 +1,9 @@
 """Purge: remove the files that no reader needs any longer.
 
-trash    a file that left the ledger is unlinked after the purge grace, then its trash row is dropped
-orphans  a file in segments/ that the ledger does not know is what a crash left of a move: moved to trash/ after the grace,
-         unlinked after another one
+trash       a file that left the ledger is unlinked after the purge grace, then its trash row is dropped
+orphans     a file in segments/ that the ledger does not know is what a crash left of a move: moved to trash/ after the grace,
+            unlinked after another one
+drafts      a file <namespace>/*.tmp is what a crash left of one that is written whole and renamed: unlinked after the grace
 
 A segment's sum goes with it. trash/quarantine/, where damaged files are kept, is never touched. A file is only ever touched
 when the ledger, read *after* the folder, does not list it. Files older than the ledger itself are left alone: that ledger was
@@ -23,8 +24,10 @@ import msgspec
 from thermocline.errors import TierCorrupt, TierUnavailable
 from thermocline.tiers.opening import Tiers
 from thermocline.tiers.segment_sum import SUM_SUFFIX, sum_path
+from thermocline.tiers.steps import Reach, named, unheard
+from thermocline.tiers.whole_file import UNFINISHED
 
-from .steps import Reach, named
+DAY_US = 86_400_000_000
 
 
 class Purged(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,7 +47,7 @@ class Purged(msgspec.Struct, frozen=True, kw_only=True):
 class Purger:
     """Purges one namespace for the worker that holds `epoch`."""
 
-    def __init__(self, tiers: Tiers, epoch: int, *, reach: Reach = lambda _: None) -> None:
+    def __init__(self, tiers: Tiers, epoch: int, *, reach: Reach = unheard) -> None:
         """reach  told the name of every step before and after it"""
         self._tiers = tiers
         self._epoch = epoch
@@ -73,7 +76,7 @@ class Purger:
     def _purge_trash(self, now_us: int) -> tuple[int, int]:
         """Unlink what left the ledger a grace ago; how many files and bytes."""
         local = [row for row in self._tiers.ledger.trash() if "://" not in row.path]
-        due = [row.path for row in local if row.left_us <= now_us - self._grace_us]
+        due = [row.path for row in local if self._is_old(row.left_us, now_us)]
         if not due:
             return 0, 0
         live = {f"segments/{one.segment_id}.duckdb" for one in self._tiers.ledger.view().segments}
@@ -91,9 +94,13 @@ class Purger:
             self._tiers.ledger.purged(self._epoch, due)
         return count, size
 
+    def _is_old(self, since_us: int, now_us: int) -> bool:
+        """Whether the grace is over. What is from after tomorrow is from a clock that was wrong, and would stay for years."""
+        return since_us <= now_us - self._grace_us or since_us > now_us + DAY_US
+
     def _move_orphans(self, now_us: int) -> tuple[int, int]:
         """Move old files the ledger does not know to trash/; how many, and how many are older than the ledger."""
-        old = [path for path, mtime_us in _files(self._folder / "segments") if mtime_us <= now_us - self._grace_us]
+        old = [path for path, mtime_us in _files(self._folder / "segments") if self._is_old(mtime_us, now_us)]
         if not old or self._tiers.ledger.intents():
             return 0, 0
         known = {one.segment_id for one in self._tiers.ledger.view().segments}
@@ -116,8 +123,9 @@ class Purger:
         return moved, unclaimed
 
     def _remove_orphans(self, now_us: int) -> int:
-        """Unlink what lay in trash/ for a grace."""
-        old = [path for path, mtime_us in _files(self._folder / "trash") if mtime_us <= now_us - self._grace_us]
+        """Unlink what lay in trash/ for a grace, and drafts that nobody has written to for as long."""
+        beside = [one for one in _files(self._folder) if one[0].suffix == UNFINISHED]
+        old = [path for path, mtime_us in (*_files(self._folder / "trash"), *beside) if self._is_old(mtime_us, now_us)]
         for path in old:
             path.unlink(missing_ok=True)
         return sum(path.suffix != SUM_SUFFIX for path in old)

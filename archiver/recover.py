@@ -33,8 +33,10 @@ from thermocline.tiers.ledger import Segment, ShardState
 from thermocline.tiers.ledger_sql import SqlLedger
 from thermocline.tiers.opening import open_link
 from thermocline.tiers.segment_sum import sum_path
+from thermocline.tiers.steps import Reach, named, unheard
 from thermocline.tiers.warm import Warm
 from thermocline.tiers.warm_duckdb import DuckWarm
+from thermocline.tiers.whole_file import file_errors
 
 from .lease import Lock
 from .moves import reconstruct
@@ -60,10 +62,11 @@ class Recovery(msgspec.Struct, frozen=True, kw_only=True):
     """The old ledger's new name."""
 
 
-def recover(settings: Settings, *, force: bool = False) -> Recovery:
+def recover(settings: Settings, *, force: bool = False, reach: Reach = unheard) -> Recovery:
     """Rebuild the ledger of a namespace. Opens what it needs and closes it again.
 
     force  also when there is a ledger that can be read and lists segments; it is moved aside, never deleted
+    reach  told the name of every step before and after it
 
     ConfigError: there is a ledger, or the settings do not fit what is stored. TierUnavailable: Redis does not answer.
     TierCorrupt: the segments do not add up. LeaseHeld: a worker runs. In all these cases nothing was changed.
@@ -84,7 +87,7 @@ def recover(settings: Settings, *, force: bool = False) -> Recovery:
         stack.callback(ledger.close)
         if not force:
             _refuse_if_in_use(ledger)
-        return _rebuild(settings, hot, warm, ledger)
+        return _rebuild(settings, hot, warm, ledger, reach)
 
 
 def _refuse_if_in_use(ledger: SqlLedger) -> None:
@@ -112,11 +115,13 @@ def _is_readable(ledger: SqlLedger) -> bool:
         return False
 
 
-def _rebuild(settings: Settings, hot: RedisHot, warm: Warm, ledger: SqlLedger) -> Recovery:
-    files, unreadable = _read_infos(warm)
+def _rebuild(settings: Settings, hot: RedisHot, warm: Warm, ledger: SqlLedger, reach: Reach) -> Recovery:
+    with named(reach, "read segments"):
+        files, unreadable = _read_infos(warm)
     cold = open_cold(settings)
     try:
-        batches = published_batches(cold, IcebergTables(cold, settings))
+        with named(reach, "read archive"):
+            batches = published_batches(cold, IcebergTables(cold, settings))
     finally:
         cold.close()
     _check_settings(settings, hot, files)
@@ -127,23 +132,21 @@ def _rebuild(settings: Settings, hot: RedisHot, warm: Warm, ledger: SqlLedger) -
     except TierCorrupt as exc:
         raise TierCorrupt("; ".join([str(exc), *unreadable])) from exc
     incarnation = next((meta["inc"] for meta in metas if meta), uuid.uuid4().hex)
-    aside = ledger.move_aside(time.strftime("%Y%m%dT%H%M%SZ.old", time.gmtime()))
-    ledger.rebuild(
-        incarnation=incarnation,
-        shards=shards,
-        segments=found.live,
-        batches=batches,
-        buckets=settings.hot.buckets,
-        now_us=time.time_ns() // 1000,
-    )
-    trash = settings.namespace_dir / "trash"
-    trash.mkdir(exist_ok=True)
+    with named(reach, "move ledger aside"):
+        aside = ledger.move_aside(time.strftime("%Y%m%dT%H%M%SZ.old", time.gmtime()))
+    with named(reach, "write ledger"):
+        ledger.rebuild(
+            incarnation=incarnation,
+            shards=shards,
+            segments=found.live,
+            batches=batches,
+            buckets=settings.hot.buckets,
+            now_us=time.time_ns() // 1000,
+        )
     live = {one.segment_id for one in found.live}
     dropped = [one.segment_id for one in files if one.segment_id not in live]
-    for segment_id in dropped:
-        path = Path(warm.path(segment_id)).replace(trash / f"{segment_id}.duckdb")
-        os.utime(path)  # purge counts its grace from now
-        sum_path(Path(warm.path(segment_id))).unlink(missing_ok=True)
+    with named(reach, "drop segments"):
+        _drop(dropped, warm, settings.namespace_dir / "trash")
     return Recovery(
         incarnation=incarnation,
         shards=tuple(shards),
@@ -154,6 +157,16 @@ def _rebuild(settings: Settings, hot: RedisHot, warm: Warm, ledger: SqlLedger) -
         unreadable=tuple(unreadable),
         ledger_aside=aside,
     )
+
+
+def _drop(segment_ids: Sequence[str], warm: Warm, trash: Path) -> None:
+    """Move files that are not live to trash/."""
+    with file_errors(str(trash), setting="data_dir"):
+        trash.mkdir(exist_ok=True)
+        for segment_id in segment_ids:
+            path = Path(warm.path(segment_id)).replace(trash / f"{segment_id}.duckdb")
+            os.utime(path)  # purge counts its grace from now
+            sum_path(Path(warm.path(segment_id))).unlink(missing_ok=True)
 
 
 def _read_infos(warm: Warm) -> tuple[list[Segment], list[str]]:

@@ -1,6 +1,7 @@
 """Which batches of the archive count, told from the cold tier alone: their descriptions, and what the Iceberg tables show.
 
-A batch counts when any table shows it. Then it is published to the others too, because other engines see a part of it already.
+A batch counts when any table shows it. The newest of them is then published to the others too, because other engines see a part
+of it already; those before it were published in full before it was begun, and what they added may be long replaced and gone.
 What was described and never published does not count: its segments are still there.
 """
 
@@ -27,8 +28,8 @@ def published_batches(cold: Cold, iceberg: IcebergTables) -> list[Batch]:
     files = {file.file_id: file for batch in described for file in batch.files}
     iceberg.ensure()
     shown = _shown(cold, iceberg, described, files)
-    for batch in shown:
-        publish(cold, iceberg, batch, files)
+    for batch in shown[-1:]:
+        publish(iceberg, batch, files)
     return shown
 
 

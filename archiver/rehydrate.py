@@ -13,6 +13,7 @@ import msgspec
 from thermocline.tiers.duck import quoted
 from thermocline.tiers.ledger import ColdFile
 from thermocline.tiers.opening import Tiers
+from thermocline.tiers.steps import Reach, named, unheard
 
 from .archive_plan import DAY_US
 
@@ -36,17 +37,19 @@ class KeptCopy(msgspec.Struct, frozen=True, kw_only=True):
     until_us: int
 
 
-def rehydrate(tiers: Tiers, day_or_conversation: str, *, until_us: int) -> Rehydrated:
+def rehydrate(tiers: Tiers, day_or_conversation: str, *, until_us: int, reach: Reach = unheard) -> Rehydrated:
     """Copy the event files of a UTC day (YYYY-MM-DD), or those a conversation is in, and keep the copies until then.
 
     until_us  µs since the epoch; a copy that is kept for longer already stays so
+    reach     told the name of every step before and after it
 
     Safe to repeat. Errors are those of the cold tier; what was copied before stays a copy.
     """
     day = _day(day_or_conversation)
     events = [file for file in tiers.ledger.view().files if file.kind == "events"]
-    found = [file for file in events if file.day == day] if day else _of_conversation(tiers, events, day_or_conversation)
-    size = tiers.copies.keep([file.key for file in found], until_us=until_us) if found else 0
+    with named(reach, "look up"):
+        found = [file for file in events if file.day == day] if day else _of_conversation(tiers, events, day_or_conversation)
+    size = tiers.copies.keep([file.key for file in found], until_us=until_us, reach=reach) if found else 0
     return Rehydrated(files=len(found), bytes=size, is_local=bool(found) and tiers.cold.is_local)
 
 

@@ -1,13 +1,15 @@
 """Restore: make a namespace's folder again from its mirror, on a machine that has nothing of it.
 
 1. the newest snapshot of which everything is in the mirror         nothing
-2. segments, rejected lines and the ledger into <namespace>.restoring, each compared with its sum      a folder that is begun anew
+2. segments, rejected lines, the ledger and an archive that was in the data directory into <namespace>.restoring, each
+   compared with its sum                                            a folder that is begun anew
 3. one rename                                                                                          done, but for 4 and 5
 4. the archive went on after the snapshot: recover, with every segment of the mirror      run `thermocline recover --force`
 5. a Redis that lives went on, and has dropped blocks that settled after the snapshot: they are counted as rejected, by name
                                                                                           settle says so and stops
 
-The archive is where it was (cold_url). Redis is started or asked when the namespace is opened, and confirmed as after a restart.
+An archive elsewhere (cold_url) is where it was. Redis is started or asked when the namespace is opened, and confirmed as
+after a restart.
 """
 
 from __future__ import annotations
@@ -23,15 +25,18 @@ import msgspec
 
 from thermocline.config import Settings
 from thermocline.errors import ConfigError, TierCorrupt
+from thermocline.tiers.batch_files import sha256_of
 from thermocline.tiers.cold_opening import open_cold, open_store
 from thermocline.tiers.ledger import View
 from thermocline.tiers.ledger_sql import SqlLedger
-from thermocline.tiers.mirror import SEGMENTS, Mirror, Mirrored, Snapshot, decompress, newest_sound
+from thermocline.tiers.mirror import ARCHIVE, SEGMENTS, Mirror, Mirrored, Snapshot, decompress, newest_sound
 from thermocline.tiers.segment_sum import sum_of, sum_path, write_sum
 from thermocline.tiers.side_by_side import side_by_side
+from thermocline.tiers.steps import Reach, named, unheard
 from thermocline.tiers.whole_file import file_errors, sync
 
 from .lease import Lock
+from .mirror_archive import is_mirrored
 from .recover import recover
 from .restore_hot import Skipped, skip_dropped
 from .work_report import Progress
@@ -63,11 +68,17 @@ class Restoration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def restore(
-    settings: Settings, url: str, *, partial_: bool = False, progress: Callable[[Progress], None] = lambda _: None
+    settings: Settings,
+    url: str,
+    *,
+    partial_: bool = False,
+    progress: Callable[[Progress], None] = lambda _: None,
+    reach: Reach = unheard,
 ) -> Restoration:
     """Make the namespace of `settings` from the mirror at `url`.
 
     partial_  when no snapshot is whole: take the newest and leave out what is missing
+    reach     told the name of every step before and after it
 
     ConfigError: the namespace is there already, or the settings do not fit. TierCorrupt: there is no snapshot that is whole; it
     says what is missing. TierUnavailable: the mirror. Nothing is left then but a folder that the next try begins anew.
@@ -80,18 +91,21 @@ def restore(
         there = mirror.segments()
         work = folder.with_name(folder.name + SUFFIX)
         with file_errors(str(work), setting="data_dir"):
-            _begin(work)
-            snapshot, passed_over, ledger_bytes = _fetched(settings, mirror, there, work, partial_=partial_, progress=progress)
-            if folder.exists():
-                folder.rmdir()
-            work.rename(folder)
-            sync(folder.parent)
+            with named(reach, "fetch"):
+                _begin(work)
+                snapshot, passed_over, other_bytes = _fetched(settings, mirror, there, work, partial_=partial_, progress=progress)
+            with named(reach, "rename"):
+                if folder.exists():
+                    folder.rmdir()
+                work.rename(folder)
+                sync(folder.parent)
         wanted = [one for one in snapshot.segments if there.get(one.name) == one.bytes]
         view = _view(settings) if snapshot.ledger is not None else None
         missing, ahead = _archive(settings, view) if view is not None else ([], False)
         if ahead:
             _recover_with_all(settings, mirror, there)
-        skipped = skip_dropped(settings)
+        with named(reach, "skip what Redis dropped"):
+            skipped = skip_dropped(settings)
     finally:
         mirror.close()
     lacking = [f"segment {one.name} ({one.bytes:,} bytes)" for one in snapshot.segments if one not in wanted]
@@ -101,7 +115,7 @@ def restore(
         made_us=snapshot.made_us,
         segments=len(wanted),
         rows=snapshot.rows,
-        bytes=ledger_bytes + sum(one.bytes for one in wanted),
+        bytes=other_bytes + sum(one.bytes for one in wanted),
         passed_over=tuple(passed_over),
         missing=(*lacking, *missing),
         recovered=ahead,
@@ -124,12 +138,12 @@ def _fetched(
     partial_: bool,
     progress: Callable[[Progress], None],
 ) -> tuple[Snapshot, Sequence[str], int]:
-    """(the snapshot that was fetched, why newer ones were not, bytes of its ledger). An object that is not what was written is
-    taken out of `there`, and the choice made again."""
+    """(the snapshot that was fetched, why newer ones were not, bytes fetched beside its segments). An object that is not what
+    was written is taken out of `there`, and the choice made again."""
     unusable: dict[str, str] = {}
     while True:
         snapshot, passed_over = _chosen(mirror, there, unusable, partial_=partial_)
-        _check_settings(settings, snapshot)
+        _check_settings(settings, snapshot, partial_=partial_)
         wanted = [one for one in snapshot.segments if there.get(one.name) == one.bytes]
         damaged = _fetch_all(mirror, wanted, work, progress)
         for name in damaged:
@@ -139,7 +153,8 @@ def _fetched(
         try:
             for one in snapshot.rejected:
                 mirror.fetch(one, work / "rejected" / one.name)
-            return snapshot, passed_over, _fetch_ledger(mirror, snapshot, work)
+            archived = _fetch_archive(mirror, work / "cold") if is_mirrored(settings) else 0
+            return snapshot, passed_over, archived + _fetch_ledger(mirror, snapshot, work)
         except TierCorrupt as exc:
             unusable[snapshot.snapshot_id] = str(exc)
 
@@ -168,7 +183,7 @@ def _lacking(snapshot: Snapshot, there: dict[str, int]) -> str:
     return f"{len(gone)} of {len(snapshot.segments)} segments are missing: {', '.join(gone[:20])}" if gone else ""
 
 
-def _check_settings(settings: Settings, snapshot: Snapshot) -> None:
+def _check_settings(settings: Settings, snapshot: Snapshot, *, partial_: bool) -> None:
     problems = []
     for key in ("shards", "buckets"):
         mine, theirs = getattr(settings.hot, key), getattr(snapshot, key)
@@ -176,8 +191,25 @@ def _check_settings(settings: Settings, snapshot: Snapshot) -> None:
             problems.append(f"hot.{key} is {mine}, but the store was created with {theirs}: set hot.{key} = {theirs}")
     if snapshot.namespace != settings.namespace:
         problems.append(f"the mirror is of namespace {snapshot.namespace!r}: add --namespace {snapshot.namespace}")
+    if snapshot.archive_url and is_mirrored(settings) and not partial_:
+        place = open_cold(settings).url
+        if place != snapshot.archive_url:
+            problems.append(
+                f"the archive was in {snapshot.archive_url}, and its tables name it so, but would be in {place}: set data_dir to "
+                "where it was, or add --partial, and it can be read but not added to"
+            )
     if problems:
         raise ConfigError(problems)
+
+
+def _fetch_archive(mirror: Mirror, folder: Path) -> int:
+    """Fetch the objects of an archive that was in the data directory; their bytes. The ledger has their sums."""
+    found = list(mirror.store.objects(ARCHIVE))
+    tasks = [partial(mirror.store.fetch, one.key, folder / one.key.removeprefix(ARCHIVE)) for one in found]
+    for one in found:
+        (folder / one.key.removeprefix(ARCHIVE)).parent.mkdir(parents=True, exist_ok=True)
+    side_by_side(tasks, at_once=AT_ONCE)
+    return sum(one.size_bytes for one in found)
 
 
 def _fetch_all(mirror: Mirror, wanted: Sequence[Mirrored], work: Path, progress: Callable[[Progress], None]) -> list[str]:
@@ -241,6 +273,12 @@ def _archive(settings: Settings, view: View) -> tuple[list[str], bool]:
         kinds = sorted({one.kind for one in view.files})
         there = {one.key for kind in kinds for one in cold.objects(f"{kind}/")}
         missing = [f"{one.url} ({one.rows:,} rows)" for one in view.files if one.key not in there]
+        if is_mirrored(settings):
+            missing += [
+                f"{one.url} ({one.rows:,} rows): the copy is not what was written"
+                for one in view.files
+                if one.key in there and sha256_of(cold.path(one.key)) != one.checksum
+            ]
         return missing, ahead
     finally:
         ledger.close()

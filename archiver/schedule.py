@@ -43,6 +43,7 @@ class Schedule:
         self._monotonic = monotonic
         self._wall = wall
         self._offset_s = wall() - monotonic()
+        logging.getLogger("apscheduler").setLevel(logging.WARNING)  # it tells of every single job and run
         self._scheduler = BackgroundScheduler(
             timezone=UTC,
             executors={"default": DebugExecutor()},  # runs jobs in the scheduler's own thread, one after the other
@@ -53,7 +54,6 @@ class Schedule:
             self._scheduler.add_job(job.act, _AfterEnd(job), **first)
 
     def start(self) -> None:
-        logging.getLogger("apscheduler").setLevel(logging.WARNING)  # it tells of every single run
         self._scheduler.start()
 
     def stop(self) -> None:

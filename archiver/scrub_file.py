@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,7 +55,7 @@ def _local(tiers: Tiers, file: ColdFile) -> Iterator[Path]:
     if tiers.cold.is_local:
         yield tiers.cold.path(file.key)
         return
-    with tempfile.TemporaryDirectory(dir=tiers.settings.namespace_dir, prefix="spill-scrub-") as folder:
+    with tempfile.TemporaryDirectory(dir=tiers.settings.namespace_dir, prefix=f"spill-{os.getpid()}-scrub-") as folder:
         path = Path(folder) / "object.parquet"
         tiers.cold.fetch(file.key, path)
         yield path

@@ -25,6 +25,7 @@ from thermocline.errors import TierCorrupt, TierUnavailable
 from thermocline.tiers.hot import ShardCut
 from thermocline.tiers.ledger import Segment, ShardState, View
 from thermocline.tiers.opening import Tiers
+from thermocline.tiers.steps import Reach, named, unheard
 from thermocline.tiers.warm import Settled
 
 from .durable import Cut, Durable
@@ -64,8 +65,11 @@ class Settler:
         *,
         monotonic: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
+        reach: Reach = unheard,
     ) -> None:
+        """reach  told the name of every step before and after it"""
         self._tiers = tiers
+        self._reach = reach
         self._settings = tiers.settings.warm
         self._epoch = epoch
         self._monotonic = monotonic
@@ -102,12 +106,17 @@ class Settler:
         return self._settle(view, candidate, waiting) if self._durable.prove() else waiting
 
     def _settle(self, view: View, upto: Cut, waiting: SettleReport) -> SettleReport:
-        batch = self._read_ahead.batch(view.incarnation, view.shards, upto)
+        with named(self._reach, "read blocks"):
+            batch = self._read_ahead.batch(view.incarnation, view.shards, upto)
         now_us = time.time_ns() // 1000
         before = {state.shard: state for state in view.shards}
-        settled = self._tiers.warm.write_settled(batch.blocks, view.shards, move_id=uuid_utils.uuid7().hex, created_us=now_us)
-        self._rejected.append(settled.rejected, before, now_us=now_us)
-        self._tiers.ledger.settled(self._epoch, settled.segment, states_after(before, batch, settled), now_us=now_us)
+        settled = self._tiers.warm.write_settled(
+            batch.blocks, view.shards, move_id=uuid_utils.uuid7().hex, created_us=now_us, reach=self._reach
+        )
+        with named(self._reach, "log rejected"):
+            self._rejected.append(settled.rejected, before, now_us=now_us)
+        with named(self._reach, "commit"):
+            self._tiers.ledger.settled(self._epoch, settled.segment, states_after(before, batch, settled), now_us=now_us)
         rejected = sum(one.events for one in settled.rejected)
         return msgspec.structs.replace(waiting, events=batch.events, rejected=rejected, segment=settled.segment)
 

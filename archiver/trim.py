@@ -18,6 +18,7 @@ from thermocline.tiers.block import Position
 from thermocline.tiers.hot import ShardCut
 from thermocline.tiers.ledger import ShardState
 from thermocline.tiers.opening import Tiers
+from thermocline.tiers.steps import Reach, named, unheard
 
 NOTES_MAX = 512
 
@@ -63,8 +64,10 @@ def _kept_bytes(note: Note | None, cut: Sequence[ShardCut]) -> int:
 class Trimmer:
     """Trims the logs of one namespace for its worker."""
 
-    def __init__(self, tiers: Tiers, *, monotonic: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, tiers: Tiers, *, monotonic: Callable[[], float] = time.monotonic, reach: Reach = unheard) -> None:
+        """reach  told the name of every step before and after it"""
         self._tiers = tiers
+        self._reach = reach
         self._settings = tiers.settings.hot
         self._monotonic = monotonic
         self._notes: list[Note] = []
@@ -109,8 +112,9 @@ class Trimmer:
         telling = (state.events, state.bytes, others)
         if upto is None and self._told.get(one.shard) == telling:
             return 0
-        dropped = self._tiers.hot.trim(
-            one.shard, upto, settled_events=state.events, settled_bytes=state.bytes, others_bytes=others
-        )
+        with named(self._reach, "trim"):
+            dropped = self._tiers.hot.trim(
+                one.shard, upto, settled_events=state.events, settled_bytes=state.bytes, others_bytes=others
+            )
         self._told[one.shard] = telling
         return dropped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -59,6 +60,8 @@ def _size_problems(tiers: Tiers, view: View) -> Iterator[tuple[str, str]]:
             tiers.cold.get(view.files[0].key, length=0)
     for file in view.files:
         size = sizes.get(file.key)
+        if size != file.file_bytes:  # a listing may be late, or have come changed: the object itself is asked
+            size = tiers.cold.size(file.key)
         if size is None:
             yield file.file_id, f"{file.url}: the object is missing; restore it from a copy"
         elif size != file.file_bytes:
@@ -69,7 +72,7 @@ def _size_problems(tiers: Tiers, view: View) -> Iterator[tuple[str, str]]:
 def _content_problems(tiers: Tiers, files: Sequence[ColdFile]) -> Iterator[str]:
     """Files whose pages, rows or checksum are not what was written, or that cannot be read to the end."""
     con = connect(memory_bytes=tiers.settings.warm.memory_bytes_max, threads=tiers.settings.warm.threads)
-    with tempfile.TemporaryDirectory(dir=tiers.settings.namespace_dir, prefix="spill-verify-") as folder:
+    with tempfile.TemporaryDirectory(dir=tiers.settings.namespace_dir, prefix=f"spill-{os.getpid()}-verify-") as folder:
         for file in files:
             key = file.key
             path = tiers.cold.path(key) if tiers.cold.is_local else Path(folder) / "object.parquet"

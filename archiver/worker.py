@@ -7,19 +7,18 @@ short by a crash and is repeated, so a stop waits for the step in hand only for 
 from __future__ import annotations
 
 import logging
-import os
-import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import msgspec
 
 from thermocline.errors import ConfigError, LeaseHeld, ThermoclineError, TierCorrupt, TierUnavailable
 from thermocline.tiers.opening import Tiers
+from thermocline.tiers.steps import Reach, unheard, within
 
 from .archive import Archiver
 from .care import Care
@@ -30,6 +29,7 @@ from .once import archive_all, mirror_all, tidy_all
 from .purge import Purger
 from .schedule import Job, Schedule
 from .settle import Settler
+from .termination import ending
 from .tidy import Tidier
 from .trim import Trimmer
 from .verify import verify
@@ -40,6 +40,9 @@ ONCE_WAIT_S = 5
 """How long `once` waits, without anything settling, for Redis to have its newest events on disk."""
 ONCE_POLL_S = 0.05
 TICK_S = 0.5
+STOP_SHARE = 0.6
+"""Of worker.stop_within_s that a step in hand may take: what is left is for the end of the process."""
+FOREVER_S = 1e6
 
 
 class Worker:
@@ -55,8 +58,11 @@ class Worker:
         monotonic: Callable[[], float] = time.monotonic,
         wall: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
+        reach: Reach = unheard,
     ) -> None:
+        """reach  told every step of every move before and after it, as `<move>: <step>`"""
         self._tiers = tiers
+        self._reach = reach
         self._settings = tiers.settings.worker
         self._monotonic = monotonic
         self._wall = wall
@@ -90,28 +96,24 @@ class Worker:
     def run(self) -> None:
         """Work until SIGTERM or SIGINT, then finish the step in hand. Main thread only. LeaseHeld when another worker took over.
 
-        When that step takes longer than worker.stop_within_s the process ends without it: the next start repeats it.
+        When that takes nearly worker.stop_within_s the process ends without it: the next start repeats it.
         """
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-        before = {one: signal.signal(one, lambda *_: self._stopping.set()) for one in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            self.start()
+        with ending(self._stopping.set, within_s=self._settings.stop_within_s * STOP_SHARE):
+            self._begin()
             while not self._stopping.wait(TICK_S):
                 self.follow_clock()
-            if not self.stop():
-                log.warning("the step in hand takes too long: it is left, and repeated at the next start")
-                logging.shutdown()
-                sys.stderr.flush()
-                os._exit(0)
-        finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
+            self.stop(FOREVER_S)
         if self._lost is not None:
             raise self._lost
 
     def start(self) -> None:
         """Take the lease and begin to work in a thread of its own. LeaseHeld when there is another worker."""
         self._stopping.clear()
+        self._begin()
+
+    def _begin(self) -> None:
+        """Begin, unless told to stop already: then no step is done."""
         self._take_lease()
         log.info("worker of namespace %s started, epoch %d", self._tiers.settings.namespace, self._lease.epoch)
         settings, failures = self._settings, self._health.failures
@@ -163,13 +165,14 @@ class Worker:
         self._lease = Lease(settings.namespace_dir, self._tiers.ledger)
         epoch = self._lease.epoch
         self._health = Health(settings.namespace_dir, failures_red=settings.worker.failures_red, epoch=epoch)
-        self._settler = Settler(self._tiers, epoch, monotonic=self._monotonic, sleep=self._sleep)
-        self._trimmer = Trimmer(self._tiers, monotonic=self._monotonic)
-        self._merger = Merger(self._tiers, epoch)
-        self._archiver = Archiver(self._tiers, epoch)
-        self._tidier = Tidier(self._tiers, epoch)
-        self._purger = Purger(self._tiers, epoch)
-        self._care = Care(self._tiers, epoch, self._health, mended=self._merger.forget)
+        told = partial(within, self._reach)
+        self._settler = Settler(self._tiers, epoch, monotonic=self._monotonic, sleep=self._sleep, reach=told("settle"))
+        self._trimmer = Trimmer(self._tiers, monotonic=self._monotonic, reach=told("trim"))
+        self._merger = Merger(self._tiers, epoch, reach=told("merge"))
+        self._archiver = Archiver(self._tiers, epoch, reach=told("archive"))
+        self._tidier = Tidier(self._tiers, epoch, reach=self._reach)
+        self._purger = Purger(self._tiers, epoch, reach=told("purge"))
+        self._care = Care(self._tiers, epoch, self._health, mended=self._merger.forget, reach=self._reach)
 
     @contextmanager
     def _leased(self) -> Iterator[None]:

@@ -7,7 +7,7 @@ cost a third of `checked`, which judges all others, and alone says what is wrong
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import isfinite
+from math import copysign, isfinite
 from types import NoneType
 from typing import Any, Final
 
@@ -82,7 +82,9 @@ def _plain_line(fields: Fields, now_us: int) -> Line | None:
         return None
     if output_tokens is not None and not INT64_MIN <= output_tokens <= INT64_MAX:
         return None
-    if (duration_ms is not None and not isfinite(duration_ms)) or (cost_usd is not None and not isfinite(cost_usd)):
+    if duration_ms is not None and (not isfinite(duration_ms) or (not duration_ms and copysign(1, duration_ms) < 0)):
+        return None
+    if cost_usd is not None and (not isfinite(cost_usd) or (not cost_usd and copysign(1, cost_usd) < 0)):
         return None
     check_event_type("event_type", event_type)
     try:

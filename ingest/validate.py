@@ -183,7 +183,7 @@ def _check_real(field: str, value: Any) -> float:
             raise InvalidEvent(field, "is beyond the largest float") from exc
     if not math.isfinite(real):
         raise InvalidEvent(field, f"is {real}, and must be finite: leave it out when it is not known")
-    return real
+    return real + 0.0  # -0.0 becomes 0.0: a DuckDB file that holds both keeps the one it met first
 
 
 def _check_integer(field: str, value: Any) -> int:

@@ -79,7 +79,7 @@ class Archived:
             for file in events.files
             if any(begin <= file.timestamp_max_us and end >= file.timestamp_min_us for begin, end in spans)
         )
-        found["events"] = msgspec.structs.replace(events, files=files)
+        found["events"] = msgspec.structs.replace(events, files=files, thinned=events.thinned and bool(spans))
         return found
 
     def _spans(self, conversations: Iterable[str]) -> list[tuple[int, int]]:

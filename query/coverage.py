@@ -49,7 +49,7 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def exact(self) -> bool:
         """Whether nothing in the answer is an estimate."""
-        return self.sampled_rows == 0
+        return self.sampled_rows == 0 and SAMPLE not in self.relations.values()
 
     @property
     def reason(self) -> str:
@@ -57,6 +57,8 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
         if self.exact:
             return ""
         names = ", ".join(name for name, label in self.relations.items() if label == SAMPLE)
+        if not self.sampled_rows:
+            return f"archived {names} it asks for may be sampled out: hourly_stats and conversation_summary count all of them"
         return f"{self.sampled_rows:,} archived rows of {names} are a sample: weigh each by 1 / sample_rate"
 
     def as_dict(self) -> dict[str, Any]:

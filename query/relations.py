@@ -44,12 +44,28 @@ class Sources(msgspec.Struct, frozen=True):
     """The query adds its rows up by their keys: they need not be added up before."""
     totals: frozenset[str] = frozenset()
     """Ids of segments of which rollups.TOTAL does, as the query does not ask about conversations."""
+    thinned: bool = False
+    """Events that the query asks for may be sampled out, and if all of a file are there is none."""
 
     @classmethod
-    def of(cls, relation: str, segments: Iterable[Segment], files: Iterable[ColdFile], *, sums_only: bool = False) -> Sources:
-        """The sources of `relation` among these."""
-        kinds = _FILE_KINDS[relation]
-        return cls(tuple(segments), tuple(file for file in files if file.kind in kinds), sums_only=sums_only)
+    def of(
+        cls,
+        relation: str,
+        segments: Iterable[Segment],
+        files: Iterable[ColdFile],
+        *,
+        sums_only: bool = False,
+        whole_batches: Container[str] = (),
+    ) -> Sources:
+        """The sources of `relation` among these.
+
+        whole_batches  those that kept all events
+        """
+        kinds, found = _FILE_KINDS[relation], tuple(files)
+        of_kind = tuple(file for file in found if file.kind in kinds)
+        # What was archived is known from the rollups, which are made before sampling.
+        thinned = "events" in kinds and any(file.kind == "rollup_hourly" and file.batch_id not in whole_batches for file in found)
+        return cls(tuple(segments), of_kind, sums_only=sums_only, thinned=thinned)
 
     def sampled_rows(self, whole_batches: Container[str]) -> int:
         """Rows that may stand for others too: archived events, but for those of batches that kept all. Rollups are made before

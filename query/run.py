@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import msgspec
@@ -101,7 +102,7 @@ class Runner:
             place.define(cut.tail, sources)
             return place.run(query, parameters, self._settings)
         except (QueryRefused, TierUnavailable) as exc:
-            failure = self._archived.failure(sources.values())
+            failure = self._archived.failure(sources.values()) or place.gone()
             if failure is None:
                 raise
             place.forget()
@@ -141,6 +142,7 @@ class _Place:
         self.con = con
         self._place = place
         self._seen: dict[str, Sources] = {}
+        self._files: dict[str, list[str]] = {}
         self._chunks: tuple[Chunk, ...] | None = None
 
     def kinds(self, query: str) -> list[str]:
@@ -164,8 +166,15 @@ class _Place:
         for relation, source in sources.items():
             if self._seen.get(relation) != source:
                 self._seen.pop(relation, None)
-                self._view(relation, relation_sql(relation, source, tail=TAIL, place=self._place))
+                places = {file.file_id: self._place(file) for file in source.files}
+                self._view(relation, relation_sql(relation, source, tail=TAIL, place=_looked_up(places)))
                 self._seen[relation] = source
+                self._files[relation] = list(places.values())
+
+    def gone(self) -> SegmentGone | None:
+        """A file that the relations name by its path, and that is not there any more: a local copy whose time is over."""
+        paths = [path for files in self._files.values() for path in files if path.startswith("/")]
+        return next((SegmentGone(path) for path in paths if not Path(path).exists()), None)
 
     def forget(self) -> None:
         """Make the relations anew next time: who knows what a statement has done to them."""
@@ -203,6 +212,10 @@ class _Place:
         return ""
 
 
+def _looked_up(places: Mapping[str, str]) -> Place:
+    return lambda file: places[file.file_id]
+
+
 def _answer(con: Connection, query: str, parameters: Parameters) -> tuple[pa.Table, list[str]]:
     """(rows, DuckDB's types of their columns)."""
     if hasattr(con, "arrow"):  # DuckDB 1.x: plans once where sql() plans twice; from 2.0 on this is a copy and a warning
@@ -234,7 +247,9 @@ def sources_of(cut: Cut, bounds: Mapping[str, Bounds], *, sums_only: bool = Fals
         by_hour = relation == "hourly_stats"
         segments: list[Segment] = chosen(cut.view.segments, bound, by_hour=by_hour)
         files: list[ColdFile] = chosen(cut.view.files, bound, by_hour=by_hour)
-        found[relation] = Sources.of(relation, segments, files, sums_only=sums_only and by_hour)
+        found[relation] = Sources.of(
+            relation, segments, files, sums_only=sums_only and by_hour, whole_batches=cut.view.whole_batches
+        )
     return found
 
 
@@ -242,7 +257,9 @@ def _coverage(cut: Cut, sources: Mapping[str, Sources], *, retries: int, not_pru
     segments = {segment.segment_id: segment.rows for source in sources.values() for segment in source.segments}
     files = {file.file_id: file for source in sources.values() for file in source.files}
     sampled = {relation: source.sampled_rows(cut.view.whole_batches) for relation, source in sources.items()}
-    labels: dict[str, Literal["exact", "sample"]] = {relation: SAMPLE if rows else EXACT for relation, rows in sampled.items()}
+    labels: dict[str, Literal["exact", "sample"]] = {
+        relation: SAMPLE if sampled[relation] or source.thinned else EXACT for relation, source in sources.items()
+    }
     tail = cut.tail if sources else None
     return Coverage(
         taken_at=at(cut.taken_us),

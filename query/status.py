@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,12 @@ DAY_US: Final = 86_400_000_000
 ARCHIVE_TAKES_S: Final = 600
 """How long a pass of the archive may take before it is worth a word."""
 
+DISK_BYTES_MIN: Final = 16 * MIB
+"""Free on the disk of the data directory, below which a settle or a merge will hardly find room."""
+REDIS_FULL_RATIO: Final = 0.95
+"""Of maxmemory: beyond it Redis refuses, or soon will, what needs memory."""
+LEDGER_WAL_BYTES: Final = 64 * MIB
+"""Of the ledger's write-ahead log. The worker empties it as it goes, unless somebody reads for ever."""
 MIRROR_TAKES_S: Final = 600
 """How far behind the mirror may be before it is worth a word."""
 
@@ -237,6 +244,7 @@ def _reasons(
         found.append((True, f"{waiting.bytes // MIB} MiB wait to settle: append sheds load; is `thermocline worker` running?"))
     if not facts.write_ok:
         found.append((True, "Redis cannot write to its disk: check its free space and log"))
+    found += _crowded(tiers, facts)
     if oldest_s is not None and oldest_s > 2 * warm.settle_latest_s:
         found.append((False, f"events wait {oldest_s:.0f} s to settle: start `thermocline worker`"))
     if overdue is not None and overdue.waits_s > 2 * tiers.settings.worker.archive_every_s + ARCHIVE_TAKES_S:
@@ -249,6 +257,24 @@ def _reasons(
     lost = sum(loss.events for loss in view.losses)
     if lost:
         found.append((False, f"{lost:,} acknowledged events were lost by Redis: `thermocline verify` says where"))
+    return found
+
+
+def _crowded(tiers: Tiers, facts: ServerFacts) -> list[tuple[bool, str]]:
+    """What has no room left, or soon will not have."""
+    found = []
+    if facts.maxmemory and facts.used_memory >= REDIS_FULL_RATIO * facts.maxmemory:
+        used = f"Redis uses {facts.used_memory:,} of {facts.maxmemory:,} bytes (maxmemory)"
+        found.append((True, f"{used}: append sheds load; is `thermocline worker` running? Else raise maxmemory"))
+    folder = tiers.settings.namespace_dir
+    free = shutil.disk_usage(folder).free
+    if free < DISK_BYTES_MIN:
+        found.append((True, f"{folder}: {free:,} bytes are free on its disk: free disk space, or nothing can settle"))
+    log = folder / "ledger.db-wal"
+    size = log.stat().st_size if log.exists() else 0
+    if size > LEDGER_WAL_BYTES:
+        told = f"{log} has {size // MIB} MiB: a process has been reading the ledger all the time"
+        found.append((False, f"{told}: end the process (`fuser {log}` names it), and it is emptied"))
     return found
 
 

@@ -55,11 +55,13 @@ def settle_all(settler: Settler) -> SettleReport:
     return last
 
 
-def corrupt_block(tiers: Tiers, number: int) -> int:
-    """Change a byte of the payload of block `number` in the log of the one shard in use; its events."""
-    [used] = [cut for cut in tiers.hot.cut() if cut.events_total]
-    log = tiers.hot.keys.log(used.shard)
+def corrupt_block(tiers: Tiers, number: int, *, shard: int | None = None) -> int:
+    """Change a byte of the payload of block `number` in the log of a shard, or of the one in use; its events."""
+    if shard is None:
+        [shard] = [cut.shard for cut in tiers.hot.cut() if cut.events_total]
+    log = tiers.hot.keys.log(shard)
     entries = tiers.hot.link.call("XRANGE", log, "-", "+")
+    number %= len(entries)
     tiers.hot.link.call("DEL", log)
     for index, (entry_id, fields) in enumerate(entries):
         flat = list(fields)

@@ -9,8 +9,8 @@ import pytest
 
 from thermocline.config import Settings, load
 
-STORES = ("folder", pytest.param("moto", marks=pytest.mark.long), "swift")
-"""On every change the two that people use; the long ring takes moto's as well."""
+STORES = ("folder", "moto", pytest.param("swift", marks=pytest.mark.long))
+"""On every change a folder and the quicker server; Swift in tests/contract/test_cold.py, and everywhere in the long ring."""
 SWIFT_IN_LONG = ("folder", *(pytest.param(store, marks=pytest.mark.long) for store in ("moto", "swift")))
 """For what does not depend on the store, beside others that go to all of them."""
 

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import pytest
 
+from tests.appending import configure  # noqa: F401
 from tests.cold_stores import cold_overrides, cold_settings, cold_url  # noqa: F401
 from tests.embedded_users import NewUser, User
 from tests.s3_servers import aws_environ, moto_bucket, moto_server, s3_bucket, swift_bucket, swift_server  # noqa: F401

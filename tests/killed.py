@@ -22,9 +22,9 @@ from thermocline.archiver.compact import Compactor
 from thermocline.archiver.janitor import Janitor
 from thermocline.archiver.lease import Lease
 from thermocline.archiver.purge import Purger
-from thermocline.archiver.steps import Reach
 from thermocline.config import Settings, load
 from thermocline.tiers.opening import Tiers, open_tiers
+from thermocline.tiers.steps import Reach
 
 
 def _before_and_after(*names: str) -> tuple[str, ...]:

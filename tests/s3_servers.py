@@ -19,7 +19,8 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -157,10 +158,9 @@ def _takes_attributes(folder: Path) -> bool:
     return True
 
 
-@pytest.fixture(scope="session")
-def swift_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+@contextmanager
+def swift_in(folder: Path) -> Iterator[S3Server]:
     python = swift_python()
-    folder = tmp_path_factory.mktemp("swift")
     if not _takes_attributes(folder):
         folder = Path(tempfile.mkdtemp(dir=python.parents[2]))
     server = S3Server([str(python), str(ROOT / "tests" / "swift_server.py"), str(folder), ACCESS_KEY, SECRET_KEY], folder)
@@ -169,11 +169,38 @@ def swift_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]
     shutil.rmtree(folder, ignore_errors=True)
 
 
-@pytest.fixture(scope="session")
-def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    server = S3Server([sys.executable, "-c", MOTO], tmp_path_factory.mktemp("moto"))
+@contextmanager
+def moto_in(folder: Path) -> Iterator[S3Server]:
+    server = S3Server([sys.executable, "-c", MOTO], folder)
     yield server
     server.stop()
+
+
+SERVERS: dict[str, Callable[[Path], AbstractContextManager[S3Server]]] = {"moto": moto_in, "swift": swift_in}
+"""Name → runs one, with its data in an empty folder."""
+
+
+@pytest.fixture(scope="session")
+def swift_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with swift_in(tmp_path_factory.mktemp("swift")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def moto_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    with moto_in(tmp_path_factory.mktemp("moto")) as server:
+        yield server
+
+
+def aws_keys() -> dict[str, str]:
+    """What the environment has to say for boto3 to use these servers."""
+    return {
+        "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
 
 
 @pytest.fixture
@@ -181,11 +208,8 @@ def aws_environ(monkeypatch: pytest.MonkeyPatch) -> None:
     """Keys of the servers here, and nothing else that boto3 would find."""
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
-    monkeypatch.setenv("AWS_CONFIG_FILE", os.devnull)
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", os.devnull)
-    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name, value in aws_keys().items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
@@ -203,7 +227,7 @@ def swift_bucket(swift_server: S3Server, aws_environ: None, monkeypatch: pytest.
 S3_SERVERS = ("moto", "swift") if sys.platform == "linux" else ("moto",)
 
 
-@pytest.fixture(params=S3_SERVERS)
+@pytest.fixture(params=[pytest.param(name, marks=pytest.mark.long if name == "swift" else ()) for name in S3_SERVERS])
 def s3_bucket(request: pytest.FixtureRequest) -> Bucket:
     """A bucket on each server, one after the other."""
     bucket: Bucket = request.getfixturevalue(f"{request.param}_bucket")

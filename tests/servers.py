@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -36,11 +36,16 @@ from tests.waiting import wait_until
 from thermocline.tiers.server_binary import bundled, version_of
 from thermocline.tiers.supervisor import Connection, Refusal
 
-START_WAIT_S = 30
+START_WAIT_S = 120
 STOP_WAIT_S = 30
 DEFAULTS = {"save": "", "appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
 DIE_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
 """Run a command so that Linux sends it SIGTERM when the thread that started it ends: a killed test run leaves nothing behind."""
+
+
+def dying_with_parent(command: Sequence[str]) -> list[str]:
+    """The command as DIE_WITH_PARENT runs it, where that is possible."""
+    return [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, *command] if sys.platform == "linux" else [*command]
 
 
 @cache
@@ -69,6 +74,7 @@ def valkey_binary() -> Path:
     return found
 
 
+@cache
 def binary_version(binary: Path | str) -> tuple[int, int, int]:
     return version_of(str(binary))
 
@@ -144,9 +150,10 @@ class RedisServer:
         return "".join(f'{name} "{value}"\n' for name, value in {**options, **self.options}.items())
 
     def _spawn(self, command: list[str]) -> None:
-        wrapped = [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT, *command] if sys.platform == "linux" else command
         with self.log.open("ab") as log:
-            process = subprocess.Popen(wrapped, cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+            process = subprocess.Popen(
+                dying_with_parent(command), cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
         self._processes.append(process)
 
     def _ready(self) -> bool:

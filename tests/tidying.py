@@ -18,13 +18,14 @@ from thermocline.archiver.compact import Compactor
 from thermocline.archiver.expire import Expirer
 from thermocline.archiver.janitor import Cleaned, Janitor
 from thermocline.archiver.settle import Settler
-from thermocline.archiver.steps import Reach
+from thermocline.archiver.trim import Trimmer
 from thermocline.ingest.append import Client
 from thermocline.store import Store
 from thermocline.tiers.cold_folder import FolderCold
 from thermocline.tiers.cold_schema import KINDS
 from thermocline.tiers.ledger import Batch, ColdFile, View
 from thermocline.tiers.opening import open_tiers
+from thermocline.tiers.steps import Reach
 
 DAY_US = 86_400_000_000
 FILES_MIN = 3
@@ -45,7 +46,7 @@ class Archive:
     """A namespace whose events are archived round by round. A context manager.
 
     bucket    whether the folder of the cold tier is not read as one
-    cold_url  of another store; default: a folder
+    cold_url  of another store; default: a folder; empty: in the data directory
     """
 
     def __init__(
@@ -59,9 +60,8 @@ class Archive:
     ) -> None:
         cold = {"compact_files_min": FILES_MIN, "purge_grace_s": 0, **sections.pop("cold", {})}
         self.bucket = folder / "bucket"
-        self.settings = settings_for(
-            folder, server, hot={"durable_lag_s": 0}, cold=cold, cold_url=cold_url or f"file://{self.bucket}", **sections
-        )
+        url = f"file://{self.bucket}" if cold_url is None else cold_url or None
+        self.settings = settings_for(folder, server, hot={"durable_lag_s": 0}, cold=cold, cold_url=url, **sections)
         self.now_us = time.time_ns() // 1000
         self._bucket = bucket
         self._rounds = 0
@@ -114,6 +114,14 @@ class Archive:
     def archive_rounds(self, count: int = FILES_MIN) -> None:
         for _ in range(count):
             self.archive_round()
+
+    def trim(self) -> None:
+        """Drop from Redis all that has settled, as when the cache window is over."""
+        now_s = [0.0]
+        trimmer = Trimmer(self.tiers, monotonic=lambda: now_s[0])
+        trimmer.step()
+        now_s[0] = 9000.0
+        assert trimmer.step() > 0
 
     def compact(self, reach: Reach = lambda _: None) -> Batch | None:
         return Compactor(self.tiers, self.epoch, reach=reach).step()

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Iterable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Final
 
 from .cold import Cold
+from .steps import Reach, named, unheard
+from .whole_file import UNFINISHED, file_errors, whole_file
 
 SCHEME: Final = "cold"
 """Of the paths that DuckDB hands to `cold_reading.ColdFiles`."""
@@ -39,7 +40,7 @@ class ColdCopies:
         copy = self._folder / key
         return str(copy) if copy.exists() else f"{SCHEME}://{key}"
 
-    def ensure(self, keys: Iterable[str]) -> None:
+    def ensure(self, keys: Iterable[str], *, reach: Reach = unheard) -> None:
         """Copy what is not there yet. Then all of them are there, whatever room that takes. Errors are those of `Cold.fetch`."""
         if self._cold.is_local:
             return
@@ -47,7 +48,8 @@ class ColdCopies:
         missing = [key for key in wanted if not (self._folder / key).exists()]
         with self._lock:
             for key in missing:
-                self._fetch(key)
+                with named(reach, "copy file"):
+                    self._fetch(key)
         if missing:
             self._make_room(set(wanted))
 
@@ -57,18 +59,20 @@ class ColdCopies:
             path.unlink()
             return
         target = self._folder / key
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(target)
+        with self._errors():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.replace(target)
 
-    def keep(self, keys: Iterable[str], *, until_us: int) -> int:
+    def keep(self, keys: Iterable[str], *, until_us: int, reach: Reach = unheard) -> int:
         """Copy objects and keep the copies until then, µs since the epoch; the bytes they take."""
         wanted = list(keys)
-        self.ensure(wanted)
+        self.ensure(wanted, reach=reach)
         if self._cold.is_local:
             return sum(self._cold.path(key).stat().st_size for key in wanted)
         kept = self.kept()
         kept.update({key: max(until_us, kept.get(key, 0)) for key in wanted})
-        self._write_pins(kept)
+        with named(reach, "note copies"):
+            self._write_pins(kept)
         return sum((self._folder / key).stat().st_size for key in wanted)
 
     def kept(self) -> dict[str, int]:
@@ -79,10 +83,24 @@ class ColdCopies:
             return {}
         return {str(key): int(until) for key, until in found.items()}
 
-    def let_go(self, *, now_us: int, live: Iterable[str]) -> int:
-        """Remove copies whose time is over, and those of objects that are not `live` any more; how many."""
+    def let_go(self, *, now_us: int, live: Iterable[str], unfinished_before_us: int = 0) -> int:
+        """Remove copies whose time is over, and those of objects that are not `live` any more; how many.
+
+        unfinished_before_us  what was begun before it and never finished is removed too: whoever made it has died
+        """
         if self._cold.is_local or not self._folder.is_dir():
             return 0
+        with self._errors():
+            self._remove_unfinished(unfinished_before_us)
+            return self._let_go(now_us, live)
+
+    def _remove_unfinished(self, before_us: int) -> None:
+        for path in self._folder.rglob(f"*{UNFINISHED}"):
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime_ns // 1000 < before_us:
+                    path.unlink()
+
+    def _let_go(self, now_us: int, live: Iterable[str]) -> int:
         kept = self.kept()
         over = {key for key, until in kept.items() if until <= now_us}
         gone = {path.relative_to(self._folder).as_posix() for path in self._copies()} - set(live)
@@ -95,7 +113,8 @@ class ColdCopies:
     def _fetch(self, key: str) -> None:
         target = self._folder / key
         if not target.exists():
-            target.parent.mkdir(parents=True, exist_ok=True)
+            with self._errors():
+                target.parent.mkdir(parents=True, exist_ok=True)
             self._cold.fetch(key, target)
 
     def _make_room(self, needed: set[str]) -> None:
@@ -118,7 +137,8 @@ class ColdCopies:
         return list(self._folder.rglob("*.parquet")) if self._folder.is_dir() else []
 
     def _write_pins(self, kept: dict[str, int]) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        temporary = self._folder / f"{PINS}.{time.monotonic_ns()}.tmp"
-        temporary.write_text(json.dumps(kept, indent=1, sort_keys=True))
-        temporary.replace(self._folder / PINS)
+        with self._errors(), whole_file(self._folder / PINS) as file:
+            file.write(json.dumps(kept, indent=1, sort_keys=True).encode())
+
+    def _errors(self) -> AbstractContextManager[None]:
+        return file_errors(str(self._folder), setting="data_dir")

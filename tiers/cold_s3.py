@@ -133,11 +133,14 @@ class S3Cold:
         end = "" if length is None else offset + length - 1
         params = {} if offset == 0 and not length else {"Range": f"bytes={offset}-{end}"}
 
+        seen: set[str] = set()
+
         def read(reply: Any, until: Deadline) -> bytes:
             content = _whole(reply, until)
-            if not params:
-                _check(reply, hashlib.sha256(content).hexdigest(), url)
-            if params and "ContentRange" not in reply:  # a server that knows no ranges
+            given = reply.get("ContentRange")  # none of a server that knows no ranges
+            if given is None or given == f"bytes 0-{len(content) - 1}/{len(content)}":
+                _require_sum(reply, hashlib.sha256(content).hexdigest(), seen)
+            if params and given is None:
                 content = content[offset:] if length is None else content[offset : offset + length]
             return content
 
@@ -152,9 +155,9 @@ class S3Cold:
     def fetch(self, key: str, target: Path) -> None:
         def attempt(until: Deadline) -> None:
             with whole_file(target) as file:
-                self._read(key, until, lambda reply, until: _copy(reply, file, until, url), {})
+                self._read(key, until, lambda reply, until: _copy(reply, file, until, seen), {})
 
-        url = self.url_of(key)
+        url, seen = self.url_of(key), set[str]()
         with self._explained(url, "reading"), file_errors(str(target), setting="data_dir"):
             self._requests.repeated(attempt)
 
@@ -312,14 +315,24 @@ def _digest(reply: Any, until: Deadline) -> str:
     return digest.hexdigest()
 
 
-def _copy(reply: Any, file: BinaryIO, until: Deadline, url: str) -> None:
+def _copy(reply: Any, file: BinaryIO, until: Deadline, seen: set[str]) -> None:
     digest = hashlib.sha256()
     for piece in _pieces(reply, until):
         digest.update(piece)
         file.write(piece)
-    _check(reply, digest.hexdigest(), url)
+    _require_sum(reply, digest.hexdigest(), seen)
 
 
-def _check(reply: Any, digest: str, url: str) -> None:
-    if reply.get("Metadata", {}).get("sha256", digest) != digest:
-        raise TierCorrupt(f"{url} does not hold the bytes it was written with (sha256): restore it from a copy")
+def _require_sum(reply: Any, digest: str, seen: set[str]) -> None:
+    """S3Failure unless these are the bytes that were stored. The same wrong ones twice are what the object holds; what is another
+    at every reading was changed on the way.
+
+    seen  sums of what came before, in this call
+    """
+    if reply.get("Metadata", {}).get("sha256", digest) == digest:
+        return
+    again = digest not in seen
+    seen.add(digest)
+    failure = S3Failure("damaged") if len(seen) == 1 else S3Failure("broken", text="other bytes come at every reading")
+    failure.again = again
+    raise failure

@@ -28,7 +28,7 @@ from pathlib import Path
 import msgspec
 
 from thermocline.config import Settings
-from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
+from thermocline.errors import ConfigError, TierCorrupt
 from thermocline.event import FORMAT
 
 from .block import Position
@@ -36,6 +36,7 @@ from .hot import ServerFacts
 from .hot_redis import RedisHot, ShardMeta
 from .ledger import Ledger, Loss, ShardState, View
 from .warm import Warm
+from .whole_file import file_errors
 
 
 class Confirmation(msgspec.Struct, frozen=True, kw_only=True):
@@ -66,7 +67,10 @@ def confirm(hot: RedisHot, warm: Warm, ledger: Ledger, settings: Settings) -> Co
             return Confirmation()
         view = ledger.view()
         _check_owner(hot, view.incarnation, identity.get("previous") or "", metas, settings)
-        whole = facts.append_fsync == "always" or hot.shut_down_in_order(identity.get("run", ""))
+        in_order = hot.shut_down_in_order(identity.get("run", ""))
+        if facts.append_only and not in_order:
+            hot.rewrite_file()  # before anything is written behind what a crash may have left
+        whole = facts.append_fsync == "always" or in_order
         # `run` is the last thing `_create` writes; without it nothing was ever appended, unless the ledger was rebuilt
         made = "run" in identity or any(state.events for state in view.shards)
         return _after_restart(hot, warm, ledger, view, metas, facts, settings, whole=whole, made=made)
@@ -234,11 +238,9 @@ def _era_before(eras: dict[int, int]) -> int:
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
     """One confirming process at a time."""
-    try:
+    with file_errors(str(path), setting="data_dir"):
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("w")
-    except OSError as exc:
-        raise TierUnavailable(f"{path}: {exc.strerror}: data_dir must be writable") from exc
     with file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
@@ -27,6 +28,8 @@ def connect(*, memory_bytes: int, threads: int, temp_dir: str | None = None, pre
     memory_bytes    DuckDB's own limit; it is a soft one (sorting may pass it by some tens of MiB)
     temp_dir        where what does not fit in memory goes; None keeps everything in memory and fails when it is full
     preserve_order  whether rows without ORDER BY keep the order of their source; costs parallelism
+
+    TierUnavailable: this process cannot open one more file.
     """
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": f"{memory_bytes // 1024}KiB",
@@ -37,6 +40,8 @@ def connect(*, memory_bytes: int, threads: int, temp_dir: str | None = None, pre
         "autoinstall_known_extensions": False,
         "autoload_known_extensions": False,
     }
+    with duckdb_errors("a database in memory"):  # without a single file left to open DuckDB ends the whole process
+        os.close(os.open(os.devnull, os.O_RDONLY))
     con = duckdb.connect(":memory:", config=config)
     con.execute("SET GLOBAL TimeZone = 'UTC'")
     return con

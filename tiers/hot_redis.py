@@ -200,13 +200,23 @@ class RedisHot:
     # What follows is for confirm.py alone.
 
     def metas(self) -> list[ShardMeta]:
-        """`:m` of every shard."""
+        """`:m` of every shard; empty without an incarnation: what is left of one that was dropped while somebody confirmed it."""
         answers = self.link.pipeline([("HGETALL", self.keys.meta(shard)) for shard in range(self.shards)])
-        return [ShardMeta((flat[i].decode(), flat[i + 1].decode()) for i in range(0, len(flat), 2)) for flat in answers]
+        found = [ShardMeta((flat[i].decode(), flat[i + 1].decode()) for i in range(0, len(flat), 2)) for flat in answers]
+        return [meta if "inc" in meta else ShardMeta() for meta in found]
 
     def shut_down_in_order(self, run_id: str) -> bool:
         """Whether the server that was `run_id` was shut down by Thermocline, so that nothing is missing."""
         return bool(run_id) and bool(self.link.call("GET", CLEAN_KEY) == run_id.encode())
+
+    def rewrite_file(self) -> None:
+        """Let Redis write its append-only file anew from memory, unless it does so already or we may not ask.
+
+        A crash may leave half of an append script's transaction at the end of the file. Redis does not apply it, but leaves its
+        beginning there (`MULTI` without `EXEC`) when it cuts off the rest, goes on writing behind it, and the next start takes
+        that for one transaction: an event that was never acknowledged comes back beside the one that got its numbers.
+        """
+        self.link.replies([("BGREWRITEAOF",)])
 
     def put_meta(self, shard: int, fields: Mapping[str, str | int]) -> None:
         """Runs on a full Redis too: unconfirmed, it would stay full."""

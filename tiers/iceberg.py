@@ -2,7 +2,7 @@
 
 A commit, and what is there after a crash at each step:
 1. pyiceberg writes manifests and a new version of the metadata: files nobody refers to, which `unreferenced` lists later
-2. the catalog is moved from the old version to the new one, in one atomic step: this is the commit
+2. the catalog is moved from the old version to the new one, in one atomic step, and synced: this is the commit
 3. the new version is copied to `latest.metadata.json`, for readers without the catalog, and `version-hint.text` names it: when
    that is missing the next `ensure` or `commit` does it
 
@@ -26,6 +26,7 @@ from thermocline.errors import ThermoclineError, TierCorrupt, TierUnavailable
 
 from .cold import Cold, StoredObject
 from .cold_schema import KINDS
+from .whole_file import file_errors, sync
 
 if TYPE_CHECKING:
     from .iceberg_catalog import TableCatalog
@@ -84,6 +85,7 @@ class IcebergTables:
             except Exception as error:
                 table = self._after(error, kind, batch_id)
             snapshot_id = table.batches()[batch_id]
+        self._make_durable()
         try:
             self._point(kind, table)
         except TierUnavailable as error:
@@ -108,7 +110,8 @@ class IcebergTables:
         """
         table = self._catalog().load(kind)
         count = table.expire(before_us=before_us, batches=batches)
-        self._point(kind, table)
+        if count:
+            self._point(kind, table)
         return count
 
     def unreferenced(self, kind: str) -> list[StoredObject]:
@@ -156,6 +159,13 @@ class IcebergTables:
                 self._open = TableCatalog(self._cold, self._settings)
                 self._inode = _inode(self._file)
             return self._open
+
+    def _make_durable(self) -> None:
+        """SQLite commits by removing its journal, and does not wait for that to be on disk: after a loss of power the journal
+        may be back, and the commit is undone. Before anything else says that it happened, the folder is synced."""
+        if self._file is not None:
+            with file_errors(str(self._file), setting="data_dir"):
+                sync(self._file.parent)
 
     def _after(self, error: Exception, kind: str, batch_id: str) -> LoadedTable:
         """The table if the commit happened after all; else `error`, as one of ours that says what is known."""
@@ -242,6 +252,11 @@ def _latest(kind: str) -> str:
 
 def _hint(kind: str) -> str:
     return f"{_folder(kind)}metadata/version-hint.text"
+
+
+def is_pointer(key: str) -> bool:
+    """Whether an object of the cold tier is one that is replaced: what names a table's newest metadata."""
+    return key.endswith((f"/metadata/latest{METADATA_END}", "/metadata/version-hint.text"))
 
 
 def _inode(path: Path | None) -> int | None:

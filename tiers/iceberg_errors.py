@@ -12,6 +12,8 @@ from sqlalchemy import exc
 
 from thermocline.errors import ConfigError, ThermoclineError, TierCorrupt, TierUnavailable
 
+FULL = 13
+"""What SQLite calls a disk that is full."""
 _REFUSED = (ice.UnauthorizedError, ice.ForbiddenError, ice.OAuthError, ice.SignError)
 _UNUSABLE = (exc.ArgumentError, exc.NoSuchModuleError, ice.NoSuchPropertyException, ice.NotInstalledError, ImportError)
 _AWAY = (
@@ -46,7 +48,7 @@ def translation(error: Exception, what: str) -> ThermoclineError | None:
 
     what  names the table and its catalog, and begins the message
     """
-    said = " ".join(str(error).split()) or type(error).__name__
+    said = _said(error)
     if isinstance(error, ThermoclineError):
         return error
     if isinstance(error, ice.NoSuchTableError):
@@ -78,6 +80,13 @@ def translated(what: str) -> Iterator[None]:
         if ours is None:
             raise
         raise ours from error
+
+
+def _said(error: Exception) -> str:
+    """Its message in one line: of a database, what the driver said, not SQLAlchemy's statement, parameters and link."""
+    orig = getattr(error, "orig", None)
+    said = " ".join(str(error if orig is None else orig).split()) or type(error).__name__
+    return f"{said}; free disk space" if getattr(orig, "sqlite_errorcode", 0) & 0xFF == FULL else said
 
 
 def _is_damaged(error: exc.DatabaseError) -> bool:

@@ -15,13 +15,15 @@ from weakref import WeakValueDictionary
 
 from pyiceberg.io import FileIO, InputFile, OutputFile
 
-from thermocline.errors import TierCorrupt, TierUnavailable
+from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
 
 from .avro_frame import is_whole
 from .cold import Cold
 
 TICKET = "thermocline.cold"
 METADATA_END = ".metadata.json"
+WHOLE_BYTES_MAX = 1 << 20
+"""A data file of that size is read in one go: of a part nobody can tell whether it came as it was stored."""
 
 
 class Handed:
@@ -59,7 +61,7 @@ class ColdFileIO(FileIO):
             return
         try:
             self._cold.delete([self._cold.key_of(url)])
-        except TierUnavailable as error:
+        except (TierUnavailable, ConfigError) as error:
             raise OSError(str(error)) from error
 
 
@@ -82,7 +84,8 @@ class ColdInput(InputFile):
 
     def open(self, seekable: bool = True) -> io.BytesIO | ColdStream:
         if not self._key.endswith(".avro"):
-            return ColdStream(self._cold, self._key)
+            is_small = self._key.endswith(".parquet") and (self._cold.size(self._key) or 0) <= WHOLE_BYTES_MAX
+            return io.BytesIO(self._cold.get(self._key)) if is_small else ColdStream(self._cold, self._key)
         content = self._cold.get(self._key)
         if not is_whole(content):
             raise TierCorrupt(

@@ -6,6 +6,7 @@ reads and then writes fails at once when another writer came between, whatever t
 
 from __future__ import annotations
 
+import itertools
 import sqlite3
 import threading
 import time
@@ -33,7 +34,7 @@ _UNAVAILABLE = {
     8: "read-only; give this user write access to the file and its folder",
     10: "the disk failed to read or write; check it and its free space",
     13: "the disk is full; free some space, nothing was lost",
-    14: "cannot be opened; the folder must exist and be writable",
+    14: "cannot be opened; the folder must exist and be writable, and the limit of open files not be reached (ulimit -n)",
 }
 _CORRUPT = {11: "damaged", 26: "not a database"}
 
@@ -156,7 +157,9 @@ class LedgerEngine:
         if self._path is None:
             raise ConfigError(f"ledger_url: {self.shown_url} cannot be moved aside: name another, empty database")
         self.close()
-        aside = self._path.with_name(f"{self._path.name}.{mark}")
+        names = itertools.chain([mark], (f"{mark}-{number}" for number in itertools.count(2)))
+        asides = (self._path.with_name(f"{self._path.name}.{name}") for name in names)
+        aside = next(path for path in asides if not path.exists())
         moved = False
         with self._translated():
             for end in ("", "-wal", "-shm"):  # SQLite drops a log it finds without its database

@@ -2,13 +2,14 @@
 
 `mirror/segments/<id>.duckdb`, `mirror/rejected/<day>.<bytes>.ndjson`, `mirror/ledger/<snapshot>.db.zst` and
 `mirror/snapshots/<snapshot>.json`, the last of which names all that belongs to it and is written last: what it names is there.
+`mirror/archive/<key>` are the objects of an archive in the data directory, whose names the ledger has.
 Keys are given out once; names of snapshots are UUIDv7, so they sort by time. Nothing but `clean` deletes, and it never takes what
 a snapshot needs that is kept.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +26,7 @@ SEGMENTS: Final = "mirror/segments/"
 SNAPSHOTS: Final = "mirror/snapshots/"
 LEDGERS: Final = "mirror/ledger/"
 REJECTED: Final = "mirror/rejected/"
+ARCHIVE: Final = "mirror/archive/"
 DELETES_MAX: Final = 1000
 """Objects of each kind that one cleaning removes."""
 PIECE_BYTES: Final = 1 << 20
@@ -64,6 +66,10 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     lacking: tuple[str, ...] = ()
     """Ids of segments it should have, and of which there was no sound file."""
     rejected: tuple[Mirrored, ...]
+    incarnation: str = ""
+    """Of Redis, as the ledger knew it; empty in snapshots of earlier versions."""
+    archive_url: str = ""
+    """Of the archive whose objects are below `mirror/archive/`; empty when it lies elsewhere and is not copied."""
 
 
 class Mirror:
@@ -121,6 +127,7 @@ class Mirror:
 
         Nothing is removed when a snapshot that is kept cannot be read.
         """
+        self.store.abandon_uploads(before_us=before_us)
         keys = self.snapshots()
         kept = [self.snapshot(key) for key in keys[:keep]]
         if not kept:
@@ -161,6 +168,12 @@ def newest_sound(mirror: Mirror, problem_of: Callable[[Snapshot], str]) -> tuple
             return found, problems
         problems.append(f"{Path(key).stem}: {problem}")
     return None, problems
+
+
+def is_of_store(snapshot: Snapshot, incarnations: Collection[str], segment_ids: Collection[str]) -> bool:
+    """Whether a snapshot is an earlier state of the store that has, or had, these."""
+    names = {one.name for one in snapshot.segments}
+    return snapshot.incarnation in incarnations or not names.isdisjoint(segment_ids) or snapshot.events == 0
 
 
 def compress(source: Path, target: Path) -> None:

@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from types import TracebackType
 
 from thermocline.config import Settings
-from thermocline.errors import TierUnavailable
 
 from .cold import Cold
 from .cold_copies import ColdCopies
@@ -18,6 +17,7 @@ from .iceberg import IcebergTables
 from .ledger_sql import SqlLedger
 from .redis_link import Link
 from .warm_duckdb import DuckWarm
+from .whole_file import file_errors, make_folder
 
 
 class Tiers:
@@ -121,9 +121,8 @@ def open_link(settings: Settings, endpoint: Endpoint | None) -> Link:
 
 
 def _make_folders(settings: Settings) -> None:
+    """Durably: Redis outlives a loss of power that takes the name of a folder, and what is in the ledger below it."""
     for name in ("segments", "trash", "rejected"):
         folder = settings.namespace_dir / name
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as exc:
-            raise TierUnavailable(f"{folder}: {exc.strerror}: data_dir must be a writable folder") from exc
+        with file_errors(str(folder), setting="data_dir"):
+            make_folder(folder)

@@ -7,6 +7,7 @@ number or not at all.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import socket
@@ -231,7 +232,7 @@ def exchange_packed(
         raise TierUnavailable(f"Redis at {shown_url} refuses the login ({exc}): check user and password") from exc
     except (redis.RedisError, OSError) as exc:
         connection.disconnect()
-        raise TierUnavailable(f"Redis at {shown_url} does not answer ({_reason(exc)}): is it running?") from exc
+        raise TierUnavailable(f"Redis at {shown_url} does not answer ({_reason(exc)}): {_way_out(exc)}") from exc
     try:
         if timeout_s is not None:
             sock.settimeout(timeout_s)
@@ -274,6 +275,14 @@ def _greet(connection: Connection) -> None:
         raise
     except redis.ResponseError:
         pass
+
+
+def _way_out(exc: BaseException) -> str:
+    """What to do when no connection can be made."""
+    cause = exc if isinstance(exc, OSError) else exc.__context__
+    if isinstance(cause, OSError) and cause.errno in (errno.EMFILE, errno.ENFILE):
+        return "raise the limit of open files (ulimit -n)"
+    return "is it running?"
 
 
 def _reason(exc: BaseException) -> str:

@@ -8,12 +8,14 @@ import msgspec
 
 from thermocline.errors import ConfigError, ThermoclineError, TierCorrupt, TierUnavailable
 
-Kind = Literal["answer", "unreachable", "timeout", "broken", "keys", "tls", "request", "no s3"]
+Kind = Literal["answer", "unreachable", "timeout", "broken", "damaged", "keys", "tls", "request", "no s3"]
 
 KEYS_HELP = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"
 RIGHTS = "s3:ListBucket, GetObject, PutObject, DeleteObject, ListBucketMultipartUploads and AbortMultipartUpload"
 _FULL = ("QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "ServiceQuotaExceededException")
 _BUSY = ("SlowDown", "ServiceUnavailable", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests")
+_ARRIVED_DAMAGED = ("BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch", "IncompleteBody")
+"""What the server got is not what was sent."""
 
 
 class S3Failure(Exception):
@@ -43,7 +45,7 @@ class S3Failure(Exception):
             return True
         if self.kind == "answer":
             busy = self.status >= 500 and self.status not in (501, 505, 507) and self.code not in _FULL
-            return busy or self.status == 429 or self.code in _BUSY
+            return busy or self.status == 429 or self.code in (*_BUSY, *_ARRIVED_DAMAGED)
         return self.kind in ("unreachable", "timeout", "broken")
 
     @property
@@ -122,6 +124,8 @@ def _without_answer(failure: S3Failure, subject: str, place: Place) -> Thermocli
             return TierUnavailable(f"{subject}: what answers there is no S3 server ({seen}): correct cold.endpoint_url")
         case "unreachable":
             return TierUnavailable(f"{subject}: cannot be reached ({seen}): is it running, and is cold.endpoint_url right?")
+        case "damaged":
+            return TierCorrupt(f"{place.url} does not hold the bytes it was written with (sha256): restore it from a copy")
         case "timeout":
             return TierUnavailable(
                 f"{subject}: no answer in time ({seen}); given up within {place.deadline_s:g} s: is the server overloaded? "

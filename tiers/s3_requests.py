@@ -1,6 +1,8 @@
 """Requests to one S3-compatible server, repeated while that may help. The only module that imports boto3.
 
-boto3's own retries are off: it would repeat a write without a look at what became of the first.
+boto3's own retries are off: it would repeat a write without a look at what became of the first. Its timeouts are for a server
+that says nothing: one that says a byte now and then, or a name that is looked up for minutes, holds a request up for as long as
+it likes. So each request has a thread of its own, which nobody waits for beyond the deadline.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping
+from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import boto3
@@ -25,6 +28,7 @@ CONNECTIONS_MAX = 32
 CONTINUE_WAIT_S = 1
 """How long botocore waits for `100 Continue` before it sends a body."""
 WAIT_FIRST_S, WAIT_MAX_S = 0.1, 5.0
+DEADLINE_OVER = "the deadline was over while it was under way"
 
 T = TypeVar("T")
 
@@ -53,7 +57,11 @@ class Deadline:
 
     @property
     def over(self) -> bool:
-        return time.monotonic() >= self._end
+        return self.left_s <= 0
+
+    @property
+    def left_s(self) -> float:
+        return self._end - time.monotonic()
 
     def wait_s(self, failure: S3Failure) -> float | None:
         """How long to wait before trying again; None when the failure does not pass, or there is no time for another request.
@@ -98,12 +106,14 @@ class S3Requests:
             time.sleep(wait_s)
 
     def send(self, method: str, until: Deadline, read: Callable[[Any], T], params: Mapping[str, Any]) -> T:
-        """What `read` makes of the reply to one request, sent once. S3Failure otherwise."""
+        """What `read` makes of the reply to one request, sent once. S3Failure otherwise, with the deadline at the latest."""
         try:
-            return read(getattr(self._client(), method)(**params))
+            return _in_time(lambda: read(_answer(getattr(self._client(), method), params)), until.left_s)
+        except _Late as exc:
+            raise S3Failure("timeout", text=DEADLINE_OVER) from exc
         except _ERRORS as exc:
             if until.over:
-                raise S3Failure("timeout", text="the deadline was over while it was under way") from exc
+                raise S3Failure("timeout", text=DEADLINE_OVER) from exc
             raise _failure(exc) from exc
 
     def _client(self) -> Any:
@@ -138,7 +148,56 @@ class S3Requests:
         if settings.endpoint_url is None and ".amazonaws.com" not in client.meta.endpoint_url:
             client = make("path")  # an endpoint by AWS_ENDPOINT_URL or a profile
         client.meta.events.register("before-call.s3.HeadBucket", _answer_is_final)
+        client.meta.events.register("before-parse.s3", _require_whole)
         return client
+
+
+class _Late(Exception):
+    """It was not done in time, and goes on by itself."""
+
+
+def _in_time(act: Callable[[], T], limit_s: float) -> T:
+    """What `act` gives. _Late when that takes longer."""
+    done: SimpleQueue[tuple[T | None, BaseException | None]] = SimpleQueue()
+
+    def run() -> None:
+        try:
+            done.put((act(), None))
+        except BaseException as exc:  # whatever it is, the caller's thread raises it
+            done.put((None, exc))
+
+    if limit_s <= 0:
+        raise _Late
+    threading.Thread(target=run, daemon=True, name="s3").start()
+    try:
+        found, error = done.get(timeout=limit_s)
+    except Empty:
+        raise _Late from None
+    if error is not None:
+        try:
+            raise error
+        finally:
+            del error  # or it and this frame keep each other
+    return found  # type: ignore[return-value]  # where there was no error there is what act gave
+
+
+def _answer(call: Callable[..., Any], params: Mapping[str, Any]) -> Any:
+    try:
+        return call(**params)
+    except ValueError as exc:  # botocore's reader lets out what int() and the like raise
+        raise S3Failure("no s3", text=f"the reply cannot be read: {exc}") from exc
+
+
+def _require_whole(response_dict: Mapping[str, Any], operation_model: Any, **_: Any) -> None:
+    """S3Failure when a reply ends early: botocore would take a listing of which only the headers came for an empty one."""
+    body, stated = response_dict["body"], response_dict["headers"].get("content-length")
+    if (
+        isinstance(body, bytes)
+        and stated is not None
+        and operation_model.http.get("method") != "HEAD"
+        and len(body) < int(stated)
+    ):
+        raise S3Failure("broken", text=f"{len(body)} of {stated} bytes came")
 
 
 def _answer_is_final(context: dict[str, Any], **_: Any) -> None:

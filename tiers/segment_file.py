@@ -29,6 +29,7 @@ from .duck import Connection, DuckError, fresh_name, quoted, registered
 from .ledger import Segment, ShardRange
 from .segment_sum import sum_of, sum_path, write_sum
 from .side_by_side import side_by_side
+from .steps import Reach, named, unheard
 
 SUFFIX: Final = ".duckdb"
 TMP_SUFFIX: Final = ".tmp"
@@ -187,6 +188,7 @@ def write(
     at_once: int = 1,
     beside: Sequence[str] = (),
     accept: Callable[[list[Any]], bool] = lambda _: True,
+    reach: Reach = unheard,
 ) -> Segment | None:
     """The segment made of `rows`, on disk under its final name; None, and nothing on disk, when they are not accepted.
 
@@ -199,6 +201,7 @@ def write(
     facts            of all rows, when they are known: then neither they nor `beside` are measured
     at_once          statements that run side by side: those for `rows` when they are several, and those that read what they wrote
     accept           whether the values of the aggregates `beside` over what was written are right
+    reach            told the name of every step before and after it
 
     Raises what DuckDB and the file system raise, and TierCorrupt when the file is not what was written; the temporary
     file is then removed if it can be.
@@ -207,7 +210,7 @@ def write(
     tmp, final = folder / f"{segment_id}{TMP_SUFFIX}", folder / f"{segment_id}{SUFFIX}"
     try:
         options = f"STORAGE_VERSION 'v1.5.0', BLOCK_SIZE {block_bytes}, ROW_GROUP_SIZE {group_rows}"
-        with attached(con, tmp, options=options) as alias:
+        with named(reach, "write segment"), attached(con, tmp, options=options) as alias:
             events = f"{alias}.events"
             con.execute(f"CREATE TABLE {events} ({_EVENTS_COLUMNS})")
             if at_once > 1 and len(rows) > 1:
@@ -236,9 +239,11 @@ def write(
             )
             _write_info(con, alias, segment)
             con.execute(f"CHECKPOINT {alias}")
-        _compare(con, tmp, facts)
-        write_sum(final, sum_of(tmp))
-        _make_durable(tmp, final)
+        with named(reach, "read back"):
+            _compare(con, tmp, facts)
+        with named(reach, "write sum"):
+            write_sum(final, sum_of(tmp))
+        _make_durable(tmp, final, reach)
     except _NotAccepted:
         _remove(tmp)
         return None
@@ -338,11 +343,14 @@ def _compare(con: Connection, path: Path, facts: Facts) -> None:
         )
 
 
-def _make_durable(tmp: Path, final: Path) -> None:
+def _make_durable(tmp: Path, final: Path, reach: Reach) -> None:
     """Sync, rename, sync the folder."""
-    _fsync(tmp)
-    tmp.rename(final)
-    _fsync(final.parent)
+    with named(reach, "sync segment"):
+        _fsync(tmp)
+    with named(reach, "rename segment"):
+        tmp.rename(final)
+    with named(reach, "sync folder"):
+        _fsync(final.parent)
 
 
 def _fsync(path: Path) -> None:

@@ -14,6 +14,7 @@ import msgspec
 import pyarrow as pa
 
 from thermocline.tiers.ledger import Segment, ShardRange, ShardState
+from thermocline.tiers.steps import Reach, unheard
 
 
 class Rejected(msgspec.Struct, frozen=True, kw_only=True):
@@ -35,19 +36,28 @@ class Settled(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Warm(Protocol):
-    """Only the worker writes; anyone reads. Errors: TierUnavailable (no space, no permission), TierCorrupt."""
+    """Only the worker writes; anyone reads. Errors: TierUnavailable (no space, no permission), TierCorrupt.
+
+    `reach` is told every step of writing a segment, before and after it.
+    """
 
     def path(self, segment_id: str) -> str:
         """Absolute path of a segment's file."""
 
-    def write_settled(self, blocks: pa.Table, before: Sequence[ShardState], *, move_id: str, created_us: int) -> Settled:
+    def write_settled(
+        self, blocks: pa.Table, before: Sequence[ShardState], *, move_id: str, created_us: int, reach: Reach = unheard
+    ) -> Settled:
         """Write `blocks` (hot.BLOCKS_SCHEMA, every shard contiguous after its state in `before`) as one segment."""
 
-    def write_merged(self, inputs: Sequence[Segment], *, level: int, move_id: str, created_us: int) -> list[Segment]:
+    def write_merged(
+        self, inputs: Sequence[Segment], *, level: int, move_id: str, created_us: int, reach: Reach = unheard
+    ) -> list[Segment]:
         """Write the rows of `inputs` again, split by day (≥ day_rows_min rows) and by conversation range
         (≤ segment_rows_max rows); the rest as mixed. Order: day, then conversation."""
 
-    def write_rest(self, inputs: Sequence[Segment], *, from_us: int, level: int, move_id: str, created_us: int) -> list[Segment]:
+    def write_rest(
+        self, inputs: Sequence[Segment], *, from_us: int, level: int, move_id: str, created_us: int, reach: Reach = unheard
+    ) -> list[Segment]:
         """Write the rows of `inputs` again whose timestamp is `from_us` or later, split like a merge; [] when there are none."""
 
     def read_info(self, segment_id: str) -> Segment:

@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -17,13 +17,14 @@ import pyarrow.compute as pc
 from thermocline.config import WarmSettings
 from thermocline.errors import TierCorrupt
 
-from . import rollups, segment_file
+from . import segment_file
 from .block import shard_of
-from .checksum import COLUMN_LIST, SEGMENT_CHECKSUM, same_kind
+from .checksum import COLUMN_LIST
 from .duck import DATA_ERRORS, Connection, DuckError, connect, duckdb_errors, fresh_name
 from .ledger import Segment, ShardRange, ShardState
 from .merge_split import COUNTS, THREADS_MAX, Share, counted_shares
 from .rows import AGREEMENT, agree, are_plain, parse_blocks, trusted
+from .segment_check import contradictions
 from .segment_file import (
     FACT_COUNTS,
     LARGE_BLOCK_BYTES,
@@ -38,10 +39,13 @@ from .segment_file import (
 from .segment_ranges import merged_ranges, require_conserved, settled_ranges
 from .segment_sum import SUM_SUFFIX, sum_path
 from .side_by_side import side_by_side
+from .steps import Reach, unheard
 from .warm import Settled, Warm
 
-_MERGE_BYTES_MIN = 256 << 20
-"""Of a merge, when so much is allowed at all: below it the steps of a merge may not fit in less."""
+_MERGE_SHARE = 0.6
+"""Of the memory: not all that the DuckDB before it had goes back to the system."""
+_ALONE_BYTES_MIN = 256 << 20
+"""Of a merge or the archive, when so much is allowed at all: below it their steps may not fit."""
 _SEQS_BATCH_ROWS = 65_536
 _instances = itertools.count(1)
 
@@ -68,7 +72,9 @@ class DuckWarm(Warm):
     def path(self, segment_id: str) -> str:
         return str(self._path(segment_id))
 
-    def write_settled(self, blocks: pa.Table, before: Sequence[ShardState], *, move_id: str, created_us: int) -> Settled:
+    def write_settled(
+        self, blocks: pa.Table, before: Sequence[ShardState], *, move_id: str, created_us: int, reach: Reach = unheard
+    ) -> Settled:
         """See Warm. What is rejected comes back in log order.
 
         Blocks without fault or skipped lines are parsed, sorted and written in one go; only when what was written is not
@@ -81,18 +87,28 @@ class DuckWarm(Warm):
             if are_plain(blocks):
                 ranges = settled_ranges(blocks, before, kept=None, rejected=())
                 with suppress(*DATA_ERRORS), trusted(con, blocks) as rows:
-                    segment = self._write_settled(con, f"({rows})", label, ranges, blocks, check_sums=True)
+                    segment = self._write_settled(con, f"({rows})", label, ranges, blocks, check_sums=True, reach=reach)
                     if segment is not None:
                         return Settled(segment=segment, rejected=())
             parsed = fresh_name("settling")
             rejected = parse_blocks(con, blocks, parsed)
             kept = dict(con.execute(f"SELECT shard, count(*) FROM {parsed} GROUP BY shard").fetchall())
             ranges = settled_ranges(blocks, before, kept=kept, rejected=rejected)
-            segment = self._write_settled(con, parsed, label, ranges, blocks, check_sums=False) if kept else None
+            segment = None
+            if kept:
+                segment = self._write_settled(con, parsed, label, ranges, blocks, check_sums=False, reach=reach)
             return Settled(segment=segment, rejected=tuple(rejected))
 
     def _write_settled(
-        self, con: Connection, rows: str, label: Label, ranges: tuple[ShardRange, ...], blocks: pa.Table, *, check_sums: bool
+        self,
+        con: Connection,
+        rows: str,
+        label: Label,
+        ranges: tuple[ShardRange, ...],
+        blocks: pa.Table,
+        *,
+        check_sums: bool,
+        reach: Reach,
     ) -> Segment | None:
         """The segment of `rows`; None when their sums are to be checked and are not those of `blocks`."""
         return segment_file.write(
@@ -107,12 +123,15 @@ class DuckWarm(Warm):
             at_once=self._at_once,
             beside=AGREEMENT if check_sums else (),
             accept=lambda found: not check_sums or agree(blocks, found),
+            reach=reach,
         )
 
-    def write_merged(self, inputs: Sequence[Segment], *, level: int, move_id: str, created_us: int) -> list[Segment]:
+    def write_merged(
+        self, inputs: Sequence[Segment], *, level: int, move_id: str, created_us: int, reach: Reach = unheard
+    ) -> list[Segment]:
         """See Warm. All or nothing: on an error the outputs already written are removed. What is
         sorted at once is no more than one settle; what does not fit in memory all the same spills beside the segments."""
-        outputs = self._rewritten(inputs, "", level=level, move_id=move_id, created_us=created_us)
+        outputs = self._rewritten(inputs, "", level=level, move_id=move_id, created_us=created_us, reach=reach)
         try:
             require_conserved(inputs, outputs)
         except TierCorrupt:
@@ -120,13 +139,19 @@ class DuckWarm(Warm):
             raise
         return outputs
 
-    def write_rest(self, inputs: Sequence[Segment], *, from_us: int, level: int, move_id: str, created_us: int) -> list[Segment]:
+    def write_rest(
+        self, inputs: Sequence[Segment], *, from_us: int, level: int, move_id: str, created_us: int, reach: Reach = unheard
+    ) -> list[Segment]:
         """See Warm. All or nothing, like a merge."""
         where = f" WHERE timestamp >= make_timestamptz({from_us})"
         young = [one for one in inputs if one.timestamp_max_us >= from_us]
-        return self._rewritten(young, where, level=level, move_id=move_id, created_us=created_us) if young else []
+        if not young:
+            return []
+        return self._rewritten(young, where, level=level, move_id=move_id, created_us=created_us, reach=reach)
 
-    def _rewritten(self, inputs: Sequence[Segment], where: str, *, level: int, move_id: str, created_us: int) -> list[Segment]:
+    def _rewritten(
+        self, inputs: Sequence[Segment], where: str, *, level: int, move_id: str, created_us: int, reach: Reach
+    ) -> list[Segment]:
         """The rows of `inputs` that `where` leaves, as new segments."""
         task = f"merging into {self._folder}"
         with self.reading(inputs, task=task) as (con, aliases):
@@ -148,7 +173,7 @@ class DuckWarm(Warm):
                     )
                     with con.cursor() as own:
                         at_once = self._at_once if len(found) == 1 else 1
-                        outputs.append(self._write_share(own, rows, share, facts, label, inputs, at_once=at_once))
+                        outputs.append(self._write_share(own, rows, share, facts, label, inputs, at_once=at_once, reach=reach))
 
                 tasks = [partial(write, part, share, facts) for part, (share, facts) in enumerate(found, start=1)]
                 side_by_side(tasks, at_once=self._at_once)
@@ -164,12 +189,18 @@ class DuckWarm(Warm):
                 sum_path(self._path(output.segment_id)).unlink(missing_ok=True)
 
     @contextmanager
-    def reading(self, segments: Sequence[Segment], *, task: str) -> Iterator[tuple[Connection, list[str]]]:
+    def reading(
+        self, segments: Sequence[Segment], *, task: str, memory_share: float | None = None
+    ) -> Iterator[tuple[Connection, list[str]]]:
         """A connection with room to spill, and the names under which it has the segments attached, in their order.
+
+        memory_share  for what needs memory of its own beside DuckDB: it gets a DuckDB of its own, with that part of
+                      memory_bytes_max, and the other one is let go first
 
         Errors inside come out as TierUnavailable or TierCorrupt that name `task`.
         """
-        with self._task(task, writing=True) as con, self._attached(con, segments) as aliases:
+        opened = self._task(task, writing=True) if memory_share is None else self._alone(task, memory_share=memory_share)
+        with opened as con, self._attached(con, segments) as aliases:
             yield con, aliases
 
     def _write_share(
@@ -182,6 +213,7 @@ class DuckWarm(Warm):
         inputs: Sequence[Segment],
         *,
         at_once: int,
+        reach: Reach,
     ) -> Segment:
         expected = sum(one.file_bytes for one in inputs) * share.rows // max(1, sum(one.rows for one in inputs))
         segment = segment_file.write(
@@ -195,6 +227,7 @@ class DuckWarm(Warm):
             group_rows=MERGED_GROUP_ROWS,
             facts=facts,
             at_once=at_once,
+            reach=reach,
         )
         assert segment is not None  # nothing was to be accepted
         return segment
@@ -224,7 +257,7 @@ class DuckWarm(Warm):
                     for name in Segment.__struct_fields__
                     if getattr(stored, name) != getattr(segment, name)
                 ]
-                return problems + [f"segment {path}: {one}" for one in _contradictions(con, alias, stored, deep=deep)]
+                return problems + [f"segment {path}: {one}" for one in contradictions(con, alias, stored, deep=deep)]
         except TierCorrupt as exc:
             return [str(exc)]
 
@@ -271,18 +304,22 @@ class DuckWarm(Warm):
             finally:
                 con.close()
 
-    @contextmanager
-    def _single_threaded(self, subject: str) -> Iterator[Connection]:
+    def _single_threaded(self, subject: str) -> AbstractContextManager[Connection]:
         """A DuckDB that runs every statement in the thread that asks for it, for tasks that go on side by side.
 
         With two threads to a statement DuckDB writes the sorted rows of a merge with one of them all the same, and takes half
-        as much work again: it merges what it has compressed into row groups anew. The other DuckDB is let go
-        first, as it holds 200 MiB of what it has read; not all of that goes back to the system, hence three fifths of the memory.
+        as much work again: it merges what it has compressed into row groups anew.
         """
+        return self._alone(subject, memory_share=_MERGE_SHARE, threads=1)
+
+    @contextmanager
+    def _alone(self, subject: str, *, memory_share: float, threads: int | None = None) -> Iterator[Connection]:
+        """A DuckDB of its own. The other one is let go first, as it holds 200 MiB of what it has read."""
         self._discard()
         limit = self._settings.memory_bytes_max
         with duckdb_errors(subject):
-            con = self._connect(threads=1, memory_bytes=max(limit * 3 // 5, min(limit, _MERGE_BYTES_MIN)))
+            memory_bytes = max(int(limit * memory_share), min(limit, _ALONE_BYTES_MIN))
+            con = self._connect(threads=threads or self._settings.threads, memory_bytes=memory_bytes)
             try:
                 yield con
             finally:
@@ -346,23 +383,6 @@ def _shares(con: Connection, rows: str, settings: WarmSettings) -> list[tuple[Sh
     found = [(share, segment_file.counted(con, share.counts)) for share in counted_shares(con, rows, counts, settings)]
     con.execute(f"DROP TABLE {counts}")
     return found
-
-
-def _contradictions(con: Connection, alias: str, segment: Segment, *, deep: bool) -> list[str]:
-    """Where the rows of an attached segment are not what it says of itself."""
-    columns = f"count(*), {SEGMENT_CHECKSUM}" if deep else "count(*), ''"
-    [(rows, checksum)] = con.execute(f"SELECT {columns} FROM {alias}.events").fetchall()
-    problems = [] if rows == segment.rows else [f"it holds {rows} rows, not {segment.rows}"]
-    if deep and checksum != segment.checksum and same_kind(checksum, segment.checksum):
-        problems.append(f"its rows have the checksum {checksum}, not {segment.checksum}")
-    found = con.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = ?", [alias]).fetchall() if deep else []
-    tables = {name for (name,) in found}
-    missing = [rollup.name for rollup in rollups.ROLLUPS if deep and segment.has_rollups and rollup.name not in tables]
-    problems += [f"{name} is missing" for name in missing]
-    for table, agrees in rollups.agreements(alias, tables):
-        if con.execute(agrees).fetchall() != [(True,)]:
-            problems.append(f"{table} is not what its events add up to")
-    return problems
 
 
 def _alive(pid: int) -> bool:

@@ -256,7 +256,7 @@ def _cold(settings: Settings) -> Iterator[Finding]:
 
 
 def _mirror(settings: Settings) -> Iterator[Finding]:
-    """The abilities of the mirror, when there is one; and that the archive is not in it."""
+    """The abilities of the mirror, when there is one."""
     if settings.warm.mirror is None:
         return
     try:
@@ -265,10 +265,6 @@ def _mirror(settings: Settings) -> Iterator[Finding]:
         yield Finding(FAIL, "mirror", str(exc))
         return
     yield from _store(store, "mirror", "mirror")
-    if settings.cold_url is None:
-        yield Finding(
-            WARN, "mirror", "the archive is in the data directory, and lost with it: set cold_url before the first batch"
-        )
 
 
 def _store(store: Cold, kind: str, subject: str) -> Iterator[Finding]:

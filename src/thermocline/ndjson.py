@@ -9,10 +9,10 @@ import msgspec
 import orjson
 
 from thermocline.errors import InvalidEvent
-from thermocline.event import EVENT_BYTES_MAX, METADATA_BYTES_MAX, Event
+from thermocline.event import EVENT_BYTES_MAX, Event
 
-LINE_BYTES_MAX: Final = EVENT_BYTES_MAX + METADATA_BYTES_MAX + (64 << 10)
-"""A longer line cannot be an event, whatever its spaces and escapes."""
+LINE_BYTES_MAX: Final = 6 * EVENT_BYTES_MAX + (64 << 10)
+"""A longer line cannot be an event, whatever its escapes: six bytes, as \\u00e9, say at least one of an event's."""
 
 _ABSENT: Final = msgspec.Raw()
 

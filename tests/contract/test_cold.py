@@ -185,7 +185,7 @@ def test_deleting_what_is_not_there_is_no_error(cold: Cold) -> None:
     assert cold.size("b") is None
 
 
-@pytest.mark.parametrize("cold", ["folder", "moto"], indirect=True)
+@pytest.mark.parametrize("cold", ["folder", pytest.param("moto", marks=pytest.mark.long)], indirect=True)
 def test_more_than_a_thousand_objects_are_listed_and_deleted(cold: Cold) -> None:
     keys = [f"many/{number:04}" for number in range(1003)]
     for key in keys:

@@ -8,12 +8,12 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.appending import Configure
 from tests.conftest import StartServer
 from tests.servers import RedisServer
 from tests.waiting import wait_until
@@ -40,20 +40,6 @@ ODD_METADATA = [' { "a" : 1.00 } ', '{"k":"\\u0000\\ud83d\\ude00"}', '{"a":1,"a"
 @pytest.fixture
 def server(redis_server: StartServer, redis_binary: Path) -> RedisServer:
     return redis_server(redis_binary, options={"appendfsync": "always"})
-
-
-Configure = Callable[..., Settings]
-
-
-@pytest.fixture
-def configure(tmp_path: Path) -> Configure:
-    """A function that gives settings for a server, in one data directory."""
-
-    def settings(server: RedisServer, **sections: Any) -> Settings:
-        hot = {"shards": 4, "timeout_s": 1, "connect_timeout_s": 1, **sections.pop("hot", {})}
-        return load({"data_dir": tmp_path / "data", "redis_url": server.url, "hot": hot, **sections}, environ={})
-
-    return settings
 
 
 @pytest.fixture

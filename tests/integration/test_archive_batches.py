@@ -17,7 +17,7 @@ from thermocline.archiver.archive_pass import forecast_days, forecast_rules, hel
 from thermocline.archiver.batches import decoded, key_of
 from thermocline.archiver.recover import recover
 from thermocline.archiver.settle import Settler
-from thermocline.errors import TierCorrupt
+from thermocline.errors import IncompleteAnswer, TierCorrupt
 from thermocline.ingest.append import Client
 from thermocline.tiers.ledger import Batch
 
@@ -175,3 +175,31 @@ def test_a_description_that_is_none_or_of_another_format_is_refused(archive: Arc
     later: Batch = msgspec.structs.replace(batch, format="2")
     with pytest.raises(TierCorrupt, match="k has format '2', this version knows '1': upgrade Thermocline"):
         decoded(msgspec.json.encode(later), key="k")
+
+
+def test_an_answer_without_events_that_were_all_sampled_out_is_not_passed_off_as_complete(
+    tmp_path: Path, server: RedisServer
+) -> None:
+    """Nothing is left of them in any file of events, neither of their day, nor of their type, nor of their conversation."""
+    rules = [{"name": "errors", "event_types": ["error"], "keep": True}, {"name": "none", "rate": 0}]
+    with Archive(tmp_path, server, sampling={"rules": rules}) as archive:
+        batch = archive.archive_round()
+        assert 0 < batch.events_kept < batch.events_in
+        first = archive.files("rollup_hourly")[0]
+        asked = (
+            "event_type = 'tool.call'",
+            "conversation_id = 'c0' AND event_type = 'output.chunk'",
+            f"timestamp < make_timestamptz({first.timestamp_min_us + 1})",
+        )
+        for where in asked:
+            query = f"SELECT count(*) FROM events WHERE {where}"
+            answer = archive.store.sql(query)
+            assert answer.fetchall() == [(0,)] and not answer.coverage.exact
+            assert answer.coverage.relations == {"events": "sample"}
+            with pytest.raises(IncompleteAnswer, match="may be sampled out: hourly_stats and conversation_summary count all"):
+                archive.store.sql(query, require="complete")
+        outside = "conversation_id = 'someone else' OR event_type = 'never.seen'"
+        for where in (f"conversation_id = 'z' AND ({outside})", "event_type = 'never.seen'"):
+            assert archive.store.sql(f"SELECT count(*) FROM events WHERE {where}", require="complete").fetchall() == [(0,)]
+        whole = archive.store.sql("SELECT sum(event_count) FROM hourly_stats", require="complete")
+        assert whole.fetchall() == [(batch.events_in,)]

@@ -29,7 +29,12 @@ ALONE = [table.name for table in TABLES if table.name not in READS]
 
 
 @pytest.mark.parametrize(
-    "names", [READS, *(pytest.param((one,), marks=[pytest.mark.long] * (one in RARELY)) for one in ALONE)], ids="+".join
+    "names",
+    [
+        pytest.param(READS, marks=pytest.mark.long),
+        *(pytest.param((one,), marks=[pytest.mark.long] * (one in RARELY)) for one in ALONE),
+    ],
+    ids="+".join,
 )
 def test_a_quick_run_prints_every_row_of(names: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folders = ["--results", str(tmp_path / "results"), "--scratch", str(tmp_path)]
@@ -43,6 +48,7 @@ def test_a_quick_run_prints_every_row_of(names: tuple[str, ...], tmp_path: Path,
     assert [path.name for path in tmp_path.iterdir()] == ["results"]
 
 
+@pytest.mark.long
 def test_a_loaded_store_holds_every_event_and_is_proved_whole(tmp_path: Path) -> None:
     config = stores.settings(tmp_path / "data", warm={**stores.WARM_ONLY, "segment_rows_max": 1_000})
     load = loader.workload(10_000, config, end_us=Workload(1, end_us=0).start_us + 20_500 * 86_400_000_000)

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -16,8 +17,8 @@ from types import TracebackType
 
 import pytest
 
-from tests.s3_front import CUT, DROP, HANG, TRICKLE, Action, Answer, Front
-from tests.s3_servers import SECRET_KEY, Bucket
+from tests.s3_front import CUT, CUT_REQUEST, DROP, FLIP, FLIP_REQUEST, HANG, SLOW, TRICKLE, Action, Answer, Front
+from tests.s3_servers import SECRET_KEY, Bucket, S3Server
 from thermocline.config import ColdSettings
 from thermocline.errors import ConfigError, ThermoclineError, TierCorrupt, TierUnavailable
 from thermocline.tiers import cold_probe
@@ -75,9 +76,9 @@ def failure(call: Callable[[], object]) -> ThermoclineError:
     return caught[0]
 
 
-def only(method: str, action: Action, *, times: int = 1000) -> Callable[[str, int], Action]:
-    """A plan: the first requests of that method meet the action."""
-    return lambda asked, number: action if asked == method and number <= times else None
+def only(kind: str, action: Action, *, times: int = 1000) -> Callable[[str, int], Action]:
+    """A plan: the first requests of that kind meet the action."""
+    return lambda asked, number: action if asked == kind and number <= times else None
 
 
 # --- the server and the way to it
@@ -93,7 +94,7 @@ def test_a_server_that_is_gone_is_named(call: Call, aws_environ: None, tmp_path:
 
 @some_calls
 def test_a_server_that_accepts_and_says_nothing_is_given_up(call: Call, moto_bucket: Bucket, tmp_path: Path) -> None:
-    with Front(moto_bucket.endpoint_url, lambda method, number: HANG) as front:
+    with Front(moto_bucket.endpoint_url, lambda kind, number: HANG) as front:
         error = failure(lambda: call(open_bucket(moto_bucket.name, front.url, **HASTY), tmp_path))
     assert isinstance(error, TierUnavailable)
     assert "no answer in time" in str(error)
@@ -106,7 +107,7 @@ def test_a_server_that_accepts_and_says_nothing_is_given_up(call: Call, moto_buc
 def test_a_server_that_is_overloaded_for_a_moment_is_waited_for(call: Call, moto_bucket: Bucket, tmp_path: Path) -> None:
     open_bucket(moto_bucket.name, moto_bucket.endpoint_url).put(KEY, Path(__file__).read_bytes() if "file" in str(call) else b"x")
     answers = [Answer(503, "SlowDown", "Please reduce your request rate."), Answer(500, "InternalError"), Answer(429), DROP]
-    with Front(moto_bucket.endpoint_url, lambda method, number: answers.pop() if answers else None) as front:
+    with Front(moto_bucket.endpoint_url, lambda kind, number: answers.pop() if answers else None) as front:
         cold = open_bucket(moto_bucket.name, front.url)
         if call is CALLS["put_file"]:
             cold.delete([KEY])
@@ -116,7 +117,7 @@ def test_a_server_that_is_overloaded_for_a_moment_is_waited_for(call: Call, moto
 
 @some_calls
 def test_a_server_that_stays_broken_is_named(call: Call, aws_environ: None, tmp_path: Path) -> None:
-    with Front(None, lambda method, number: Answer(502, "", "")) as front:
+    with Front(None, lambda kind, number: Answer(502, "", "")) as front:
         error = failure(lambda: call(open_bucket("bucket", front.url, **HASTY), tmp_path))
     assert isinstance(error, TierUnavailable)
     assert "the server fails (502" in str(error)
@@ -126,7 +127,7 @@ def test_a_server_that_stays_broken_is_named(call: Call, aws_environ: None, tmp_
 @some_calls
 def test_an_endpoint_that_is_no_s3_server_is_named(call: Call, aws_environ: None, tmp_path: Path) -> None:
     page = Answer(418, headers={"Content-Type": "text/html"}, body=b"<html><body>I am a <b>teapot</body>")
-    with Front(None, lambda method, number: page) as front:
+    with Front(None, lambda kind, number: page) as front:
         error = failure(lambda: call(open_bucket("bucket", front.url), tmp_path))
     assert isinstance(error, TierUnavailable)
     assert "correct cold.endpoint_url" in str(error) or "check cold_url and cold.endpoint_url" in str(error)
@@ -137,6 +138,41 @@ def test_plain_http_where_tls_is_expected_is_named(moto_bucket: Bucket) -> None:
     error = failure(lambda: cold.put(KEY, b"x"))
     assert isinstance(error, ConfigError)
     assert "correct cold.endpoint_url (http or https?)" in str(error)
+
+
+@pytest.mark.parametrize(
+    "call", [CALLS[name] for name in ("put", "fetch", "size", "objects")], ids=["put", "fetch", "size", "objects"]
+)
+def test_a_reply_that_comes_a_byte_at_a_time_ends_with_the_deadline(call: Call, moto_bucket: Bucket, tmp_path: Path) -> None:
+    open_bucket(moto_bucket.name, moto_bucket.endpoint_url).put("events/other", b"x")
+    with Front(moto_bucket.endpoint_url, lambda kind, number: SLOW) as front:
+        cold = open_bucket(moto_bucket.name, front.url, timeout_s=1, deadline_s=1.5)
+        started_s = time.monotonic()
+        error = failure(lambda: call(cold, tmp_path))
+        took_s = time.monotonic() - started_s
+    assert isinstance(error, TierUnavailable)
+    assert "no answer in time (the deadline was over while it was under way); given up within 1.5 s" in str(error)
+    assert took_s < 5, "the whole reply takes ten"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_listing_that_breaks_off_before_its_first_byte_is_not_an_empty_one(
+    moto_bucket: Bucket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Front(moto_bucket.endpoint_url, only("LIST", CUT, times=1)) as front:
+        monkeypatch.setattr(front.dice, "choice", min)
+        cold = open_bucket(moto_bucket.name, front.url)
+        cold.put(KEY, b"x")
+        assert [one.key for one in cold.objects()] == [KEY]
+    assert front.count["LIST"] == 2
+
+
+def test_a_listing_with_a_size_that_is_no_number_is_named(aws_environ: None) -> None:
+    listing = b"<ListBucketResult><Contents><Key>some/tests/a</Key><Size>1o</Size></Contents></ListBucketResult>"
+    with Front(None, lambda kind, number: Answer(200, body=listing)) as front:
+        error = failure(lambda: list(open_bucket("bucket", front.url).objects()))
+    assert isinstance(error, TierUnavailable)
+    assert "the reply cannot be read: invalid literal for int() with base 10: '1o'" in str(error)
 
 
 # --- keys, rights, bucket, clock
@@ -211,7 +247,7 @@ def test_what_is_refused_is_not_asked_again(
     aws_environ: None,
     tmp_path: Path,
 ) -> None:
-    with Front(None, lambda method, number: answer) as front:
+    with Front(None, lambda kind, number: answer) as front:
         error = failure(lambda: call(open_bucket("bucket", front.url), tmp_path))
     assert isinstance(error, kind)
     assert words in str(error)
@@ -220,7 +256,7 @@ def test_what_is_refused_is_not_asked_again(
 
 def test_a_bucket_in_another_region_is_named(aws_environ: None) -> None:
     answer = Answer(400, "AuthorizationHeaderMalformed", "the region 'us-east-1' is wrong; expecting 'eu-west-1'")
-    with Front(None, lambda method, number: answer) as front:
+    with Front(None, lambda kind, number: answer) as front:
         error = failure(lambda: open_bucket("bucket", front.url).get(KEY))
     assert isinstance(error, ConfigError)
     assert "expecting 'eu-west-1'" in str(error)
@@ -260,7 +296,7 @@ def test_a_condition_that_fails_without_an_object_is_tried_again(moto_bucket: Bu
         Answer(409, "ConditionalRequestConflict", "another is under way"),
         Answer(412, "PreconditionFailed", "it is there"),
     ]
-    with Front(moto_bucket.endpoint_url, lambda method, number: answers.pop() if method == "PUT" and answers else None) as front:
+    with Front(moto_bucket.endpoint_url, lambda kind, number: answers.pop() if kind == "PUT" and answers else None) as front:
         cold = open_bucket(moto_bucket.name, front.url)
         cold.put(KEY, b"content")
         assert cold.get(KEY) == b"content"
@@ -270,8 +306,8 @@ def test_a_condition_that_fails_without_an_object_is_tried_again(moto_bucket: Bu
 def test_a_writer_that_comes_between_the_look_and_the_write_is_noticed(moto_bucket: Bucket) -> None:
     direct = open_bucket(moto_bucket.name, moto_bucket.endpoint_url)
 
-    def plan(method: str, number: int) -> Action:
-        if method == "PUT" and number == 1:
+    def plan(kind: str, number: int) -> Action:
+        if kind == "PUT" and number == 1:
             direct.put(KEY, b"of another writer")
         return None
 
@@ -282,7 +318,7 @@ def test_a_writer_that_comes_between_the_look_and_the_write_is_noticed(moto_buck
 
 
 def test_a_server_that_ignores_conditions_still_keeps_what_is_there(moto_bucket: Bucket) -> None:
-    with Front(moto_bucket.endpoint_url, lambda method, number: None, dropped_headers=("if-none-match",)) as front:
+    with Front(moto_bucket.endpoint_url, lambda kind, number: None, dropped_headers=("if-none-match",)) as front:
         cold = open_bucket(moto_bucket.name, front.url)
         cold.put(KEY, b"content")
         error = failure(lambda: cold.put(KEY, b"changed"))
@@ -291,6 +327,18 @@ def test_a_server_that_ignores_conditions_still_keeps_what_is_there(moto_bucket:
         by_name = {finding.name: finding for finding in cold.probe()}
     assert [name for name, finding in by_name.items() if not finding.ok] == ["conditional write"]
     assert "overwrites although asked not to" in by_name["conditional write"].detail
+
+
+@pytest.mark.parametrize("action", [FLIP_REQUEST, CUT_REQUEST])
+def test_an_upload_that_arrives_changed_or_in_part_is_sent_again(
+    s3_bucket: Bucket, moto_server: S3Server, action: Action
+) -> None:
+    is_moto = s3_bucket.endpoint_url == moto_server.endpoint_url
+    with Front(s3_bucket.endpoint_url, only("PUT", action, times=1), checks=is_moto) as front:
+        cold = open_bucket(s3_bucket.name, front.url)
+        cold.put(KEY, b"content")
+        assert cold.get(KEY) == b"content"
+    assert (front.met["PUT"], front.count["PUT"]) == (1, 2)
 
 
 def test_a_pointer_whose_reply_was_lost_is_written_again(moto_bucket: Bucket) -> None:
@@ -316,6 +364,50 @@ def test_a_body_that_ends_early_is_fetched_again(moto_bucket: Bucket, tmp_path: 
     assert (tmp_path / "target").read_bytes() == content
 
 
+READS: dict[str, Call] = {
+    "get": CALLS["get"],
+    "get as a range": lambda cold, folder: cold.get(KEY, offset=0, length=7),
+    "fetch": CALLS["fetch"],
+}
+every_read = pytest.mark.parametrize("read", READS.values(), ids=READS.keys())
+
+
+@every_read
+def test_bytes_that_change_on_the_way_are_read_again(moto_bucket: Bucket, tmp_path: Path, read: Call) -> None:
+    with Front(moto_bucket.endpoint_url, only("GET", FLIP, times=1)) as front:
+        cold = open_bucket(moto_bucket.name, front.url)
+        cold.put(KEY, b"content")
+        found = read(cold, tmp_path)
+    assert (found or (tmp_path / "target").read_bytes()) == b"content"
+    assert (front.met["GET"], front.count["GET"]) == (1, 2)
+
+
+@every_read
+def test_bytes_that_change_at_every_reading_are_not_taken_for_a_damaged_object(
+    moto_bucket: Bucket, tmp_path: Path, read: Call
+) -> None:
+    open_bucket(moto_bucket.name, moto_bucket.endpoint_url).put(KEY, b"content")
+    with Front(moto_bucket.endpoint_url, only("GET", FLIP), seed=1) as front:
+        error = failure(lambda: read(open_bucket(moto_bucket.name, front.url, **HASTY), tmp_path))
+    assert isinstance(error, TierUnavailable)
+    assert "other bytes come at every reading" in str(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+@every_read
+def test_an_object_that_holds_other_bytes_is_read_twice_and_named(moto_bucket: Bucket, tmp_path: Path, read: Call) -> None:
+    open_bucket(moto_bucket.name, moto_bucket.endpoint_url).put(KEY, b"content")
+    damaged = {"Bucket": moto_bucket.name, "Key": f"some/tests/{KEY}", "Body": b"contenT"}
+    stated = moto_bucket.client().head_object(Bucket=moto_bucket.name, Key=damaged["Key"])["Metadata"]
+    moto_bucket.client().put_object(**damaged, Metadata=stated)
+    with Front(moto_bucket.endpoint_url, lambda kind, number: None) as front:
+        error = failure(lambda: read(open_bucket(moto_bucket.name, front.url), tmp_path))
+    assert isinstance(error, TierCorrupt)
+    assert f"{KEY} does not hold the bytes it was written with (sha256): restore it from a copy" in str(error)
+    assert front.count["GET"] == 2
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("action", [CUT, TRICKLE])
 def test_a_body_that_never_comes_whole_leaves_no_file(moto_bucket: Bucket, tmp_path: Path, action: Action) -> None:
     open_bucket(moto_bucket.name, moto_bucket.endpoint_url).put(KEY, bytes(8 << 20))
@@ -326,7 +418,7 @@ def test_a_body_that_never_comes_whole_leaves_no_file(moto_bucket: Bucket, tmp_p
 
 
 def test_a_server_without_ranges_still_gives_the_part_asked_for(moto_bucket: Bucket) -> None:
-    with Front(moto_bucket.endpoint_url, lambda method, number: None, dropped_headers=("range",)) as front:
+    with Front(moto_bucket.endpoint_url, lambda kind, number: None, dropped_headers=("range",)) as front:
         cold = open_bucket(moto_bucket.name, front.url)
         cold.put(KEY, b"0123456789")
         assert cold.get(KEY, offset=3, length=4) == b"3456"
@@ -337,20 +429,20 @@ def test_a_server_without_ranges_still_gives_the_part_asked_for(moto_bucket: Buc
     "answer", [Answer(501, "NotImplemented"), Answer(400, "MissingContentMD5"), Answer(405, "MethodNotAllowed")]
 )
 def test_a_server_that_cannot_delete_many_at_once_deletes_one_by_one(moto_bucket: Bucket, answer: Answer) -> None:
-    with Front(moto_bucket.endpoint_url, only("POST", answer)) as front:
+    with Front(moto_bucket.endpoint_url, only("DELETES", answer)) as front:
         cold = open_bucket(moto_bucket.name, front.url)
         for name in ("a", "b", "c", "d"):
             cold.put(name, b"x")
         cold.delete(["a", "b"])
         cold.delete(["c", "d"])
         assert list(cold.objects()) == []
-    assert (front.count["POST"], front.count["DELETE"]) == (1, 4)
+    assert (front.count["DELETES"], front.count["DELETE"]) == (1, 4)
 
 
 def test_what_a_deletion_of_many_left_is_deleted_one_by_one(moto_bucket: Bucket) -> None:
     key = "some/tests/a"
     body = f"<DeleteResult><Error><Key>{key}</Key><Code>InternalError</Code><Message>again</Message></Error></DeleteResult>"
-    with Front(moto_bucket.endpoint_url, only("POST", Answer(200, body=body.encode()))) as front:
+    with Front(moto_bucket.endpoint_url, only("DELETES", Answer(200, body=body.encode()))) as front:
         cold = open_bucket(moto_bucket.name, front.url)
         cold.put("a", b"x")
         cold.delete(["a", "b"])
@@ -362,7 +454,7 @@ def test_what_a_deletion_of_many_left_is_deleted_one_by_one(moto_bucket: Bucket)
 
 
 def test_a_name_that_the_server_refuses_is_a_config_error(aws_environ: None) -> None:
-    with Front(None, lambda method, number: Answer(400, "InvalidBucketName", "no")) as front:
+    with Front(None, lambda kind, number: Answer(400, "InvalidBucketName", "no")) as front:
         error = failure(lambda: list(open_bucket("bucket", front.url).objects()))
     assert isinstance(error, ConfigError)
     assert "bucket cannot be the name of a bucket: correct cold_url" in str(error)
@@ -373,7 +465,7 @@ def test_a_name_that_the_server_refuses_is_a_config_error(aws_environ: None) -> 
 def test_an_endpoint_that_points_elsewhere_is_a_config_error(call: Call, status: int, aws_environ: None, tmp_path: Path) -> None:
     """As one by http of a server that wants https."""
     moved = Answer(status, "", headers={"Location": "https://127.0.0.1:1/"}, body=b"<html>moved</html>")
-    with Front(None, lambda method, number: moved) as front:
+    with Front(None, lambda kind, number: moved) as front:
         error = failure(lambda: call(open_bucket("bucket", front.url), tmp_path))
     assert isinstance(error, ConfigError)
     assert f"the server points elsewhere ({status}" in str(error)
@@ -383,15 +475,15 @@ def test_an_endpoint_that_points_elsewhere_is_a_config_error(call: Call, status:
 
 def test_a_bucket_that_says_in_which_region_it_is_is_found_there(moto_bucket: Bucket) -> None:
     elsewhere = Answer(301, "PermanentRedirect", "elsewhere", headers={"x-amz-bucket-region": "eu-west-1"})
-    with Front(moto_bucket.endpoint_url, only("GET", elsewhere, times=1)) as front:
+    with Front(moto_bucket.endpoint_url, only("LIST", elsewhere, times=1)) as front:
         assert list(open_bucket(moto_bucket.name, front.url).objects()) == []
-    assert front.count["GET"] == 2
+    assert front.count["LIST"] == 2
 
 
 def test_a_page_instead_of_a_listing_is_named(aws_environ: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where botocore does not take it for a listing that was cut off, as its newer versions do."""
     monkeypatch.setattr("botocore.handlers._looks_like_special_case_error", lambda status, body: False)
-    with Front(None, lambda method, number: Answer(200, body=b"<html><p>welcome")) as front:
+    with Front(None, lambda kind, number: Answer(200, body=b"<html><p>welcome")) as front:
         error = failure(lambda: list(open_bucket("bucket", front.url).objects()))
     assert isinstance(error, TierUnavailable)
     assert "what answers there is no S3 server" in str(error)
@@ -419,9 +511,7 @@ def test_a_look_that_is_refused_where_reading_is_allowed_is_still_a_refusal(moto
 
 
 def test_a_bucket_that_may_not_be_looked_at_is_not_taken_for_a_missing_one(moto_bucket: Bucket) -> None:
-    with Front(
-        moto_bucket.endpoint_url, lambda method, number: Answer(403) if (method, number) == ("HEAD", 2) else None
-    ) as front:
+    with Front(moto_bucket.endpoint_url, lambda kind, number: Answer(403) if (kind, number) == ("HEAD", 2) else None) as front:
         error = failure(lambda: open_bucket(moto_bucket.name, front.url).size(KEY))
     assert isinstance(error, ConfigError)
     assert "access denied (403" in str(error)
@@ -429,7 +519,7 @@ def test_a_bucket_that_may_not_be_looked_at_is_not_taken_for_a_missing_one(moto_
 
 
 def test_a_bucket_that_was_seen_once_is_not_looked_for_again(moto_bucket: Bucket) -> None:
-    with Front(moto_bucket.endpoint_url, lambda method, number: None) as front:
+    with Front(moto_bucket.endpoint_url, lambda kind, number: None) as front:
         cold = open_bucket(moto_bucket.name, front.url)
         assert [cold.size(KEY) for _ in range(3)] == [None] * 3
     assert front.count["HEAD"] == 4  # of them one for the bucket
@@ -500,9 +590,9 @@ def test_an_upload_that_ended_meanwhile_is_ended_and_one_that_may_not_be_is_name
     client = moto_bucket.client()
     client.create_multipart_upload(Bucket=moto_bucket.name, Key=f"some/tests/{KEY}")
     later_us = 4_000_000_000_000_000
-    with Front(moto_bucket.endpoint_url, only("DELETE", Answer(404, "NoSuchUpload", "gone"))) as front:
+    with Front(moto_bucket.endpoint_url, only("ABORT", Answer(404, "NoSuchUpload", "gone"))) as front:
         assert open_bucket(moto_bucket.name, front.url).abandon_uploads(before_us=later_us) == 1
-    with Front(moto_bucket.endpoint_url, only("DELETE", Answer(403, "AccessDenied", "no"))) as front:
+    with Front(moto_bucket.endpoint_url, only("ABORT", Answer(403, "AccessDenied", "no"))) as front:
         error = failure(lambda: open_bucket(moto_bucket.name, front.url).abandon_uploads(before_us=later_us))
     assert isinstance(error, ConfigError)
     assert f"some/tests/{KEY} (ending an upload" in str(error)
@@ -512,7 +602,7 @@ def test_an_upload_that_ended_meanwhile_is_ended_and_one_that_may_not_be_is_name
 
 def test_a_probe_goes_on_after_a_conditional_write_that_is_refused(moto_bucket: Bucket) -> None:
     refused = Answer(403, "AccessDenied", "not so")
-    with Front(moto_bucket.endpoint_url, lambda method, number: refused if (method, number) == ("PUT", 2) else None) as front:
+    with Front(moto_bucket.endpoint_url, lambda kind, number: refused if (kind, number) == ("PUT", 2) else None) as front:
         cold = open_bucket(moto_bucket.name, front.url)
         findings = {finding.name: finding for finding in cold.probe()}
         assert list(cold.objects()) == []

@@ -15,7 +15,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.s3_servers import S3_SERVERS
 from thermocline.config import Settings
 from thermocline.errors import TierCorrupt, TierUnavailable
 from thermocline.tiers.cold import Cold
@@ -57,7 +56,7 @@ def days(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return paths
 
 
-@pytest.fixture(params=["folder", *S3_SERVERS])
+@pytest.fixture(params=["folder", "moto", pytest.param("swift", marks=pytest.mark.long)])
 def cold(request: pytest.FixtureRequest, tmp_path: Path, days: list[Path]) -> Iterator[Cold]:
     url = None if request.param == "folder" else request.getfixturevalue(f"{request.param}_bucket").url
     cold = open_cold(Settings(data_dir=tmp_path, cold_url=url))

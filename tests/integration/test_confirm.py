@@ -161,6 +161,18 @@ def test_a_wiped_redis_goes_on_after_what_has_settled(stand: Callable[[str], Sta
     assert one.missing() == len(CONVERSATIONS) and one.given_twice() == 0
 
 
+def test_a_redis_wiped_while_somebody_confirmed_it_is_confirmed_by_the_next(stand: Callable[[str], Stand]) -> None:
+    one = stand("always")
+    one.append(3)
+    one.work()
+    with open_tiers(one.settings) as tiers:
+        tiers.hot.link.call("FLUSHALL")
+        for shard in range(tiers.hot.shards):  # the last that the other one writes
+            tiers.hot.put_meta(shard, {"era": 0, "run": tiers.hot.facts().run_id})
+    one.append(1)
+    assert one.missing() == 0 and one.given_twice() == 0
+
+
 def test_a_producer_goes_on_after_redis_was_wiped_and_confirmed(stand: Callable[[str], Stand]) -> None:
     one = stand("always")
     with Client(one.settings) as client:
@@ -277,7 +289,7 @@ def test_a_ledger_of_another_format_stops_whoever_opens_it(stand: Callable[[str]
 def test_a_namespace_folder_that_cannot_be_written_is_named(stand: Callable[[str], Stand]) -> None:
     one = stand("always")
     (one.settings.namespace_dir / "confirm.lock").mkdir(parents=True)
-    with pytest.raises(TierUnavailable, match=r"confirm\.lock: Is a directory: data_dir must be writable"):
+    with pytest.raises(TierUnavailable, match=r"confirm\.lock: Is a directory; data_dir must be a folder"):
         open_tiers(one.settings)
 
 

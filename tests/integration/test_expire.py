@@ -139,3 +139,22 @@ def test_the_worker_does_it_and_says_so(archive: Archive) -> None:
     report = Worker(archive.tiers).once()
     assert 0 < report.expired_events == rows - sum(file.rows for file in archive.files("events"))
     assert (report.compacted_files, report.problem) == (0, None)
+
+
+def test_a_ledger_is_made_again_after_the_snapshots_of_old_batches_expired_and_their_files_are_gone(archive: Archive) -> None:
+    """A batch that no history tells of any more must not be published again: its files were replaced, and are not there."""
+    archive.archive_rounds(3)
+    assert archive.compact()
+    archive.expire()
+    archive.archive_round()
+    archive.clean(days=40)
+    archive.check_clean()
+    view, before = archive.view(), archive.contents()
+    keys = archive.tiers.iceberg.keys("events")
+    archive.close()
+    recover(archive.settings, force=True)
+    archive.open()
+    assert (archive.view().files, archive.view().totals) == (view.files, view.totals)
+    assert archive.tiers.iceberg.keys("events") == keys
+    assert archive.contents() == before
+    archive.check()

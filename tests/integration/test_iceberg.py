@@ -493,11 +493,12 @@ def test_versions_of_the_metadata_stay_bounded(tmp_path: Path) -> None:
     site.close()
 
 
+@pytest.mark.parametrize("error", [TierUnavailable("the store is away"), ConfigError("access denied")], ids=str)
 def test_an_old_version_that_cannot_be_removed_now_is_left_to_the_janitor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def refuse(self: FaultyCold, keys: Any) -> None:
-        raise TierUnavailable("the store is away")
+        raise error
 
     site = Site(tmp_path, metadata_versions_max=1)
     tables = site.tables()

@@ -51,18 +51,16 @@ def mirror_all(store: Archive) -> Mirrorer:
     return mirrorer
 
 
-def trim_all(store: Archive) -> None:
-    now_s = [0.0]
-    trimmer = Trimmer(store.tiers, monotonic=lambda: now_s[0])
-    trimmer.step()
-    now_s[0] = 9000.0
-    assert trimmer.step() > 0
-
-
 def lose_disk(store: Archive) -> None:
     """The whole data directory is gone."""
     store.close()
     shutil.rmtree(store.settings.data_dir)
+
+
+def wipe(server: RedisServer) -> None:
+    server.stop()
+    server.cut_aof(1 << 30)
+    server.start()
 
 
 def mirror_of(store: Archive) -> Mirror:
@@ -121,9 +119,7 @@ def test_drill_disk_and_redis_are_lost_and_what_is_declared_is_what_had_not_sett
     settler.step()  # sees them, and tells the ledger
     mirror_all(store)
     lose_disk(store)
-    server.stop()
-    server.cut_aof(1 << 30)
-    server.start()
+    wipe(server)
     restored(store)
     assert sum(loss.events for loss in store.tiers.ledger.view().losses) == 30
     assert rows(store.tiers) == list(range(100))
@@ -137,9 +133,7 @@ def test_drill_redis_is_lost_and_what_is_declared_is_what_had_not_settled(store:
     settle(store)
     append(store.tiers, 30, start=100)
     Settler(store.tiers, store.epoch).step()
-    server.stop()
-    server.cut_aof(1 << 30)
-    server.start()
+    wipe(server)
     store.tiers.reconfirm()
     assert sum(loss.events for loss in store.tiers.ledger.view().losses) == 30
     assert store.store.verify(deep=True).problems == ()
@@ -149,7 +143,7 @@ def test_drill_what_redis_dropped_and_the_mirror_did_not_have_yet_is_counted_and
     settle(store)
     mirror_all(store)
     settle(store, 60, start=100)
-    trim_all(store)
+    store.trim()
     lose_disk(store)
     found = restored(store)
     assert sum(one.events for one in found.skipped) == 60
@@ -167,7 +161,7 @@ def test_drill_one_segment_is_lost_and_comes_from_the_mirror(store: Archive) -> 
     settle(store)
     settle(store, start=100)
     mirror_all(store)
-    trim_all(store)
+    store.trim()
     gone, damaged = (Path(store.tiers.warm.path(one.segment_id)) for one in store.tiers.ledger.view().segments)
     contents = gone.read_bytes(), damaged.read_bytes()
     gone.unlink()
@@ -328,7 +322,7 @@ def test_what_was_merged_away_and_purged_while_a_snapshot_was_made_makes_it_begi
     assert rows(store.tiers) == list(range(200))
 
 
-@pytest.mark.parametrize("step", ["copy ledger", "upload segment", "upload segment done", "upload snapshot"])
+@pytest.mark.parametrize("step", ["copy ledger", "upload object", "upload object done", "upload snapshot"])
 def test_a_crash_at_any_step_leaves_the_snapshot_before_and_the_next_worker_goes_on(store: Archive, step: str) -> None:
     settle(store)
     mirror_all(store)
@@ -440,3 +434,34 @@ def test_a_mirror_in_a_bucket_is_restored_from(
     with connect(settings) as store:
         assert rows(store.tiers) == list(range(200))
         assert verify(store.tiers, deep=True).problems == ()
+
+
+def test_a_new_store_does_not_take_the_place_of_a_lost_one_in_its_mirror(store: Archive, server: RedisServer) -> None:
+    settle(store)
+    mirror_all(store)
+    before = objects(store, "snapshots")
+    lose_disk(store)
+    wipe(server)
+    store.open()  # as a supervisor would start the worker again
+    settle(store, 20)
+    worked = Worker(store.tiers).once()
+    assert "has another store, of 100 events, and is left as it is" in str(worked.problem)
+    assert "`thermocline restore`" in str(worked.problem)
+    assert objects(store, "snapshots") == before
+    lose_disk(store)
+    wipe(server)
+    restored(store)
+    assert rows(store.tiers) == list(range(100))
+    mirror_all(store)
+    assert len(objects(store, "snapshots")) == 2
+
+
+def test_a_store_whose_redis_was_wiped_goes_on_in_its_mirror(store: Archive, server: RedisServer) -> None:
+    settle(store)
+    mirror_all(store)
+    wipe(server)
+    store.close()
+    store.open()
+    settle(store, 20, start=100)
+    mirror_all(store)
+    assert len(objects(store, "snapshots")) == 2

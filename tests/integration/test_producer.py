@@ -6,52 +6,24 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.appending import Configure, contents, expected
 from tests.conftest import StartServer
 from tests.servers import RedisServer
 from tests.waiting import wait_until
-from thermocline.config import Settings, load
+from thermocline.config import Settings
 from thermocline.errors import OutcomeUnknown, PartialAppend
 from thermocline.ingest.async_producer import AsyncProducer
 from thermocline.ingest.producer import Producer
 from thermocline.store import connect
 
-Configure = Callable[..., Settings]
-
 
 @pytest.fixture
 def server(redis_server: StartServer, redis_binary: Path) -> RedisServer:
     return redis_server(redis_binary, options={"appendfsync": "always"})
-
-
-@pytest.fixture
-def configure(tmp_path: Path) -> Configure:
-    def settings(server: RedisServer, **sections: Any) -> Settings:
-        hot = {"shards": 4, "timeout_s": 1, "connect_timeout_s": 1, **sections.pop("hot", {})}
-        return load({"data_dir": tmp_path / "data", "redis_url": server.url, "hot": hot, **sections}, environ={})
-
-    return settings
-
-
-def contents(settings: Settings) -> dict[str, list[str]]:
-    """Contents by conversation, in the order of seq, which has no gap unless the era grew."""
-    found: dict[str, list[str]] = defaultdict(list)
-    with connect(settings) as store:
-        for conversation, content in store.sql("SELECT conversation_id, content FROM events ORDER BY seq").fetchall():
-            found[conversation].append(content)
-    return dict(found)
-
-
-def expected(count: int, conversations: int) -> dict[str, list[str]]:
-    return {
-        f"c{name}": [str(number) for number in range(count) if number % conversations == name] for name in range(conversations)
-    }
 
 
 def test_a_great_many_events_are_stored_in_order(server: RedisServer, configure: Configure) -> None:

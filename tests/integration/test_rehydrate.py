@@ -117,6 +117,18 @@ def test_the_files_of_a_conversation_are_those_its_rollups_tell(far: FarCold, ti
     assert events(tiers, "conversation_id = 'all'") == 30
 
 
+def test_a_store_that_is_open_goes_on_answering_when_the_time_of_a_copy_is_over(far: FarCold, tiers: Tiers) -> None:
+    archived(tiers)
+    rehydrate(tiers, day(3), until_us=UNTIL_US)
+    with Store(tiers) as store:
+        store.close = lambda: None  # type: ignore[method-assign]  # the tiers are the fixture's
+        count = "SELECT count(*) FROM events"
+        before = store.sql(count).fetchall()
+        live = [file.key for file in tiers.ledger.view().files]
+        assert tiers.copies.let_go(now_us=UNTIL_US, live=live) == 1
+        assert store.sql(count).fetchall() == before
+
+
 def test_what_is_not_archived_has_no_copies(far: FarCold, tiers: Tiers) -> None:
     archived(tiers)
     nothing = Rehydrated(files=0, bytes=0, is_local=False)

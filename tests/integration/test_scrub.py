@@ -20,7 +20,6 @@ from thermocline.archiver.mend import Mender
 from thermocline.archiver.purge import Purger
 from thermocline.archiver.scrub import scrub
 from thermocline.archiver.settle import Settler
-from thermocline.archiver.trim import Trimmer
 from thermocline.archiver.verify import verify
 from thermocline.errors import TierCorrupt
 from thermocline.tiers.ledger import Segment
@@ -188,17 +187,9 @@ def raising(error: type[BaseException]) -> Callable[..., None]:
     return act
 
 
-def trim_all(archive: Archive) -> None:
-    now_s = [0.0]
-    trimmer = Trimmer(archive.tiers, monotonic=lambda: now_s[0])
-    trimmer.step()
-    now_s[0] = 9000.0
-    assert trimmer.step() > 0
-
-
 def test_what_cannot_be_mended_is_said_by_conversation_and_the_file_stays(archive: Archive) -> None:
     segment = settled(archive, 30_000, conversations=3)
-    trim_all(archive)
+    archive.trim()
     path = path_of(archive, segment)
     content = bytearray(path.read_bytes())
     content[len(content) * 9 // 10] ^= 1

@@ -6,24 +6,18 @@ import os
 import random
 import subprocess
 import sys
-from collections import defaultdict
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from tests.appending import Configure, contents, expected
 from tests.conftest import StartServer
 from tests.servers import RedisServer, redis_binaries
 from tests.waiting import wait_until
 from thermocline.archiver.worker import Worker
-from thermocline.config import Settings, load
 from thermocline.errors import Backpressure, PartialAppend, TierUnavailable
 from thermocline.ingest.producer import Producer
-from thermocline.store import connect
 from thermocline.tiers.opening import open_tiers
-
-Configure = Callable[..., Settings]
 
 
 @pytest.fixture(params=[redis_binaries()[-1], *(pytest.param(one, marks=pytest.mark.long) for one in redis_binaries()[:-1])])
@@ -32,32 +26,8 @@ def server(redis_server: StartServer, request: pytest.FixtureRequest) -> RedisSe
 
 
 @pytest.fixture
-def configure(tmp_path: Path) -> Configure:
-    def settings(server: RedisServer, **sections: Any) -> Settings:
-        hot = {"shards": 4, "timeout_s": 1, "connect_timeout_s": 1, **sections.pop("hot", {})}
-        return load({"data_dir": tmp_path / "data", "redis_url": server.url, "hot": hot, **sections}, environ={})
-
-    return settings
-
-
-@pytest.fixture
 def spool_dir(tmp_path: Path) -> Path:
     return tmp_path / "spool"
-
-
-def contents(settings: Settings) -> dict[str, list[str]]:
-    """Contents by conversation, in the order of seq."""
-    found: dict[str, list[str]] = defaultdict(list)
-    with connect(settings) as store:
-        for conversation, content in store.sql("SELECT conversation_id, content FROM events ORDER BY seq").fetchall():
-            found[conversation].append(content)
-    return dict(found)
-
-
-def expected(count: int, conversations: int) -> dict[str, list[str]]:
-    return {
-        f"c{name}": [str(number) for number in range(count) if number % conversations == name] for name in range(conversations)
-    }
 
 
 def spool_files(folder: Path) -> list[str]:

@@ -111,6 +111,18 @@ def test_what_a_crash_left_goes_to_trash_after_the_grace_and_is_removed_after_an
     assert rows(tiers) == list(range(50))
 
 
+def test_a_draft_that_a_killed_worker_left_beside_the_ledger_is_removed_after_the_grace(tiers: Tiers, epoch: int) -> None:
+    folder = tiers.settings.namespace_dir
+    before = {path.name for path in folder.iterdir()}
+    for name in ("worker.json.4711.tmp", f"{'0' * 32}.tmp"):
+        (folder / name).write_bytes(b"half of what was to be sa")
+    purger = Purger(tiers, epoch)
+    purger.step(now_us=now_us() + GRACE_US - 60_000_000)
+    assert len({path.name for path in folder.iterdir()} - before) == 2
+    purger.step(now_us=now_us() + GRACE_US)
+    assert {path.name for path in folder.iterdir()} == before
+
+
 def test_segments_older_than_the_ledger_are_never_purged(tiers: Tiers, epoch: int) -> None:
     """A ledger made anew beside them knows nothing; `recover` is what they need."""
     path = tiers.settings.namespace_dir / "segments" / f"{'0' * 32}.duckdb"
@@ -594,7 +606,7 @@ def test_a_lock_whose_holder_has_not_said_its_name_yet_is_held_all_the_same(tmp_
 
 def test_a_folder_that_cannot_be_locked_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(TierUnavailable, match="must be a writable folder"):
+    with pytest.raises(TierUnavailable, match="data_dir must be a folder, and no part of the path a file"):
         Lock(tmp_path / "file" / "space")
 
 

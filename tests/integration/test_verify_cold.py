@@ -12,6 +12,7 @@ from tests.servers import RedisServer
 from tests.tidying import Archive
 from thermocline.archiver.verify_cold import cold_problems
 from thermocline.tiers.cold import StoredObject
+from thermocline.tiers.cold_folder import FolderCold
 from thermocline.tiers.ledger import ColdFile, View
 
 
@@ -95,6 +96,25 @@ def test_a_store_that_is_away_is_said_and_no_object_is_called_missing(archive: A
     archive.bucket.unlink()
     archive.bucket.with_name("away").rename(archive.bucket)
     assert problems(archive, deep=True) == []
+
+
+@in_a_folder
+def test_a_listing_that_is_late_or_came_changed_does_not_make_objects_missing(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late, changed = (file.key for file in archive.files("events"))
+    right = FolderCold.objects
+
+    def wrong(self: FolderCold, prefix: str = "") -> Iterator[StoredObject]:
+        for one in right(self, prefix):
+            if one.key != late:
+                yield msgspec.structs.replace(one, size_bytes=one.size_bytes ^ (one.key == changed))
+
+    monkeypatch.setattr(FolderCold, "objects", wrong)
+    assert problems(archive, deep=False) == []
+    object_of(archive, archive.files("events")[0]).unlink()
+    [problem] = problems(archive, deep=False)
+    assert f"{late}: the object is missing" in problem
 
 
 @in_a_folder

@@ -274,6 +274,7 @@ def test_rejected_lines_and_purged_files_are_told(
     with caplog.at_level("INFO", logger="thermocline.worker"):
         worker.start()
         wait_until(lambda: "3 segment files are older than the ledger" in str(worker.problem), 20, "health is red")
+        wait_until(lambda: "purged" in caplog.text, 20, "the purge is told")
     assert "5 events could not be used" in caplog.text
     assert "into nothing: all were rejected" in caplog.text
     assert "purged 2 files, 9 bytes; 1 orphans" in caplog.text

@@ -134,6 +134,19 @@ def test_copies_go_when_their_time_is_over_or_their_object_is_not_live(cold: Far
     assert copies_of(cold, tmp_path).kept() == {key("b"): 20}, "another process sees the same"
 
 
+def test_copies_that_were_never_finished_go_when_whoever_made_them_has_had_its_time(cold: FarCold, tmp_path: Path) -> None:
+    copies = copies_of(cold, tmp_path)
+    copies.ensure(keys("a"))
+    unfinished = Path(copies.place(key("a"))).with_name("0123.tmp")
+    unfinished.write_bytes(b"half a file")
+    written_us = unfinished.stat().st_mtime_ns // 1000
+    copies.let_go(now_us=0, live=keys("a"), unfinished_before_us=written_us)
+    assert unfinished.exists()
+    copies.let_go(now_us=0, live=keys("a"), unfinished_before_us=written_us + 1)
+    assert not unfinished.exists()
+    assert here(tmp_path) == "a"
+
+
 @pytest.mark.parametrize("text", ["", "{"])
 def test_a_list_of_kept_copies_that_cannot_be_read_is_an_empty_one(cold: FarCold, tmp_path: Path, text: str) -> None:
     copies = copies_of(cold, tmp_path)

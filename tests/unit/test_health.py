@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
+
+import pytest
 
 from thermocline.archiver.health import FILE_NAME, Health
 
@@ -69,3 +72,20 @@ def test_a_folder_that_cannot_be_written_does_not_stop_the_worker(tmp_path: Path
     health = Health(tmp_path / "missing", failures_red=3, epoch=7)
     health.write()
     assert not (tmp_path / "missing").exists()
+
+
+def test_a_disk_that_is_full_leaves_what_was_said_before_and_nothing_half_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    health = Health(tmp_path, failures_red=3, epoch=7)
+    health.write()
+
+    def full(path: Path, _: str) -> None:
+        path.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    health.note(settled_us=1)
+    health.write()
+    assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
+    assert "settled_us" not in said(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,3 +131,12 @@ def test_it_is_not_tried_for_ever_and_not_at_all_for_another_reason(monkeypatch:
     with pytest.raises(sqlite3.OperationalError):
         ledger_engine._set_pragmas(late, None)  # type: ignore[arg-type]
     assert late.refusals == 8
+
+
+def test_a_ledger_moved_aside_twice_within_a_second_never_takes_the_place_of_the_one_before(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    names = []
+    for content in (b"first", b"second", b"third"):
+        path.write_bytes(content)
+        names.append(LedgerEngine(f"sqlite:///{path}").move_aside("20260101T000000Z.old"))
+    assert [Path(str(name)).read_bytes() for name in names] == [b"first", b"second", b"third"]

@@ -6,7 +6,9 @@ import msgspec
 import pytest
 
 from thermocline.errors import InvalidEvent
-from thermocline.event import Event
+from thermocline.event import EVENT_BYTES_MAX, Event
+from thermocline.ingest.line import line_of
+from thermocline.ingest.validate import fields_of
 from thermocline.ndjson import LINE_BYTES_MAX, parse_line
 
 START = b'{"conversation_id":"c","event_type":"t"'
@@ -78,3 +80,13 @@ def test_what_is_no_event_is_refused_with_the_reason(line: bytes, problem: str) 
         parse_line(line)
     assert caught.value.field == "line"
     assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(("character", "stored_bytes"), [("x", 1), ("é", 2), ("😀", 4), ("\x01", 6)])
+def test_an_event_as_long_as_allowed_may_have_every_character_escaped(character: str, stored_bytes: int) -> None:
+    content = character * ((EVENT_BYTES_MAX - 200) // stored_bytes)
+    units = memoryview(content.encode("utf-16-le")).cast("H")
+    escaped = "".join(f"\\u{unit:04x}" for unit in units)
+    event = parse_line(START + b',"content":"' + escaped.encode() + b'"}')
+    assert event.content == content
+    assert EVENT_BYTES_MAX - 300 < len(line_of(fields_of(event), 0).payload) <= EVENT_BYTES_MAX

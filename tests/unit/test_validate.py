@@ -18,6 +18,7 @@ import uuid_utils
 
 from thermocline.errors import InvalidEvent
 from thermocline.event import COLUMNS, METADATA_BYTES_MAX, TIMESTAMP_MIN_US, Event
+from thermocline.ingest.line import line_of
 from thermocline.ingest.validate import (
     FIELDS,
     TIMESTAMP_MAX_US,
@@ -167,6 +168,14 @@ def test_reals_are_finite_numbers(field: str) -> None:
         assert "must be a number, not" in problem
         assert "float()" in problem
     assert "numpy.int64" in refusal(**{field: np.int64(1)})
+
+
+@pytest.mark.parametrize("field", ["duration_ms", "cost_usd"])
+def test_minus_zero_is_zero_as_it_would_be_in_a_segment_some_of_the_time(field: str) -> None:
+    for zero in (0.0, -0.0, np.float64(-0.0)):
+        assert repr(values(**{field: zero})[field]) == "0.0"
+        made = line_of(fields_of(Event(conversation_id="c", event_type="t", **{field: zero})), NOW_US)
+        assert b"-0.0" not in made.payload
 
 
 @pytest.mark.parametrize("field", ["input_tokens", "output_tokens"])
