@@ -10,7 +10,8 @@ from pathlib import Path
 
 import msgspec
 
-from .run import run_chaos
+from .plan import WAIT_S_MAX
+from .run import RESTART_S_MAX, run_chaos
 
 
 def main() -> int:
@@ -24,6 +25,15 @@ def main() -> int:
     parser.add_argument("--producers", type=int, default=2)
     parser.add_argument("--readers", type=int, default=3)
     parser.add_argument("--queries-min", type=int, default=10_000)
+    parser.add_argument(
+        "--rate", dest="events_rate", type=float, default=0, help="events a second, of all producers; 0: no limit"
+    )
+    parser.add_argument("--queries-rate", type=float, default=0, help="queries a second, of all readers; 0: no limit")
+    parser.add_argument("--wait-s-max", type=float, default=WAIT_S_MAX, help="longest time between two faults")
+    parser.add_argument("--restart-s-max", type=float, default=RESTART_S_MAX, help="a worker that takes longer is a problem")
+    parser.add_argument(
+        "--cut-bytes-max", type=int, default=0, help="what a killed Redis loses of its file, as in a power failure; everysec only"
+    )
     parser.add_argument("--folder", type=Path, help="keep everything here instead of in a temporary folder")
     options = vars(parser.parse_args())
     if options["redis"] is None:

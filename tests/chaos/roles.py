@@ -1,6 +1,8 @@
-"""What each process of a chaos run does: `python -m tests.chaos.roles ROLE FOLDER NUMBER SEED`.
+"""What each process of a chaos run does: `python -m tests.chaos.roles ROLE FOLDER NUMBER SEED RATE`.
 
-Every role ends when FOLDER/stop exists and writes FOLDER/<role>-<number>.ndjson, one object per line, flushed at once.
+Every role ends when FOLDER/stop exists and writes FOLDER/<role>-<number>.ndjson, one object per line, flushed at once. RATE is
+how many events or queries a second it does at most; 0: as many as PACE_S lets it, and as it can. The worker is forked by
+tests/forks.py, with everything imported that it uses.
 """
 
 from __future__ import annotations
@@ -14,15 +16,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from tests.waiting import wait_until
+from tests.waiting import Pace, pause, wait_until
+from thermocline.archiver.worker import Worker
 from thermocline.config import Settings, load
 from thermocline.errors import Backpressure, OutcomeUnknown, PartialAppend, TierUnavailable
 from thermocline.event import Event, Receipt
+from thermocline.ingest.append import Client
+from thermocline.store import Store, connect
+from thermocline.tiers.opening import Tiers, open_tiers
 
 CONVERSATIONS = 300
 BATCH_EVENTS_MAX = 200
 PACE_S = 0.4
 """Longest pause of a producer between two batches: some 500 events a second each, which two cores can also read and settle."""
+CONNECT_WAIT_S = 300
+NOT_NOW = 3
+"""Exit code of a worker that could not open the store, and may be started again."""
 LOAD_NICE = 10
 """Producers and readers give way to the worker: in life they run on other machines, here they share two cores with it.
 All are in the runner's session: Linux weighs sessions, not processes, where autogroups are on."""
@@ -50,19 +59,12 @@ def running(folder: Path) -> Iterator[int]:
         turn += 1
 
 
-def pause(seconds: float) -> None:
-    """Until so many seconds are over."""
-    end_s = time.monotonic() + seconds
-    wait_until(lambda: time.monotonic() >= end_s, seconds + 30, "the pause is over")
-
-
-def produce(folder: Path, number: int, seed: int) -> None:
+def produce(folder: Path, number: int, seed: int, rate: float) -> None:
     """Append batches; journal every receipt, and every event whose append was refused for certain."""
-    from thermocline.ingest.append import Client
-
     dice = random.Random(seed * 1000 + number)
     journal = Journal(folder, f"producer-{number}")
     client = Client(settings_of(folder))
+    pace = Pace(rate)
     made = 0
     for _ in running(folder):
         events = []
@@ -74,7 +76,10 @@ def produce(folder: Path, number: int, seed: int) -> None:
             events.append(Event(conversation_id=conversation, event_type="chaos.event", content=f"{number}:{made}"))
         for receipt, event in _append_all(client, events):
             journal.write(content=event.content, conversation=receipt.conversation_id, seq=receipt.seq)
-        pause(PACE_S * dice.random())
+        if rate:
+            pace.wait(len(events))
+        else:
+            pause(PACE_S * dice.random())
     client.close()
     journal.write(done=True, made=made)
 
@@ -102,17 +107,17 @@ def _retry_of(unknown: OutcomeUnknown) -> Callable[[list[Event]], list[Receipt]]
     return lambda _: unknown.retry()
 
 
-def read(folder: Path, number: int, seed: int) -> None:
+def read(folder: Path, number: int, seed: int, rate: float) -> None:
     """Count all events over and over, each count bracketed by Redis' own counter; journal what is not within its bracket."""
-    from thermocline.store import connect
-
     dice = random.Random(seed * 2000 + number)
     journal = Journal(folder, f"reader-{number}")
-    store = connect(settings_of(folder))
+    store = _connected(folder)
     journal.write(opened=time.time())
     progress = folder / f"reader-{number}.count"
+    pace = Pace(rate)
     queries = unavailable = 0
     for turn in running(folder):
+        pace.wait(1)
         try:
             before = _counter(store)
             if dice.random() < 0.1:
@@ -140,6 +145,21 @@ def read(folder: Path, number: int, seed: int) -> None:
     journal.write(done=True, queries=queries, unavailable=unavailable)
 
 
+def _connected(folder: Path) -> Store:
+    """The store, when it can be opened: on a busy machine Redis may not answer in time."""
+    opened: list[Store] = []
+
+    def opens() -> bool:
+        try:
+            opened.append(connect(settings_of(folder)))
+        except TierUnavailable:
+            return False
+        return True
+
+    wait_until(opens, CONNECT_WAIT_S, "the store opens")
+    return opened[0]
+
+
 def _counter(store: Any) -> tuple[Any, int]:
     """(what identifies this life of Redis, events appended and still there)."""
     cut = store.tiers.hot.cut()
@@ -147,12 +167,17 @@ def _counter(store: Any) -> tuple[Any, int]:
     return (store.tiers.hot.facts().run_id, facts), sum(shard.events_total for shard in cut)
 
 
-def work(folder: Path, number: int, seed: int) -> None:
+def work(where: str, number: str) -> None:
     """The worker itself, with a flag file up while it merges so that the runner can kill it there."""
-    from thermocline.archiver.worker import Worker
-    from thermocline.tiers.opening import open_tiers
+    folder = Path(where)
+    try:
+        _work(folder, open_tiers(settings_of(folder)), number)
+    except TierUnavailable as exc:
+        print(f"not now: {exc}", flush=True)
+        sys.exit(NOT_NOW)
 
-    tiers = open_tiers(settings_of(folder))
+
+def _work(folder: Path, tiers: Tiers, number: str) -> None:
     flag = folder / "merging"
     write_merged, merged = tiers.warm.write_merged, tiers.ledger.merged
 
@@ -169,14 +194,13 @@ def work(folder: Path, number: int, seed: int) -> None:
     flag.unlink(missing_ok=True)
     tiers.warm.write_merged = flagged_write  # type: ignore[method-assign]
     tiers.ledger.merged = flagged_commit  # type: ignore[method-assign]
-    Journal(folder, "worker").write(ready=time.time(), number=number, seed=seed)
+    (folder / "worker.ready").write_text(number)
     Worker(tiers).run()
 
 
-ROLES = {"producer": produce, "reader": read, "worker": work}
+ROLES = {"producer": produce, "reader": read}
 
 if __name__ == "__main__":
-    role, where, which, dice_seed = sys.argv[1:5]
-    if role != "worker":
-        os.nice(LOAD_NICE)
-    ROLES[role](Path(where), int(which), int(dice_seed))
+    role, place, which, dice_seed, per_second = sys.argv[1:6]
+    os.nice(LOAD_NICE)
+    ROLES[role](Path(place), int(which), int(dice_seed), float(per_second))

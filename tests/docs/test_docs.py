@@ -260,3 +260,17 @@ def test_links_lead_somewhere() -> None:
 def test_the_changelog_is_about_this_version() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"\n## {version}\n" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_every_test_that_a_guarantee_names_exists() -> None:
+    named = re.findall(r"`(tests/[a-z_/]+\.py)::(test_[a-z0-9_]+)`", (ROOT / "docs" / "guarantees.md").read_text())
+    assert len(named) >= 40
+    for file, name in named:
+        assert f"\ndef {name}(" in (ROOT / file).read_text(), f"{file}::{name}"
+
+
+def test_every_guarantee_names_a_test() -> None:
+    rows = [row for row in (ROOT / "docs" / "guarantees.md").read_text().splitlines() if row.startswith("| ")]
+    promises = [row for row in rows if not row.startswith("| promise ")]
+    assert len(promises) >= 30
+    assert [row for row in promises if "::test_" not in row.rsplit("|", 2)[1]] == []

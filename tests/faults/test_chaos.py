@@ -17,14 +17,17 @@ def short_run(folder: Path, redis: Path, fsync: str) -> Report:
         redis=str(redis),
         fsync=fsync,
         seed=7,
-        worker_kills=4,
-        redis_kills=1,
+        worker_kills=25,
+        redis_kills=3,
         stops=2,
         producers=1,
         readers=1,
         queries_min=100,
         say=lambda text: None,
-        restart_s_max=30,
+        restart_s_max=60,
+        wait_s_max=0.2,
+        events_rate=500,
+        queries_rate=20,
     )
 
 

@@ -1,0 +1,1 @@
+"""Faults at every named step of every move: `python -m tests.points --help`."""
