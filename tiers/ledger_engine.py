@@ -33,7 +33,7 @@ _UNAVAILABLE = {
     6: f"locked by another process for {BUSY_TIMEOUT_S} s; look for one that hangs inside a transaction",
     8: "read-only; give this user write access to the file and its folder",
     10: "the disk failed to read or write; check it and its free space",
-    13: "the disk is full; free some space, nothing was lost",
+    13: "the disk is full; free disk space, nothing was lost",
     14: "cannot be opened; the folder must exist and be writable, and the limit of open files not be reached (ulimit -n)",
 }
 _CORRUPT = {11: "damaged", 26: "not a database"}

@@ -9,6 +9,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -219,7 +220,20 @@ def test_a_redis_that_is_away_is_named_with_its_address(server: RedisServer, con
             client.append_many([Event(conversation_id="a", event_type="t")])
         assert isinstance(caught.value.cause, TierUnavailable)
         server.start()
-        assert client.append("a", "t").seq == 1
+        assert appended(client, within_s=30).seq == 1
+
+
+def appended(client: Client, within_s: float) -> Receipt:
+    """Of one event, tried again while the store says that it is away, as when Redis' file takes longer than the deadline."""
+    receipts: list[Receipt] = []
+
+    def once() -> bool:
+        with suppress(TierUnavailable):
+            receipts.append(client.append("a", "t"))
+        return bool(receipts)
+
+    wait_until(once, within_s, "an append is taken")
+    return receipts[0]
 
 
 def test_acknowledged_events_that_redis_lost_are_reported(
