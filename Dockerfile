@@ -19,6 +19,7 @@ COPY ingest ./ingest
 COPY tiers ./tiers
 COPY archiver ./archiver
 COPY query ./query
+COPY serve ./serve
 RUN pip install --no-deps --no-build-isolation . && rm -rf build
 
 COPY deploy ./deploy

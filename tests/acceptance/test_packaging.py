@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("ingest", "tiers", "archiver", "query")
+FOLDERS = ("ingest", "tiers", "archiver", "query", "serve")
 
 
 def run(*command: str | Path, cwd: Path) -> str:

@@ -1,4 +1,4 @@
-"""The shape of the source: layers, one driver in one file, small modules, the four folders where tools look for them."""
+"""The shape of the source: layers, one driver in one file, small modules, the folders where tools look for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = ("ingest", "tiers", "archiver", "query")
+FOLDERS = ("ingest", "tiers", "archiver", "query", "serve")
 DRIVERS = {
     "redis": ("tiers/redis_link.py",),
     "duckdb": ("tiers/duck.py",),
