@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +21,7 @@ from tests.waiting import wait_until
 from thermocline.tiers import embedded
 
 LEFT_WAIT_S = 10
+TESTS = Path(__file__).parent
 
 
 class StartServer(Protocol):
@@ -46,6 +48,19 @@ def no_server_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         for found in left:
             os.kill(found.pid, signal.SIGKILL)
         pytest.fail(f"left behind by tests, now killed: {left}")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A change is tested with one of the Redis versions, another for each test; contracts with all. So is all of the long ring."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        binary = callspec.params.get("redis_binary") if callspec else None
+        if binary is None or (TESTS / "contract") in item.path.parents:
+            continue
+        chosen = redis_binaries()[zlib.crc32(item.nodeid.replace(str(binary), "").encode()) % len(redis_binaries())]
+        if binary != chosen:
+            item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(params=redis_binaries(), ids=str)

@@ -32,8 +32,9 @@ def _before_and_after(*names: str) -> tuple[str, ...]:
 
 
 BATCH_STEPS = _before_and_after("intend", "write", "upload", "describe", "publish", "commit")
-IN_SHORT = ("intend", *(step for step in BATCH_STEPS if step.endswith(" done")))
-"""What every change is tested with. A kill before a step leaves what one after the last step left; the long ring has both."""
+IN_SHORT = ("upload done", "publish done")
+"""What every change is tested with, here: where something of a batch is visible to others and the ledger does not list it.
+tests/points has every step of every move in every change; the long ring has all of them here too."""
 VISIBLE_FROM = BATCH_STEPS.index("describe done")
 """From here on the next start finishes a batch instead of giving it up."""
 PURGE_STEPS = (

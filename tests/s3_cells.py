@@ -36,6 +36,8 @@ OF_COMMITS: Final = ("PUT", "GET", "HEAD", "DELETE")
 REQUESTS: Final = (*OF_COMMITS, "LIST", "DELETES", "UPLOADS", "ABORT")
 NEVER_MADE: Final = dict.fromkeys(("CREATE", "PART", "COMPLETE"), "objects are stored by one PUT each")
 TIMES: Final = ("first", "second", "always")
+TOGETHER: Final = (("PUT", "UPLOADS"), ("GET", "DELETES", "ABORT"), ("HEAD", "LIST"), ("DELETE",))
+"""Kinds whose faults can last at once, when cells are shared: none of a group keeps another from being asked for."""
 BODILESS_REQUESTS: Final = ("GET", "HEAD", "DELETE", "LIST", "UPLOADS", "ABORT")
 BODILESS_REPLIES: Final = ("PUT", "HEAD", "DELETE", "ABORT")
 NEVER_MET: Final[dict[tuple[str, str], str]] = {
@@ -78,7 +80,8 @@ def trials(cells: Sequence[Cell], *, shared: bool) -> list[Trial]:
     for fault in FAULTS:
         mine = [cell for cell in cells if cell.fault == fault]
         once = [[cell for cell in mine if cell.times == times] for times in TIMES if times != "always"]
-        found.append([group for group in once if group] + [[cell] for cell in mine if cell.times == "always"])
+        lasting = [[cell for cell in mine if cell.times == "always" and cell.request in kinds] for kinds in TOGETHER]
+        found.append([group for group in (*once, *lasting) if group])
     return [trial for trial in found if trial]
 
 

@@ -1,5 +1,5 @@
 """kill -9 at steps of archiving: each event stays in exactly one place, nothing is written twice. The long ring takes every step
-on Swift; `python -m tests.points` takes every step in a folder."""
+in a folder and on Swift."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DAY_US = 86_400_000_000
 @pytest.mark.parametrize(
     ("cold_url", "step"),
     [
-        *(("folder", step) for step in IN_SHORT),
+        *(pytest.param("folder", step, marks=[pytest.mark.long] * (step not in IN_SHORT)) for step in BATCH_STEPS),
         *(pytest.param("swift", step, marks=pytest.mark.long) for step in BATCH_STEPS),
     ],
     indirect=["cold_url"],
@@ -45,7 +45,7 @@ def test_a_worker_killed_while_it_archives_loses_and_doubles_nothing(cold_overri
         assert (batch_id in finished) == (VISIBLE_FROM <= BATCH_STEPS.index(step) < BATCH_STEPS.index("commit done"))
 
 
-@pytest.mark.parametrize("cold_url", ["folder", pytest.param("moto", marks=pytest.mark.long)], indirect=True)
+@pytest.mark.parametrize("cold_url", [pytest.param(store, marks=pytest.mark.long) for store in ("folder", "moto")], indirect=True)
 def test_a_worker_killed_twice_in_a_row_starts_where_it_was(cold_overrides: dict[str, Any]) -> None:
     settings = load(cold_overrides, environ={})
     append_and_work(settings, events(240))

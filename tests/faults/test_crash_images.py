@@ -17,9 +17,9 @@ def test_every_image_of_a_crash_opens_and_has_every_event_once_and_a_spoilt_one_
     verdict = Verdict(seed=7)
     with one_duckdb(), in_memory() as disks:
         life = Life(tmp_path / "life", disks / "life", server, "warm", 7)
-        run_life(life, 48, verdict, "warm life 7")
+        run_life(life, 24, verdict, "warm life 7")
         assert verdict.problems == []
-        assert sum(verdict.images.values()) == 48
+        assert sum(verdict.images.values()) == 24
         assert set(verdict.images) == set(KINDS_OF_CRASH)
         before, after = life.images([(len(life.changes) // 2, DIED), (len(life.changes), DIED)], random.Random(7))
         assert check(life, _without_a_segment(after), deep=True).problems

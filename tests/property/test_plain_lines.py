@@ -69,7 +69,7 @@ def outcome(make: Any, fields: Fields) -> Line | type[InvalidEvent]:
         return InvalidEvent
 
 
-@settings(max_examples=1500)
+@settings(max_examples=500)
 @given(events)
 def test_the_short_way_makes_what_the_careful_one_makes(fields: Fields) -> None:
     assert outcome(lambda values: line_of(values, NOW_US), fields) == outcome(

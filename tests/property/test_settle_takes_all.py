@@ -128,7 +128,7 @@ def rows_of(con: Connection, lines: list[Line]) -> tuple[list[dict[str, Any]], l
     return rows, rejected
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(candidates=st.lists(events, min_size=1, max_size=12))
 def test_every_accepted_event_settles_with_its_values(con: Connection, candidates: list[Event]) -> None:
     accepted: list[tuple[Event, Line]] = []

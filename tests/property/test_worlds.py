@@ -13,7 +13,7 @@ from tests.worlds.model import PlainList, Row, differences
 from thermocline.query import run
 from thermocline.query.relations import tail_sql
 
-HISTORIES = 10
+HISTORIES = 6
 STEPS = 10
 
 

@@ -451,7 +451,7 @@ def queries(draw: st.DrawFn) -> str:
     return form.format(**{name: draw(part) for name, part in parts.items() if f"{{{name}}}" in form})
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(query=queries(), at=instants.map(as_datetime), text=st.sampled_from(CONVERSATIONS + TYPES))
 def test_the_pruned_answer_is_the_unpruned_answer(
     store: tuple[Connection, list[Piece]], query: str, at: dt.datetime, text: str
