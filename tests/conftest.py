@@ -52,7 +52,7 @@ def no_server_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A change is tested with one of the Redis versions, another for each test; contracts with all. So is all of the long ring."""
+    """A change is tested with one of the Redis versions, another for each test; contracts and the long ring with all."""
     for item in items:
         callspec = getattr(item, "callspec", None)
         binary = callspec.params.get("redis_binary") if callspec else None

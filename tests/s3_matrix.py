@@ -8,7 +8,7 @@ archive must be right or an error of ours, health must be red where nothing can 
 worker's next passes must bring everything to where it would have been: see `Life.check`.
 
 Cells follow one another in one store, whose life they are; several lives go on side by side. With --shared (as in the tests of
-every change) a fault that strikes once does so at all kinds of requests in one round, and one that lasts lasts at some kinds after
+every change) a fault that strikes once does so at all kinds of requests in one round, and one that lasts does at some kinds after
 another before the worker may recover; else every cell has a round and a recovery of its own.
 """
 
