@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 class Attack(NamedTuple):
     sql: str
+    """`{secrets}` and so on are replaced, as text: braces of others stay."""
     refused: bool = True
     """False: it may be answered too, as long as the answer tells nothing."""
     deadline_s: float = 60
@@ -113,7 +114,7 @@ WRITES: Final = {
     "create secret": "CREATE SECRET (TYPE s3, KEY_ID 'x', SECRET 'y')",
     "create table": "CREATE TABLE x AS FROM read_text('{secrets}/secret.txt')",
     "create macro": "CREATE MACRO f() AS TABLE FROM read_text('{secrets}/secret.txt')",
-    "create function of a file": "CREATE VIEW events AS SELECT 1",
+    "create a view": "CREATE VIEW events AS SELECT 1",
     "drop": "DROP VIEW events",
     "delete": "DELETE FROM events",
     "delete in a CTE": "WITH x AS (DELETE FROM tail.events RETURNING *) SELECT * FROM x",
@@ -169,9 +170,9 @@ BOMBS: Final = {
     "recursive strings": "WITH RECURSIVE r AS (SELECT 'x' AS s UNION ALL SELECT s || s FROM r) SELECT max(length(s)) FROM r",
     "big decimals": "SELECT list(i::DECIMAL(38, 0)) FROM range(1000000000) t(i)",
     "distinct": "SELECT count(*) FROM (SELECT DISTINCT i, repeat('x', 200) || i FROM range(100000000) t(i))",
-    "sort that spills": "SELECT * FROM (SELECT repeat(i::VARCHAR, 40) AS s FROM range(20000000) t(i)) ORDER BY s OFFSET 19000000",
+    "sort that spills": "SELECT * FROM (SELECT repeat(i::VARCHAR, 40) AS s FROM range(9000000) t(i)) ORDER BY s OFFSET 8000000",
     "window": "SELECT sum(length(s)) FROM (SELECT string_agg(i::VARCHAR) OVER (ORDER BY i) AS s FROM range(1000000) t(i))",
-    "join that spills": "SELECT count(*) FROM range(50000000) a(i) JOIN (SELECT hash(i) AS i FROM range(50000000) b(i)) USING (i)",
+    "join that spills": "SELECT count(*) FROM range(50000000) a(i) JOIN (SELECT hash(i) i FROM range(50000000) b(i)) USING (i)",
     "regular expression": "SELECT regexp_replace(repeat('a', 30000000), '(a*)*b', 'x')",
     "JSON": "SELECT json_array_length(repeat('[', 100000000))",
     "deep parentheses": "SELECT " + "(" * 30_000 + "1" + ")" * 30_000,
@@ -188,7 +189,7 @@ SLOW: Final = {
     "recursion without end": "WITH RECURSIVE r AS (SELECT 1 AS i UNION ALL SELECT (i + 1) % 7 FROM r) SELECT count(*) FROM r",
     "generate_series": "SELECT sum(sin(i)) FROM generate_series(1, 100000000000) t(i)",
     "hashes": "SELECT count(*) FROM range(10000000000) t(i) WHERE md5(i::VARCHAR) = 'x'",
-    "events to the tenth": "SELECT count(*) FROM events a, events b, events c, events d, events e, events f WHERE a.seq + f.seq < 0",
+    "events to the tenth": "SELECT count(*) FROM events a, events b, events c, events d, events e WHERE a.seq + e.seq < 0",
     "distances": "SELECT max(levenshtein(repeat('ab', 20000), repeat('ba', 20000) || i)) FROM range(1000) t(i)",
 }
 """Killed at the deadline."""
@@ -199,6 +200,99 @@ CUT: Final = {
     "every event many times": "SELECT a.* FROM events a, range(1000000)",
 }
 """Answered up to a cap."""
+
+LONG: Final = frozenset(
+    [
+        f"read: {name}"
+        for name in (
+            "read_csv_auto",
+            "read_json_objects",
+            "read_ndjson",
+            "parquet_schema",
+            "parquet_kv_metadata",
+            "parquet_file_metadata",
+            "parquet_bloom_probe",
+            "file as a quoted name",
+            "DuckDB file as a table",
+            "describe a file",
+            "prepared name reads a file",
+            "symbolic link",
+            "doubled slashes",
+            "cold URL",
+            "memory map",
+            "standard input",
+            "postgres extension",
+            "python scan",
+            "arrow scan of an address",
+            "pandas scan of an address",
+            "subquery reads a file",
+            "query_table() reads a file",
+        )
+    ]
+    + [
+        f"write: {name}"
+        for name in (
+            "copy after a comment",
+            "import",
+            "attach a new file",
+            "detach",
+            "use",
+            "install from",
+            "load a path",
+            "set global",
+            "set memory",
+            "pragma",
+            "checkpoint",
+            "create macro",
+            "create a view",
+            "drop",
+            "delete",
+            "insert in a CTE",
+            "update",
+            "transaction",
+            "prepare",
+            "two statements after a comment",
+            "unicode space",
+            "unicode quotes",
+            "text that ends a string",
+        )
+    ]
+    + [
+        f"look: {name}"
+        for name in (
+            "which secret",
+            "a variable",
+            "all columns",
+            "temporary files",
+            "logs",
+            "functions",
+            "views",
+            "user agent",
+            "home",
+            "serialized SQL",
+        )
+    ]
+    + [
+        f"bomb: {name}"
+        for name in (
+            "repeat many",
+            "lpad",
+            "list of lists",
+            "list_resize",
+            "unnest",
+            "big decimals",
+            "window",
+            "join that spills",
+            "regular expression",
+            "JSON",
+            "deep functions",
+            "deep lists",
+            "many columns of a star",
+        )
+    ]
+    + [f"slow: {name}" for name in ("generate_series", "hashes", "distances")]
+)
+"""What goes much the way of another: for the long ring."""
 
 ATTACKS: Final[dict[str, Attack]] = {
     **{f"read: {name}": Attack(sql) for name, sql in READS.items()},

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from . import append, archive, configuration, demo, namespaces, query, scrub, upkeep
+from . import append, archive, configuration, demo, mcp, namespaces, query, scrub, upkeep
 from .options import Chosen
 
 GLOBAL_OPTIONS: Final = ("--config", "--data-dir", "--namespace")
@@ -73,6 +73,7 @@ app.command("restore")(scrub.restore)
 app.command("doctor")(configuration.doctor)
 app.add_typer(configuration.app, name="config")
 app.add_typer(namespaces.app, name="namespaces")
+app.command("mcp")(mcp.mcp)
 app.command("stop")(upkeep.stop)
 
 
