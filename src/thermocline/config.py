@@ -159,7 +159,7 @@ class SandboxSettings(_Section):
     memory_bytes_max: int = Field(512 * MIB, ge=64 * MIB, description="memory of one query; its process may not take more")
     spill_bytes_max: int = Field(GIB, ge=0, description="disk of one query for what does not fit in memory; 0 is none")
     threads: int = Field(2, ge=1, le=64, description="of one query, at low priority")
-    copied_bytes_max: int = Field(GIB, ge=MIB, description="archived events that one query may have copied from S3")
+    copied_bytes_max: int = Field(GIB, ge=0, description="archived events that one query may have copied from S3; 0 is none")
 
 
 class WorkerSettings(_Section):
