@@ -34,7 +34,9 @@ if TYPE_CHECKING:
     from thermocline.ingest.async_producer import AsyncProducer
     from thermocline.ingest.producer import Producer
     from thermocline.query.coverage import Coverage
+    from thermocline.query.matching import highlighted
     from thermocline.query.result import Result
+    from thermocline.query.search import Found
     from thermocline.store import Store, connect
 
     __version__: str
@@ -46,6 +48,7 @@ _HOMES = {
     "ConfigError": "thermocline.errors",
     "Coverage": "thermocline.query.coverage",
     "Event": "thermocline.event",
+    "Found": "thermocline.query.search",
     "IncompleteAnswer": "thermocline.errors",
     "InvalidEvent": "thermocline.errors",
     "LeaseHeld": "thermocline.errors",
@@ -63,6 +66,7 @@ _HOMES = {
     "append": "thermocline.ingest.append",
     "append_many": "thermocline.ingest.append",
     "connect": "thermocline.store",
+    "highlighted": "thermocline.query.matching",
 }
 """Public name → the module it is in."""
 
@@ -73,6 +77,7 @@ __all__ = [
     "ConfigError",
     "Coverage",
     "Event",
+    "Found",
     "IncompleteAnswer",
     "InvalidEvent",
     "LeaseHeld",
@@ -91,6 +96,7 @@ __all__ = [
     "append",
     "append_many",
     "connect",
+    "highlighted",
 ]
 
 

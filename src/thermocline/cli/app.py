@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from . import append, archive, configuration, demo, namespaces, query, scrub, upkeep
+from . import append, archive, configuration, demo, mcp, namespaces, query, scrub, upkeep
 from .options import Chosen
 
 GLOBAL_OPTIONS: Final = ("--config", "--data-dir", "--namespace")
@@ -58,6 +58,7 @@ app.command("demo")(demo.demo)
 app.command("append")(append.append)
 app.command("worker")(upkeep.worker)
 app.command("query")(query.query)
+app.command("search")(query.search)
 app.command("recent")(query.recent)
 app.command("conversations")(query.conversations)
 app.command("status")(upkeep.status)
@@ -73,6 +74,7 @@ app.command("restore")(scrub.restore)
 app.command("doctor")(configuration.doctor)
 app.add_typer(configuration.app, name="config")
 app.add_typer(namespaces.app, name="namespaces")
+app.command("mcp")(mcp.mcp)
 app.command("stop")(upkeep.stop)
 
 
