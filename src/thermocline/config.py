@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from thermocline.errors import ConfigError
 from thermocline.event import EVENT_BYTES_MAX, Durability
 from thermocline.policy import Policy, SamplingSettings
+from thermocline.serve_settings import ServeSettings
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -176,6 +177,7 @@ class Settings(BaseModel):
     query: QuerySettings = QuerySettings()  # type: ignore[call-arg]
     worker: WorkerSettings = WorkerSettings()  # type: ignore[call-arg]
     sampling: SamplingSettings = SamplingSettings()  # type: ignore[call-arg]
+    serve: ServeSettings = ServeSettings()  # type: ignore[call-arg]
 
     @property
     def namespace_dir(self) -> Path:

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from . import append, archive, configuration, demo, namespaces, query, scrub, upkeep
+from . import append, archive, configuration, demo, namespaces, query, scrub, serve, upkeep
 from .options import Chosen
 
 GLOBAL_OPTIONS: Final = ("--config", "--data-dir", "--namespace")
@@ -57,6 +57,7 @@ def start(
 app.command("demo")(demo.demo)
 app.command("append")(append.append)
 app.command("worker")(upkeep.worker)
+app.command("serve")(serve.serve)
 app.command("query")(query.query)
 app.command("recent")(query.recent)
 app.command("conversations")(query.conversations)
