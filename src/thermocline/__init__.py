@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         PartialAppend,
         QueryRefused,
         SequenceConflict,
+        StoreReplaced,
         ThermoclineError,
         TierCorrupt,
         TierUnavailable,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from thermocline.ingest.async_producer import AsyncProducer
     from thermocline.ingest.producer import Producer
     from thermocline.query.coverage import Coverage
+    from thermocline.query.follow import Followed, Tail
+    from thermocline.query.gaps import Gap
     from thermocline.query.result import Result
     from thermocline.store import Store, connect
 
@@ -46,6 +49,8 @@ _HOMES = {
     "ConfigError": "thermocline.errors",
     "Coverage": "thermocline.query.coverage",
     "Event": "thermocline.event",
+    "Followed": "thermocline.query.follow",
+    "Gap": "thermocline.query.gaps",
     "IncompleteAnswer": "thermocline.errors",
     "InvalidEvent": "thermocline.errors",
     "LeaseHeld": "thermocline.errors",
@@ -57,6 +62,8 @@ _HOMES = {
     "Result": "thermocline.query.result",
     "SequenceConflict": "thermocline.errors",
     "Store": "thermocline.store",
+    "StoreReplaced": "thermocline.errors",
+    "Tail": "thermocline.query.follow",
     "ThermoclineError": "thermocline.errors",
     "TierCorrupt": "thermocline.errors",
     "TierUnavailable": "thermocline.errors",
@@ -73,6 +80,8 @@ __all__ = [
     "ConfigError",
     "Coverage",
     "Event",
+    "Followed",
+    "Gap",
     "IncompleteAnswer",
     "InvalidEvent",
     "LeaseHeld",
@@ -84,6 +93,8 @@ __all__ = [
     "Result",
     "SequenceConflict",
     "Store",
+    "StoreReplaced",
+    "Tail",
     "ThermoclineError",
     "TierCorrupt",
     "TierUnavailable",

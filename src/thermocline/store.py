@@ -19,6 +19,9 @@ from thermocline.tiers.duck import Connection
 from thermocline.tiers.opening import Tiers, open_tiers
 
 if TYPE_CHECKING:
+    import datetime as dt
+
+    from thermocline.query.follow import Following, Tail
     from thermocline.archiver.verify import Verification
 
 
@@ -32,6 +35,7 @@ class Store:
         self._recent = Recent(tiers, self._runner)
         self._lock = threading.Lock()
         self._pinned: Pinned | None = None
+        self._following: Following | None = None
         self._closed = False
 
     @property
@@ -62,6 +66,35 @@ class Store:
         """The newest `limit` events of a conversation, columns as in `events`, ordered by seq."""
         self._check_open()
         return self._recent.recent(conversation_id, limit)
+
+    def tail(
+        self,
+        conversation_id: str | None = None,
+        *,
+        event_types: Sequence[str] | None = None,
+        start: str | int | dt.datetime = "now",
+    ) -> Tail:
+        """Events from `start` on and then as they are appended, of one conversation or of all: docs/following.md.
+
+        event_types  names, with * for any text; None: all
+        start        "now", "begin", a datetime (of ingestion), the position of an earlier tail, or of one conversation a seq
+
+        QueryRefused: an argument is not one of these. StoreReplaced: a position from before Redis was wiped.
+        """
+        from thermocline.query.follow import Tail
+
+        self._check_open()
+        return Tail(self._shared_following(), conversation_id, event_types=event_types, start=start)
+
+    def _shared_following(self) -> Following:
+        from thermocline.query.follow import Following
+        from thermocline.query.settled import SettledEvents
+        from thermocline.tiers.hot_watch import LogWatch
+
+        with self._lock:
+            if self._following is None:
+                self._following = Following(self.tiers, SettledEvents(self.tiers), LogWatch(self.tiers.hot))
+            return self._following
 
     def duckdb(self) -> Connection:
         """A DuckDB connection with the three relations, pinned to one view until `refresh()`. The caller closes it.
@@ -97,6 +130,8 @@ class Store:
         if self._closed:
             return
         self._closed = True
+        if self._following is not None:
+            self._following.close()
         self._runner.close()
         if self._pinned is not None:
             self._pinned.close()
