@@ -21,7 +21,6 @@ COOKIE: Final = "thermocline_token"
 """Where a browser keeps a token: HttpOnly, SameSite=Strict, set by the page."""
 CREDENTIAL_BYTES_MAX: Final = 8192
 SAFE: Final = ("GET", "HEAD", "OPTIONS")
-CHALLENGE: Final = {"WWW-Authenticate": 'Bearer realm="thermocline"'}
 
 
 class Caller(NamedTuple):
@@ -91,7 +90,7 @@ class Access:
     async def _known(self, given: bytes, address: str) -> Caller:
         if not given:
             detail = "send `Authorization: Bearer TOKEN`; `thermocline tokens create NAME --scope query` makes a token"
-            raise Problem(401, "not-authenticated", detail, headers=CHALLENGE)
+            raise Problem(401, "not-authenticated", detail, headers=challenge())
         token = self.tokens.find(given, time.time())
         if token is not None:
             self._check_namespace(token.namespaces)
@@ -106,7 +105,7 @@ class Access:
             401,
             "not-authenticated",
             detail,
-            headers={"WWW-Authenticate": f'{CHALLENGE["WWW-Authenticate"]}, error="invalid_token"'},
+            headers=challenge("invalid_token"),
         )
 
     def _check_namespace(self, namespaces: tuple[str, ...], *, listed: bool = False) -> None:
@@ -125,8 +124,14 @@ def require(caller: Caller, scope: str) -> None:
             403,
             "not-allowed",
             detail,
-            headers={"WWW-Authenticate": f'{CHALLENGE["WWW-Authenticate"]}, error="insufficient_scope", scope="{scope}"'},
+            headers=challenge("insufficient_scope", scope),
         )
+
+
+def challenge(error: str = "", scope: str = "") -> dict[str, str]:
+    """The header that says what credential is asked for, and what was wrong with the one given (RFC 6750)."""
+    parts = ['Bearer realm="thermocline"', f'error="{error}"' if error else "", f'scope="{scope}"' if scope else ""]
+    return {"WWW-Authenticate": ", ".join(filter(None, parts))}
 
 
 def _credential(headers: Mapping[str, str], cookies: Mapping[str, str]) -> bytes:

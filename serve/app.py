@@ -9,7 +9,7 @@ from starlette.types import ASGIApp
 
 from thermocline.errors import ThermoclineError
 
-from . import conversations, events, health, query
+from . import conversations, events, health, query, tail
 from .front import Front
 from .page import page_routes
 from .problems import Problem, on_problem
@@ -26,6 +26,7 @@ def api_routes() -> list[BaseRoute]:
         route("/v1/status", health.status, scope="query"),
         route("/v1/events", events.append_events, scope="append", methods=["POST"]),
         route("/v1/conversations/{conversation_id:path}/events", conversations.conversation_events, scope="query"),
+        route("/v1/tail", tail.tail, scope="query"),
         route("/v1/query", query.query, scope="query", methods=["POST"]),
         route("/v1/query/{query_id}", query.cancel, scope="query", methods=["DELETE"]),
     ]

@@ -22,10 +22,11 @@ LIMIT_DEFAULT: Final = 100
 _ROWS: Final = "SELECT * FROM events WHERE conversation_id = $conversation AND seq >= $from_seq ORDER BY seq {order} LIMIT $limit"
 _SIZE: Final = "strlen(content) + coalesce(strlen(metadata), 0)"
 PAGE: Final = f"""
-SELECT * EXCLUDE (bytes_before) FROM (
-    SELECT *, coalesce(sum({_SIZE}) OVER (ORDER BY seq {{order}} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING), 0) AS bytes_before
-    FROM ({_ROWS}))
-WHERE bytes_before = 0 OR bytes_before + {_SIZE} <= $bytes_max ORDER BY seq
+SELECT * EXCLUDE (place, bytes) FROM (
+    SELECT *, count(*) OVER () AS found, row_number() OVER nearest AS place,
+           sum({_SIZE}) OVER (nearest ROWS UNBOUNDED PRECEDING) AS bytes
+    FROM ({_ROWS}) WINDOW nearest AS (ORDER BY seq {{order}}))
+WHERE place = 1 OR place < $limit AND bytes <= $bytes_max ORDER BY seq
 """
 """The events of a page, oldest first: within bytes_max of text, but at least one. {order}: which end gives way."""
 
@@ -43,19 +44,21 @@ async def conversation_events(request: Request) -> Response:
     media_type = chosen(request.headers.get("accept", ""), (JSON, NDJSON))
     if media_type is None:
         raise Problem(406, "not-acceptable", f"events come as {JSON} or {NDJSON}: name one of them in Accept")
-    values = {"conversation": conversation, "from_seq": from_seq, "limit": limit, "bytes_max": settings.page_bytes_max}
+    values = {"conversation": conversation, "from_seq": from_seq, "limit": limit + 1, "bytes_max": settings.page_bytes_max}
     sql = PAGE.format(order="DESC" if newest == "true" else "ASC")
 
-    def read() -> tuple[list[bytes], int, Any]:
-        found = service.store.sql(sql, values)
-        rows = found.to_arrow().to_pylist()
-        return list(event_objects(rows)), rows[-1]["seq"] if rows else from_seq - 1, found.coverage
+    def read() -> tuple[list[bytes], int | None, Any]:
+        answer = service.store.sql(sql, values)
+        rows = answer.to_arrow().to_pylist()
+        found = [row.pop("found") for row in rows]
+        more_from = rows[-1]["seq"] + 1 if rows and found[0] > len(rows) else None
+        return list(event_objects(rows)), more_from, answer.coverage
 
-    events, last_seq, coverage = await service.read(read)
+    events, more_from, coverage = await service.read(read)
     headers = {COVERAGE_HEADER: brief(coverage), "Cache-Control": "no-store"}
     following = None
-    if events and newest == "false":
-        following = f"/v1/conversations/{quote(conversation, safe='')}/events?from_seq={last_seq + 1}&limit={limit}"
+    if more_from is not None and newest == "false":
+        following = f"/v1/conversations/{quote(conversation, safe='')}/events?from_seq={more_from}&limit={limit}"
         headers["Link"] = f'<{following}>; rel="next"'
     if media_type == NDJSON:
         return Response(b"".join(event + b"\n" for event in events), headers=headers, media_type=NDJSON)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from starlette.requests import Request
@@ -32,6 +33,7 @@ from .service import Service
 
 KEY_BYTES_MAX: Final = 256
 """Of an Idempotency-Key."""
+OUTCOMES: Final = ("stored", "refused", "not_stored", "unknown")
 Outcome = dict[str, Any]
 
 
@@ -98,8 +100,11 @@ class _Batch:
             raise Problem(400, "bad-request", f"expected_seq is for one event, not {len(self._items)}: send them one by one")
         for index, event in good:
             fields = {name: getattr(event, name) for name in Event.__struct_fields__}
-            receipt = self._settled(lambda fields=fields: [self._service.client.append(**fields, expected_seq=expected_seq)])[0]
-            self._stored(index, receipt)
+            self._stored(index, self._one(partial(self._service.client.append, **fields, expected_seq=expected_seq)))
+
+    def _one(self, call: Callable[[], Receipt]) -> Receipt:
+        """The receipt; a lost reply is asked for once more."""
+        return self._settled(lambda: [call()])[0]
 
     def _require_atomic(self, good: Sequence[tuple[int, Event]]) -> None:
         """Problem unless all will be stored by one command of the store, or none."""
@@ -116,23 +121,21 @@ class _Batch:
         limits = {"events_max": settings.ingest.block_events_max, "bytes_max": settings.ingest.block_bytes_max}
         blocks = sum(1 for _ in blocks_of(names.pop(), lines, shards=settings.hot.shards, **limits))
         if blocks > 1:
-            most = f"{limits['events_max']} events and {limits['bytes_max']:,} bytes (ingest.block_events_max, ingest.block_bytes_max)"
-            raise Problem(
-                422, "invalid-events", f"atomic: what is stored as one may have at most {most}: send less, or without atomic"
-            )
+            most = f"{limits['events_max']} events (ingest.block_events_max) and {limits['bytes_max']:,} bytes (block_bytes_max)"
+            detail = f"atomic: what is stored as one may have at most {most}: send less, or without atomic"
+            raise Problem(422, "invalid-events", detail)
 
     def _store(self, good: Sequence[tuple[int, Event]]) -> ThermoclineError | None:
         """Append what is good; what only Redis' clock can refuse is set aside and the rest sent again."""
         left = list(good)
         while left:
             try:
-                receipts: Sequence[Receipt | None] = self._settled(
-                    lambda: self._service.client.append_many([event for _, event in left])
-                )
+                call = partial(self._service.client.append_many, [event for _, event in left])
+                receipts: Sequence[Receipt | None] = self._settled(call)
                 cause: ThermoclineError | None = None
             except PartialAppend as exc:
                 receipts, cause = exc.receipts, exc.cause
-            except InvalidEvent as exc:
+            except ThermoclineError as exc:
                 receipts, cause = [None] * len(left), exc
             for (index, _), receipt in zip(left, receipts, strict=True):
                 if receipt is not None:
@@ -231,7 +234,7 @@ def _answer(outcomes: Sequence[Outcome], cause: ThermoclineError | None) -> Resp
             found = problem_of(cause)
             found.more["outcomes"] = outcomes
             return found.response()
-        detail = f"{counts['refused']:,} events, and each breaks a rule: the outcomes say which field, what the limit is and what to do"
+        detail = f"{counts['refused']:,} events, and each breaks a rule: the outcomes name field, limit and what to do"
         return Problem(422, "invalid-events", detail, outcomes=outcomes).response()
     body = dumped({**counts, "duplicates": sum(bool(outcome.get("duplicate")) for outcome in outcomes), "outcomes": outcomes})
     headers = {"Cache-Control": "no-store"}

@@ -37,7 +37,7 @@ class Front:
     """The outermost layer."""
 
     def __init__(self, app: ASGIApp, service: Service, scopes: Any) -> None:
-        """scopes  (method, path) → (route, scope); scope OPEN, METRICS or one of tokens.SCOPES; ("", OPEN) for what is not there"""
+        """scopes  (method, path) → (route, scope), as routing.Scopes"""
         self._app = app
         self._service = service
         self._scopes = scopes

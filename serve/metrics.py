@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
 from thermocline.config import Settings
@@ -15,6 +15,7 @@ from thermocline.query.status import Status
 if TYPE_CHECKING:
     from .service import Service
 
+disable_created_metrics()  # a series more for every counter, which says nothing that a restart does not
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 HEALTH: Final = {"green": 0, "yellow": 1, "red": 2}
@@ -34,13 +35,9 @@ class Metrics:
         )
         self._refused = Counter("thermocline_http_refused", "Requests refused by a limit or a check", ["reason"], **named)
         self._events = Counter("thermocline_append_events", "Events sent to /v1/events", ["outcome"], **named)
-        self._append_seconds = Histogram(
-            "thermocline_append_seconds", "From the headers to the outcomes", buckets=SECONDS, **named
-        )
+        self._append_seconds = Histogram("thermocline_append_seconds", "From headers to outcomes", buckets=SECONDS, **named)
         self._queries = Counter("thermocline_queries", "Queries ended", ["outcome"], **named)
-        self._query_seconds = Histogram(
-            "thermocline_query_seconds", "From the request to the whole answer", buckets=SECONDS, **named
-        )
+        self._query_seconds = Histogram("thermocline_query_seconds", "From request to whole answer", buckets=SECONDS, **named)
         self._query_rows = Counter("thermocline_query_rows", "Rows of answers", **named)
         self._query_bytes = Counter("thermocline_query_bytes", "Bytes of answers", **named)
         self._tail_events = Counter("thermocline_tail_events", "Events and gaps sent to tails", **named)
@@ -106,8 +103,7 @@ class _Limits:
             "append_threads": (service.appending.borrowed_tokens, limits.append_threads),
             "read_threads": (service.reading.borrowed_tokens, limits.read_threads),
             "tail_threads": (service.tailing.borrowed_tokens, limits.tail_threads),
-            "queries": (service.querying.borrowed_tokens, limits.queries_max),
-            "queries_waiting": (max(0, service.queries.taken - limits.queries_max), limits.queries_waiting_max),
+            "queries": (service.queries.taken, service.queries.size),
             "answers": (service.answers.taken, limits.answers_max),
             "tails": (service.tails.taken, limits.tails_max),
         }

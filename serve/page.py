@@ -8,5 +8,5 @@ from .service import Service
 
 
 def page_routes(service: Service) -> list[BaseRoute]:
-    """Routes of the page, beside those of the API. Build each with `routing.route(path, endpoint, scope=…)`, which says who may."""
+    """Routes of the page, beside those of the API. Each made by `routing.route(…, scope=…)`: who may."""
     return []

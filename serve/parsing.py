@@ -1,4 +1,4 @@
-"""Events from a request's body: NDJSON, JSON, CloudEvents. One item per line or element: the event, or what is wrong with it. Pure."""
+"""Events from a request's body: NDJSON, JSON, CloudEvents. Per line or element the event, or its fault. Pure."""
 
 from __future__ import annotations
 

@@ -22,6 +22,7 @@ from thermocline.errors import (
     OutcomeUnknown,
     QueryRefused,
     SequenceConflict,
+    StoreReplaced,
     ThermoclineError,
     TierCorrupt,
     TierUnavailable,
@@ -55,6 +56,7 @@ KINDS: Final[dict[str, str]] = {
     "query-refused": "The SQL cannot be run as asked",
     "query-cancelled": "The query was cancelled",
     "query-id-in-use": "A query with that id is running",
+    "store-replaced": "The position is of a store that is gone",
     "incomplete-answer": "The answer would rest on a sample",
     "unavailable": "A part of the store cannot be used now",
     "corrupt": "Stored data is not what was written",
@@ -118,6 +120,8 @@ def problem_of(error: ThermoclineError) -> Problem:
         return Problem(409, "sequence-conflict", text, expected_seq=error.expected_seq, last_seq=error.last_seq)
     if isinstance(error, QueryRefused):
         return Problem(400, "query-refused", text)
+    if isinstance(error, StoreReplaced):
+        return Problem(410, "store-replaced", text)
     if isinstance(error, IncompleteAnswer):
         return Problem(409, "incomplete-answer", text)
     if isinstance(error, TierUnavailable):

@@ -127,7 +127,7 @@ async def query(request: Request) -> Response:
     running = queries.begin(query_id, caller.name)
     begin_s = time.perf_counter()
     try:
-        with service.queries.place("queries", "serve.queries_max, serve.queries_waiting_max"):
+        with service.queries.place("queries", "sandbox.children_max, sandbox.waiting_max"):
             answered = await _watched(request, service, ask, media_type, query_id, running)
     except Exception as exc:
         service.metrics.queried(_outcome(exc, running), time.perf_counter() - begin_s, 0, 0)
@@ -207,7 +207,7 @@ def _answered(service: Service, ask: Ask, media_type: str, query_id: str, cancel
     if cancelled.is_set():
         raise QueryRefused("the query was cancelled before it began")
     memory = service.settings.serve.answer_memory_bytes_max
-    file: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=memory, dir=service.settings.namespace_dir)  # type: ignore[assignment]
+    file: Any = tempfile.SpooledTemporaryFile(max_size=memory, dir=service.settings.namespace_dir)  # noqa: SIM115  # it is sent later
     try:
         with service.sandbox.run(ask.sql, rows_max=ask.rows_max, deadline_s=ask.deadline_s, cancelled=cancelled) as answer:
             if ask.complete and not answer.coverage.exact:

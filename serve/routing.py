@@ -34,7 +34,7 @@ class Scopes:
         self._routes = routes
 
     def __call__(self, method: str, path: str) -> tuple[str, str]:
-        """The route's path and scope; ("", "open") when there is none: 404 says nothing. A wrong method needs what the right one needs."""
+        """The route's path and scope; ("", "open") when there is none. A wrong method needs what the right one needs."""
         asked: dict[str, Any] = {"type": "http", "method": method, "path": path, "root_path": "", "headers": []}
         partly: tuple[str, str] | None = None
         for found in self._routes:

@@ -1,4 +1,4 @@
-"""Rows as bytes: events as JSON objects, answers as Arrow, Parquet, CSV, JSON and NDJSON. Pure but for the file they are written to."""
+"""Rows as bytes: events as JSON objects, answers as Arrow, Parquet, CSV, JSON, NDJSON, into a file."""
 
 from __future__ import annotations
 

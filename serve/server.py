@@ -1,4 +1,4 @@
-"""`thermocline serve`: the service opened, the worker beside it, uvicorn run until SIGTERM; then requests under way end, and all is closed."""
+"""`thermocline serve`: the service opened, the worker beside it, uvicorn run until SIGTERM; then all is closed in order."""
 
 from __future__ import annotations
 

@@ -21,6 +21,7 @@ from .access import Access
 from .audit import Audit
 from .limits import Budget, Room
 from .metrics import Metrics
+from .pulse import Pulse
 
 Value = TypeVar("Value")
 STATUS_AGE_S: Final = 1.0
@@ -45,10 +46,11 @@ class Service:
         self.appending = anyio.CapacityLimiter(limits.append_threads)
         self.reading = anyio.CapacityLimiter(limits.read_threads)
         self.tailing = anyio.CapacityLimiter(limits.tail_threads)
-        self.querying = anyio.CapacityLimiter(limits.queries_max)
-        self.queries = Room(limits.queries_max + limits.queries_waiting_max)
+        self.querying = anyio.CapacityLimiter(34)
+        self.queries = Room(34)
         self.answers = Room(limits.answers_max)
         self.tails = Room(limits.tails_max)
+        self.pulse = Pulse(store)
         self.bodies = Budget(limits.bodies_bytes_max)
         self._status: Status | None = None
         self._status_s = -1e9

@@ -26,9 +26,7 @@ class ServeSettings(BaseModel):
     host: str = Field("127.0.0.1", min_length=1, description="address to listen on; any but loopback needs tokens or an issuer")
     port: int = Field(8700, ge=0, le=65535, description="0 takes a free one")
     hosts: tuple[str, ...] = Field((), description="names clients may call the server by (Host header), beside addresses")
-    worker: bool = Field(
-        True, description="settle, merge and archive in this process too, unless another worker has the namespace"
-    )
+    worker: bool = Field(True, description="settle, merge and archive here too, unless another worker does")
     tls_cert_file: Path | None = Field(None, description="PEM chain; none: plain HTTP")
     tls_key_file: Path | None = Field(None, description="PEM key of it")
 
@@ -39,9 +37,7 @@ class ServeSettings(BaseModel):
     body_timeout_s: float = Field(60, gt=0, le=3600, description="in which the body of a request must arrive; else 408")
     bodies_bytes_max: int = Field(128 * MIB, ge=KIB, description="bodies held at once; beyond it 503")
     json_depth_max: int = Field(72, ge=4, le=500, description="nesting of a JSON body; beyond it 422")
-    requests_per_s: float = Field(
-        1000, ge=0, le=1e6, description="per token, or per address without one; beyond it 429; 0: no limit"
-    )
+    requests_per_s: float = Field(1000, ge=0, le=1e6, description="per token, or address; beyond it 429; 0: no limit")
     denied_per_min: int = Field(60, ge=1, le=1_000_000, description="refused credentials per address; beyond it 429")
     write_timeout_s: float = Field(30, gt=0, le=3600, description="how long a client may leave what it asked for unread")
     keep_alive_s: float = Field(30, gt=0, le=3600, description="how long an idle connection stays open")
@@ -51,18 +47,14 @@ class ServeSettings(BaseModel):
     batch_events_max: int = Field(10_000, ge=1, le=100_000, description="events in one request")
     read_threads: int = Field(4, ge=1, le=64, description="reads of conversations and of status at once")
     page_events_max: int = Field(1000, ge=1, le=10_000, description="events in one answer of a conversation")
-    page_bytes_max: int = Field(
-        8 * MIB, ge=KIB, le=256 * MIB, description="text of the events in one answer, but for a single larger one"
-    )
-    queries_max: int = Field(2, ge=1, le=64, description="queries that run at once")
-    queries_waiting_max: int = Field(32, ge=0, le=10_000, description="queries that wait; beyond it 503")
+    page_bytes_max: int = Field(8 * MIB, ge=KIB, le=256 * MIB, description="text of them, but for a single larger event")
     answers_max: int = Field(16, ge=1, le=10_000, description="answers being sent at once, each in a file; beyond it 503")
-    answer_memory_bytes_max: int = Field(
-        256 * KIB, ge=0, le=64 * MIB, description="of an answer in memory; what is more is in a file"
-    )
+    answer_memory_bytes_max: int = Field(256 * KIB, ge=0, le=64 * MIB, description="of an answer; what is more is in a file")
     tails_max: int = Field(250, ge=1, le=10_000, description="tails open at once; beyond it 503")
     tail_threads: int = Field(4, ge=1, le=64, description="tails that read at once")
     tail_events_max: int = Field(100, ge=1, le=1000, description="events a tail holds for its reader")
+    tail_bytes_max: int = Field(256 * KIB, ge=64 * KIB, le=4 * MIB, description="text of them, but for a single larger event")
+    tail_reads_per_s: float = Field(100, gt=0, le=10_000, description="reads of all tails; the more tails, the longer each waits")
     heartbeat_s: float = Field(15, gt=0, le=600, description="after which a quiet tail sends a comment")
 
     audit_bytes_max: int = Field(64 * MIB, ge=4 * KIB, description="of the audit log before it is rotated")
@@ -74,9 +66,7 @@ class ServeSettings(BaseModel):
     jwt_key_file: Path | None = Field(None, description="or a file with its public key: PEM, or a JWK set")
     jwt_algorithms: tuple[Algorithm, ...] = Field(("RS256", "ES256", "EdDSA"), min_length=1)
     jwt_leeway_s: float = Field(30, ge=0, le=600, description="how far the issuer's clock may be off")
-    jwt_scope_claim: str = Field(
-        "scope", min_length=1, description="claim with append, query, admin: a list, or words in one text"
-    )
+    jwt_scope_claim: str = Field("scope", min_length=1, description="claim with append, query, admin: list or words")
     jwt_namespace_claim: str = Field("thermocline_namespaces", min_length=1, description="claim with namespaces; absent: all")
     jwks_cache_s: float = Field(600, ge=10, le=86_400, description="how long fetched keys are used before they are fetched again")
     jwks_bytes_max: int = Field(256 * KIB, ge=KIB, le=16 * MIB, description="of an answer with keys")

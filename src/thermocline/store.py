@@ -21,8 +21,8 @@ from thermocline.tiers.opening import Tiers, open_tiers
 if TYPE_CHECKING:
     import datetime as dt
 
-    from thermocline.query.follow import Following, Tail
     from thermocline.archiver.verify import Verification
+    from thermocline.query.follow import Following, Tail
 
 
 class Store:
@@ -73,18 +73,22 @@ class Store:
         *,
         event_types: Sequence[str] | None = None,
         start: str | int | dt.datetime = "now",
+        page_bytes_max: int | None = None,
     ) -> Tail:
         """Events from `start` on and then as they are appended, of one conversation or of all: docs/following.md.
 
         event_types  names, with * for any text; None: all
         start        "now", "begin", a datetime (of ingestion), the position of an earlier tail, or of one conversation a seq
+        page_bytes_max  payload it holds at most, and at least one event; None: 4 MiB
 
         QueryRefused: an argument is not one of these. StoreReplaced: a position from before Redis was wiped.
         """
-        from thermocline.query.follow import Tail
+        from thermocline.query.follow import PAGE_BYTES_MAX, Tail
 
         self._check_open()
-        return Tail(self._shared_following(), conversation_id, event_types=event_types, start=start)
+        shared = self._shared_following()
+        page_bytes = PAGE_BYTES_MAX if page_bytes_max is None else page_bytes_max
+        return Tail(shared, conversation_id, event_types=event_types, start=start, page_bytes_max=page_bytes)
 
     def _shared_following(self) -> Following:
         from thermocline.query.follow import Following
