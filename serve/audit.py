@@ -50,12 +50,10 @@ class Audit:
         lock = os.open(self.path.with_name(f"{FILE_NAME}.lock"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
+            if self.path.exists() and self.path.stat().st_size + len(line) > self._bytes_max:
+                self._rotate()
             file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             try:
-                if os.fstat(file).st_size + len(line) > self._bytes_max:
-                    os.close(file)
-                    self._rotate()
-                    file = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
                 os.write(file, line)
             finally:
                 os.close(file)

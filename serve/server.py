@@ -15,9 +15,9 @@ import uvicorn
 from thermocline.archiver.termination import ending
 from thermocline.config import Settings
 from thermocline.errors import ConfigError
+from thermocline.masking import mask_logs
 
 from .app import application
-from .masking import mask_logs
 from .protocol import bounded
 from .service import Service, open_service
 from .working import Beside
@@ -68,8 +68,8 @@ def serve(settings: Settings, *, ready: Callable[[str], None] = lambda url: None
     service, opened = open_service(settings)
     beside = Beside(settings) if limits.worker else None
     with opened:
-        listening = _listening(limits.host, limits.port)
-        server = Server(_config(service), service, ready)
+        listening = listening_on(limits.host, limits.port)
+        server = Server(config_of(service), service, ready)
 
         def stop() -> None:
             server.should_exit = True
@@ -87,7 +87,8 @@ def serve(settings: Settings, *, ready: Callable[[str], None] = lambda url: None
     sys.stdout.flush()
 
 
-def _config(service: Service) -> uvicorn.Config:
+def config_of(service: Service) -> uvicorn.Config:
+    """How uvicorn runs the application, every limit of its own set."""
     limits = service.settings.serve
     protocol = bounded(
         connections_max=limits.connections_max, headers_timeout_s=limits.headers_timeout_s, refused=service.metrics.refused
@@ -111,7 +112,7 @@ def _config(service: Service) -> uvicorn.Config:
     )
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening_on(host: str, port: int) -> socket.socket:
     """A socket bound there. ConfigError: it cannot be."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

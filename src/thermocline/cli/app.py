@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from . import append, archive, configuration, demo, namespaces, query, scrub, serve, upkeep
+from . import append, archive, configuration, demo, namespaces, query, scrub, serve, tokens, upkeep
 from .options import Chosen
 
 GLOBAL_OPTIONS: Final = ("--config", "--data-dir", "--namespace")
@@ -74,6 +74,7 @@ app.command("restore")(scrub.restore)
 app.command("doctor")(configuration.doctor)
 app.add_typer(configuration.app, name="config")
 app.add_typer(namespaces.app, name="namespaces")
+app.add_typer(tokens.app, name="tokens")
 app.command("stop")(upkeep.stop)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
-from thermocline.config import Settings
+from thermocline.config import Settings, mask_url
 
 MASK: Final = "***"
 SECRET_BYTES_MIN: Final = 6
@@ -51,6 +51,13 @@ def _passwords(url: str) -> list[str]:
 
 def _secret_name(name: str) -> bool:
     return any(part in name.lower() for part in ("secret", "password", "token", "credential", "key"))
+
+
+def shown(key: str, value: Any) -> Any:
+    """The value of a setting as it may be shown."""
+    if key.startswith("cold.catalog_properties.") and _secret_name(key.removeprefix("cold.catalog_properties.")):
+        return MASK
+    return mask_url(value) if isinstance(value, str) and "://" in value else value
 
 
 class _Filter(logging.Filter):
