@@ -6,10 +6,10 @@ import datetime as dt
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -31,11 +31,23 @@ from .result import Result, with_integers
 from .tail import Chunk, TailState
 from .view import Cut, Reader, first_line
 
+if TYPE_CHECKING:
+    from .prune import Reading
+
+T = TypeVar("T")
 Parameters = Sequence[Any] | Mapping[str, Any] | None
 TAIL: Final = "tail_events"
 """The view the relations read the tail through."""
 READS: Final = ("SELECT", "EXPLAIN")
 """Statement types that leave nothing behind."""
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
+    """What one query reads. Its cut is held, and its segments are attached, for as long as it is used."""
+
+    cut: Cut
+    sources: Mapping[str, Sources]
+    coverage: Coverage
 
 
 class Runner:
@@ -61,31 +73,45 @@ class Runner:
         _check_arguments(parameters, require)
         with self._borrowed() as place:
             kinds = place.kinds(query)
-            reading = self._read(query, parameters, kinds)
-            gone: SegmentGone | None = None
-            for retries in range(self._settings.view_retries_max):
-                cut = self._reader.take(self._shards_of(reading.bounds))
-                try:
-                    sources = self._archived.narrowed(
-                        sources_of(cut, reading.bounds, sums_only=reading.sums_only), reading.bounds
-                    )
-                    with_totals = self._reader.attach(segment for source in sources.values() for segment in source.segments)
-                    if reading.hours_only:
-                        sources["hourly_stats"] = msgspec.structs.replace(sources["hourly_stats"], totals=with_totals)
-                    sources = self._conversations.narrowed(sources, reading.bounds)
-                    coverage = _coverage(cut, sources, retries=cut.retries + retries, not_pruned=reading.not_pruned)
-                    if require == "complete" and not coverage.exact:
-                        raise IncompleteAnswer(f"{coverage.reason}; ask without require, or for days that are still warm")
-                    self._archived.prepare(sources.values())
-                    return Result(self._answer(place, cut, sources, query, parameters), coverage)
-                except SegmentGone as exc:
-                    gone = exc
-                finally:
-                    self._reader.release(cut)
-                    if not set(kinds) <= set(READS):
-                        place.forget()
-                        self._opaque = self._opaque or place.opaque()
-            raise TierCorrupt(f"{gone} is missing, but the ledger lists it: run `thermocline verify`") from gone
+            try:
+                return self.planned(
+                    self._read(query, parameters, kinds),
+                    lambda plan: Result(self._answer(place, plan.cut, plan.sources, query, parameters), plan.coverage),
+                    require=require,
+                )
+            finally:
+                if not set(kinds) <= set(READS):
+                    place.forget()
+                    self._opaque = self._opaque or place.opaque()
+
+    def planned(self, reading: Reading, use: Callable[[Plan], T], *, require: Literal["complete"] | None = None) -> T:
+        """What `use` makes of a plan for a query that reads so; of one over a fresh cut when it raises SegmentGone.
+
+        Errors are those of `sql`, and what `use` raises.
+        """
+        gone: SegmentGone | None = None
+        for retries in range(self._settings.view_retries_max):
+            cut = self._reader.take(self._shards_of(reading.bounds))
+            try:
+                sources = self._archived.narrowed(sources_of(cut, reading.bounds, sums_only=reading.sums_only), reading.bounds)
+                with_totals = self._reader.attach(segment for source in sources.values() for segment in source.segments)
+                if reading.hours_only:
+                    sources["hourly_stats"] = msgspec.structs.replace(sources["hourly_stats"], totals=with_totals)
+                sources = self._conversations.narrowed(sources, reading.bounds)
+                coverage = _coverage(cut, sources, retries=cut.retries + retries, not_pruned=reading.not_pruned)
+                if require == "complete" and not coverage.exact:
+                    raise IncompleteAnswer(f"{coverage.reason}; ask without require, or for days that are still warm")
+                self._archived.prepare(sources.values())
+                return use(Plan(cut=cut, sources=sources, coverage=coverage))
+            except SegmentGone as exc:
+                gone = exc
+            finally:
+                self._reader.release(cut)
+        raise TierCorrupt(f"{gone} is missing, but the ledger lists it: run `thermocline verify`") from gone
+
+    def cursor(self) -> Connection:
+        """A connection to the database that holds the decoded tail of every plan in use. The caller closes it."""
+        return self._base.cursor()
 
     def _shards_of(self, bounds: Mapping[str, Bounds]) -> frozenset[int] | None:
         """The shards of the conversations that a query is about; None when it may be about any."""
@@ -115,7 +141,7 @@ class Runner:
             self._free.clear()
             self._base.close()
 
-    def _read(self, query: str, parameters: Parameters, kinds: Sequence[str]) -> Any:
+    def _read(self, query: str, parameters: Parameters, kinds: Sequence[str]) -> Reading:
         from .prune import everything, read  # sqlglot takes long to import, and `import thermocline` should not
 
         if len(kinds) != 1 or kinds[0] not in READS:

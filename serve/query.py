@@ -53,6 +53,7 @@ class Ask(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     """The body of a query as JSON."""
 
     sql: str
+    params: list[Any] | dict[str, Any] | None = None
     rows_max: int | None = None
     deadline_s: float | None = None
     id: str | None = None
@@ -207,9 +208,10 @@ def _answered(service: Service, ask: Ask, media_type: str, query_id: str, cancel
     if cancelled.is_set():
         raise QueryRefused("the query was cancelled before it began")
     memory = service.settings.serve.answer_memory_bytes_max
+    bounds: dict[str, Any] = {"rows_max": ask.rows_max, "deadline_s": ask.deadline_s}
     file: Any = tempfile.SpooledTemporaryFile(max_size=memory, dir=service.settings.namespace_dir)  # noqa: SIM115  # it is sent later
     try:
-        with service.sandbox.run(ask.sql, rows_max=ask.rows_max, deadline_s=ask.deadline_s, cancelled=cancelled) as answer:
+        with service.sandbox.run(ask.sql, ask.params, **bounds, cancelled=cancelled) as answer:
             if ask.complete and not answer.coverage.exact:
                 raise IncompleteAnswer(f"{answer.coverage.reason}; ask without `complete`, or for days that are still warm")
             rows = _write(file, answer, media_type, query_id)

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import anyio
 import anyio.to_thread
@@ -22,6 +22,7 @@ from .audit import Audit
 from .limits import Budget, Room
 from .metrics import Metrics
 from .pulse import Pulse
+from .sandbox import Sandbox
 
 Value = TypeVar("Value")
 STATUS_AGE_S: Final = 1.0
@@ -31,8 +32,11 @@ STATUS_AGE_S: Final = 1.0
 class Service:
     """One namespace, served. Calls of the library run in threads: appends in their own, so that no reader delays them."""
 
-    def __init__(self, settings: Settings, store: Store, client: Client, sandbox: Any, *, access: Access, audit: Audit) -> None:
+    def __init__(
+        self, settings: Settings, store: Store, client: Client, sandbox: Sandbox, *, access: Access, audit: Audit
+    ) -> None:
         limits = settings.serve
+        queries_max = settings.sandbox.children_max + settings.sandbox.waiting_max
         self.settings = settings
         self.store = store
         self.client = client
@@ -46,8 +50,8 @@ class Service:
         self.appending = anyio.CapacityLimiter(limits.append_threads)
         self.reading = anyio.CapacityLimiter(limits.read_threads)
         self.tailing = anyio.CapacityLimiter(limits.tail_threads)
-        self.querying = anyio.CapacityLimiter(34)
-        self.queries = Room(34)
+        self.querying = anyio.CapacityLimiter(queries_max)
+        self.queries = Room(queries_max)
         self.answers = Room(limits.answers_max)
         self.tails = Room(limits.tails_max)
         self.pulse = Pulse(store)
@@ -75,15 +79,10 @@ class Service:
 
 def open_service(settings: Settings) -> tuple[Service, ExitStack]:
     """A service over an opened store, and what closes it. ConfigError, TierUnavailable, TierCorrupt: it cannot be opened."""
-    from .standin import Sandbox
-
     with ExitStack() as opened:
         access = Access(settings)
         store = opened.enter_context(connect(settings))
         client = opened.enter_context(Client(settings, tiers=store.tiers))
-        sandbox = Sandbox(store, settings)
-        close = getattr(sandbox, "close", None)
-        if close is not None:
-            opened.callback(close)
+        sandbox = opened.enter_context(Sandbox(store, settings.sandbox))
         service = Service(settings, store, client, sandbox, access=access, audit=Audit(settings))
         return service, opened.pop_all()

@@ -58,8 +58,8 @@ def fresh_name(stem: str) -> str:
 
 
 @contextmanager
-def registered(con: Connection, table: pa.Table) -> Iterator[str]:
-    """The name under which SQL sees the Arrow table meanwhile."""
+def registered(con: Connection, table: pa.Table | pa.RecordBatchReader) -> Iterator[str]:
+    """The name under which SQL sees the Arrow table meanwhile; a reader once."""
     name = fresh_name("arrow")
     con.register(name, table)
     try:

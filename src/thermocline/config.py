@@ -143,6 +143,25 @@ class QuerySettings(_Section):
     threads: int = Field(2, ge=1, le=64)
 
 
+class SandboxSettings(_Section):
+    """SQL of others, in processes of its own (docs/security.md)."""
+
+    children_max: int = Field(2, ge=1, le=64, description="queries that run at once, each in a process of its own")
+    spare: int = Field(1, ge=0, le=16, description="processes that wait ready for the next query, about 100 MiB each")
+    waiting_max: int = Field(32, ge=0, le=10_000, description="queries that wait for one to end; beyond it they are sent away")
+    wait_s: float = Field(10, ge=0, description="how long a query waits for one to end before it is sent away")
+    deadline_s: float = Field(30, gt=0, le=86_400, description="from the start of a query to its last row; then it is killed")
+    query_bytes_max: int = Field(64 << 10, ge=1024, le=MIB, description="text of a query and its parameters")
+    rows_max: int = Field(1_000_000, ge=1, description="rows of an answer; it ends there and says so")
+    answer_bytes_max: int = Field(256 * MIB, ge=MIB, description="bytes of an answer; it ends there and says so")
+    row_bytes_max: int = Field(16 * MIB, ge=64 << 10, le=512 * MIB, description="bytes of one row of an answer")
+    columns_max: int = Field(1000, ge=1, le=100_000, description="columns of an answer")
+    memory_bytes_max: int = Field(512 * MIB, ge=64 * MIB, description="memory of one query; its process may not take more")
+    spill_bytes_max: int = Field(GIB, ge=0, description="disk of one query for what does not fit in memory; 0 is none")
+    threads: int = Field(2, ge=1, le=64, description="of one query, at low priority")
+    copied_bytes_max: int = Field(GIB, ge=MIB, description="archived events that one query may have copied from S3")
+
+
 class WorkerSettings(_Section):
     """How often the worker looks."""
 
@@ -175,6 +194,7 @@ class Settings(BaseModel):
     warm: WarmSettings = WarmSettings()  # type: ignore[call-arg]
     cold: ColdSettings = ColdSettings()  # type: ignore[call-arg]
     query: QuerySettings = QuerySettings()  # type: ignore[call-arg]
+    sandbox: SandboxSettings = SandboxSettings()  # type: ignore[call-arg]
     worker: WorkerSettings = WorkerSettings()  # type: ignore[call-arg]
     sampling: SamplingSettings = SamplingSettings()  # type: ignore[call-arg]
     serve: ServeSettings = ServeSettings()  # type: ignore[call-arg]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from thermocline.config import Settings, load
 from thermocline.errors import ConfigError, TierUnavailable
+from thermocline.query.handover import Lender
 from thermocline.query.pinned import Pinned
 from thermocline.query.recent import Recent
 from thermocline.query.result import Result
@@ -33,6 +34,8 @@ class Store:
         self.tiers = tiers
         self._runner = Runner(tiers)
         self._recent = Recent(tiers, self._runner)
+        self.lender = Lender(tiers, self._runner)
+        """For processes that answer queries in this one's place."""
         self._lock = threading.Lock()
         self._pinned: Pinned | None = None
         self._following: Following | None = None

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from . import append, archive, configuration, demo, namespaces, query, scrub, serve, tokens, upkeep
+from . import append, archive, configuration, demo, mcp, namespaces, query, scrub, serve, tokens, upkeep
 from .options import Chosen
 
 GLOBAL_OPTIONS: Final = ("--config", "--data-dir", "--namespace")
@@ -75,6 +75,7 @@ app.command("doctor")(configuration.doctor)
 app.add_typer(configuration.app, name="config")
 app.add_typer(namespaces.app, name="namespaces")
 app.add_typer(tokens.app, name="tokens")
+app.command("mcp")(mcp.mcp)
 app.command("stop")(upkeep.stop)
 
 

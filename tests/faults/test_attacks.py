@@ -1,0 +1,212 @@
+"""Attacks on the process of an untrusted query: nothing is told, nothing is changed, and others are served meanwhile.
+
+All attacks run side by side in a sandbox of small limits, two at a time, while a third place asks the same question again and
+again. Secrets are planted in files, in the environment, in settings and in variables of this process.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import secrets
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import duckdb
+import pyarrow as pa
+import pytest
+
+from tests.attacks import ATTACKS, LONG, SLOW, Attack
+from thermocline.archiver.worker import Worker
+from thermocline.config import Settings, load
+from thermocline.errors import QueryRefused
+from thermocline.ingest.append import Client
+from thermocline.sample_import import events_of, load_runs
+from thermocline.serve.sandbox import Sandbox
+from thermocline.store import Store, connect
+from thermocline.tiers import embedded
+
+SECRET = f"canary-{secrets.token_hex(12)}"
+canary_table = pa.table({"secret": [SECRET]})
+MIB = 1 << 20
+SERVER_GROWTH_MAX = 256 * MIB
+"""Of this process, all attacks together: it reads the store, and buffers a part of each answer."""
+CONTROL = "SELECT count(*) AS n, sum(strlen(content)) AS bytes, count(DISTINCT conversation_id) AS c FROM events"
+LIMITS = {
+    "children_max": 3,
+    "spare": 2,
+    "waiting_max": 1000,
+    "wait_s": 600,
+    "deadline_s": 600,
+    "rows_max": 20_000,
+    "answer_bytes_max": 4 * MIB,
+    "row_bytes_max": MIB,
+    "memory_bytes_max": 64 * MIB,
+    "spill_bytes_max": 48 * MIB,
+    "threads": 1,
+}
+
+
+class Outcome(NamedTuple):
+    """What an attacker gets to see."""
+
+    refusal: str
+    text: str
+    rows: int
+    truncated: bool
+
+
+class Ground(NamedTuple):
+    """Where the attacks take place."""
+
+    outcomes: dict[str, Future[Outcome]]
+    wrong: list[object]
+    """Answers to the control query that were not right."""
+    asked: threading.Semaphore
+    """Released once for every right one."""
+    before_bytes: int
+    names: dict[str, str]
+    files: list[Path]
+
+
+def peak_bytes() -> int:
+    """The most memory this process has had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def plant(folder: Path) -> None:
+    """Files that hold the secret, of every kind that DuckDB reads."""
+    folder.mkdir()
+    (folder / "secret.txt").write_text(SECRET)
+    (folder / "secret.csv").write_text(f"name,value\nkey,{SECRET}\n")
+    (folder / "secret.json").write_text(f'{{"key": "{SECRET}"}}\n')
+    (folder / "schema.sql").write_text(f"CREATE TABLE x AS SELECT '{SECRET}' AS s;")
+    (folder / "load.sql").write_text("")
+    (folder / "secret.duckdb_extension").write_text(SECRET)
+    with duckdb.connect(folder / "secret.duckdb") as con:
+        con.execute(f"CREATE TABLE secret AS SELECT '{SECRET}' AS s")
+        con.execute(f"COPY secret TO '{folder}/secret.parquet' (KV_METADATA {{key: '{SECRET}'}})")
+
+
+def filled(settings: Settings) -> Store:
+    """A store with the sample in all three tiers."""
+    with connect(settings) as store, Client(settings, tiers=store.tiers) as client:
+        client.append_many(events_of(load_runs(), end_us=store.tiers.hot.facts().now_us))
+        Worker(store.tiers).once()
+        client.append_many([{"conversation_id": "new", "event_type": "message.user", "content": f"word {n}"} for n in range(100)])
+    return connect(settings)
+
+
+def other_segment(data_dir: Path) -> str:
+    """A segment of another namespace, with the secret in it."""
+    settings = load({"data_dir": data_dir, "namespace": "other"}, environ={})
+    with connect(settings) as store, Client(settings, tiers=store.tiers) as client:
+        client.append("c", "message.user", SECRET)
+        Worker(store.tiers).once()
+        [segment] = store.tiers.ledger.view().segments
+        return store.tiers.warm.path(segment.segment_id)
+
+
+def attacked(sandbox: Sandbox, attack: Attack, names: dict[str, str]) -> Outcome:
+    sql = attack.sql
+    for name, value in names.items():
+        sql = sql.replace(f"{{{name}}}", value)
+    in_a_frame = SECRET  # what a scan of Python variables could find
+    assert in_a_frame
+    try:
+        with sandbox.run(sql, deadline_s=attack.deadline_s) as answer:
+            rows, seen = 0, set()
+            for batch in answer.batches():
+                rows += batch.num_rows
+                seen.add(SECRET in str(batch.slice(0, 2000).to_pylist()))
+            return Outcome("", SECRET if True in seen else "", rows, answer.truncated)
+    except QueryRefused as exc:
+        return Outcome(str(exc), "", 0, False)
+
+
+@pytest.fixture(scope="module")
+def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ground]:
+    folder = tmp_path_factory.mktemp("attacks").resolve()
+    data = folder / "data"
+    plant(folder / "secrets")
+    given: dict[str, Any] = {"data_dir": data, "sandbox": LIMITS, "cold": {"catalog_properties": {"password": SECRET}}}
+    settings = load(given, environ={})
+    names = {"secrets": str(folder / "secrets"), "data": str(data), "copy": str(folder / "copied"), "pid": str(os.getpid())}
+    patch = pytest.MonkeyPatch()
+    for variable in ("AWS_SECRET_ACCESS_KEY", "THERMOCLINE_REDIS_PASSWORD", "s3_secret_access_key"):
+        patch.setenv(variable, SECRET)
+    chosen = [item.callspec.params["name"] for item in request.session.items if "ground" in getattr(item, "fixturenames", ())
+              and hasattr(item, "callspec")]  # fmt: skip
+    try:
+        names["other"] = other_segment(data)
+        with filled(settings) as store:
+            (data / "default" / "cold" / "link").symlink_to(folder / "secrets")
+            (folder / "secrets" / "link-in-the-store").symlink_to(folder / "secrets")
+            expected = store.sql(CONTROL).fetchall()
+            wrong: list[object] = []
+            asked = threading.Semaphore(0)
+            over = threading.Event()
+            files = sorted(path for path in folder.rglob("*") if "secrets" in path.parts)
+            with Sandbox(store, settings.sandbox) as sandbox:
+
+                def ask() -> None:
+                    while not over.is_set():
+                        with sandbox.run(CONTROL) as answer:
+                            found = [tuple(row.values()) for row in answer.to_arrow().to_pylist()]
+                        wrong.extend([] if found == expected else [found])
+                        asked.release()
+
+                before_bytes = peak_bytes()
+                with ThreadPoolExecutor(3) as pool:
+                    control = pool.submit(ask)
+                    outcomes = {name: pool.submit(attacked, sandbox, ATTACKS[name], names) for name in chosen}
+                    yield Ground(outcomes, wrong, asked, before_bytes, names, files)
+                    over.set()
+                    control.result()
+    finally:
+        patch.undo()
+        embedded.stop(data)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name in LONG else name for name in ATTACKS], ids=str
+)
+def test_an_attack_tells_nothing_and_is_refused(name: str, ground: Ground) -> None:
+    outcome = ground.outcomes[name].result()
+    assert SECRET not in outcome.refusal
+    assert SECRET not in outcome.text
+    assert len(outcome.refusal.splitlines()) <= 1
+    if ATTACKS[name].refused:
+        assert outcome.refusal, f"{outcome.rows} rows"
+    if name.startswith("cut: "):
+        assert outcome.truncated
+    if name.removeprefix("slow: ") in SLOW:
+        assert "sandbox.deadline_s" in outcome.refusal
+
+
+def test_nothing_is_written_by_any_attack(ground: Ground) -> None:
+    for future in ground.outcomes.values():
+        future.result()
+    folder = Path(ground.names["secrets"]).parent
+    assert not Path(ground.names["copy"]).exists()
+    assert sorted(path for path in folder.rglob("*") if "secrets" in path.parts) == ground.files
+
+
+def test_others_are_answered_rightly_while_attacks_run(ground: Ground) -> None:
+    ground.asked.acquire()
+    ground.asked.acquire()
+    assert ground.wrong == []
+
+
+def test_the_server_stays_small_whatever_its_processes_are_asked(ground: Ground) -> None:
+    for future in ground.outcomes.values():
+        future.result()
+    assert peak_bytes() - ground.before_bytes < SERVER_GROWTH_MAX
+
+
+def test_there_are_at_least_sixty_attacks_on_every_change() -> None:
+    assert len(ATTACKS.keys() - LONG) >= 60
+    assert ATTACKS.keys() >= LONG
