@@ -9,7 +9,7 @@ from starlette.types import ASGIApp
 
 from thermocline.errors import ThermoclineError
 
-from . import conversations, events, health, query, tail
+from . import conversations, events, health, openapi, query, tail
 from .front import Front
 from .page import page_routes
 from .problems import Problem, on_problem
@@ -22,6 +22,7 @@ def api_routes() -> list[BaseRoute]:
     return [
         route("/healthz", health.healthz, scope="open"),
         route("/readyz", health.readyz, scope="open"),
+        route("/openapi.json", openapi.openapi, scope="open"),
         route("/metrics", health.metrics, scope="metrics"),
         route("/v1/status", health.status, scope="query"),
         route("/v1/events", events.append_events, scope="append", methods=["POST"]),
