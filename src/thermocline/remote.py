@@ -249,14 +249,7 @@ class RemoteStore:
         try:
             answer = self._resent(lambda: self._client.post(path, content=body, headers=headers))
         except OutcomeUnknown as exc:
-
-            def look() -> bool:
-                if self._stored_at(name, expected_seq + 1).get("event_id") == str(event.event_id):
-                    return True
-                raise OutcomeUnknown(f"{exc}; it may still be on its way", retry=exc.retry, look=look) from exc
-
-            again = lambda: [self._append_expecting(event, expected_seq)]  # noqa: E731
-            raise OutcomeUnknown(str(exc), retry=again, look=look) from exc
+            raise self._unknown_expecting(str(exc), event, expected_seq) from exc
         if answer.status_code == 200:
             return receipt_of(answer.json()["outcomes"][0])
         error = error_of(answer.status_code, answer.content, conversation_id=name)
@@ -267,6 +260,19 @@ class RemoteStore:
                     event_id=found["event_id"], conversation_id=name, seq=found["seq"], durability="memory", duplicate=True
                 )
         raise error
+
+    def _unknown_expecting(self, why: str, event: Event, expected_seq: int) -> OutcomeUnknown:
+        """The error whose `retry` sends the same conditional append again."""
+
+        def retry() -> list[Receipt]:
+            return [self._append_expecting(event, expected_seq)]
+
+        def look() -> bool:
+            if self._stored_at(event.conversation_id, expected_seq + 1).get("event_id") == str(event.event_id):
+                return True
+            raise self._unknown_expecting(why, event, expected_seq)
+
+        return OutcomeUnknown(why, retry=retry, look=look)
 
     def _stored_at(self, conversation_id: str, seq: int) -> dict[str, Any]:
         """The event of that seq; {} when there is none, or the token does not allow to look."""

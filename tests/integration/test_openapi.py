@@ -79,13 +79,13 @@ def tried(server: Served, path: str, method: str, examples: int) -> None:
     given(case=generated[path][method.upper()].as_strategy())(attempt)()
 
 
-@pytest.mark.parametrize(("path", "method"), OPERATIONS, ids=lambda part: str(part))
+@pytest.mark.parametrize(("path", "method"), OPERATIONS, ids=str)
 def test_requests_made_from_the_document_find_no_failure(server: Served, path: str, method: str) -> None:
     tried(server, path, method, EXAMPLES)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(("path", "method"), OPERATIONS, ids=lambda part: str(part))
+@pytest.mark.parametrize(("path", "method"), OPERATIONS, ids=str)
 def test_many_requests_made_from_the_document_find_no_failure(server: Served, path: str, method: str) -> None:
     tried(server, path, method, 500)
 

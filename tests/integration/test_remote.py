@@ -225,7 +225,7 @@ def test_some_of_many_may_be_stored(server: Served, name: str) -> None:
 
 def test_a_server_that_is_away_is_unavailable() -> None:
     with remote.connect("http://127.0.0.1:1", deadline_s=0) as store:
-        for act in (store.status, lambda: store.append("c", "t"), lambda: store.sql("SELECT 1"), lambda: store.tail()):
+        for act in (store.status, lambda: store.append("c", "t"), lambda: store.sql("SELECT 1"), store.tail):
             with pytest.raises(TierUnavailable, match="is the server running"):
                 act()
     with pytest.raises(ConfigError, match="http"):
