@@ -189,6 +189,7 @@ class Settings(BaseModel):
     redis_url: str | None = Field(None, description="redis://, rediss:// or unix://; none means embedded")
     ledger_url: str | None = Field(None, description="SQLAlchemy URL; none means SQLite in the data directory")
     cold_url: str | None = Field(None, description="file:// or s3:// folder; none means cold/ in the data directory")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of worker and server, on stderr")
     hot: HotSettings = HotSettings()  # type: ignore[call-arg]
     ingest: IngestSettings = IngestSettings()  # type: ignore[call-arg]
     warm: WarmSettings = WarmSettings()  # type: ignore[call-arg]
