@@ -156,6 +156,11 @@ class Worker:
             log.warning("the clock was moved by %.0f s: all jobs are due", moved_s)
 
     @property
+    def lost(self) -> LeaseHeld | None:
+        """Who took over, when somebody did: this worker does nothing any more."""
+        return self._lost
+
+    @property
     def problem(self) -> str | None:
         """Why health is red; None when it is green."""
         return self._health.problem

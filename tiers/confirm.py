@@ -120,7 +120,7 @@ def _create(
     incarnation = uuid.uuid4().hex
     ledger.create(incarnation=incarnation, shards=hot.shards, buckets=settings.hot.buckets, now_us=_now_us())
     for shard in range(hot.shards):
-        _put(hot, settings, ShardState(shard=shard), incarnation=incarnation, prev="", run_id=facts.run_id, era=0)
+        _put(hot, settings, ShardState(shard=shard), {}, incarnation=incarnation, prev="", run_id=facts.run_id, era=0)
     ledger.confirmed(incarnation=incarnation, eras={}, losses=[], now_us=_now_us(), run_id=facts.run_id)
     return Confirmation(created=True)
 
@@ -169,10 +169,10 @@ def _after_restart(
     for state, meta, is_short in zip(view.shards, metas, short, strict=True):
         if is_short or not meta:
             prev = view.incarnation if wiped else meta.get("prev", "")
-            _put(hot, settings, state, incarnation=incarnation, prev=prev, run_id=facts.run_id, era=eras[state.shard])
+            _put(hot, settings, state, meta, incarnation=incarnation, prev=prev, run_id=facts.run_id, era=eras[state.shard])
         else:
             extra = {"inc": incarnation, "prev": view.incarnation} if wiped else {}
-            hot.put_meta(state.shard, {**extra, "era": eras[state.shard], "run": facts.run_id})
+            hot.put_meta(state.shard, {**extra, "era": eras[state.shard], "t": _newest_us(state, meta), "run": facts.run_id})
     return Confirmation(restarted=True, losses=tuple(loss for loss in losses if loss.events), heads_rebuilt=rebuilt)
 
 
@@ -195,7 +195,23 @@ def _loss(state: ShardState, meta: ShardMeta, era: int, *, wiped: bool) -> Loss:
     )
 
 
-def _put(hot: RedisHot, settings: Settings, state: ShardState, *, incarnation: str, prev: str, run_id: str, era: int) -> None:
+def _newest_us(state: ShardState, meta: Mapping[str, str]) -> int:
+    """No block ever had a later ingested_at, as far as anybody knows: those to come are after it, whatever the clock says."""
+    known_ms = max(state.position.ms, state.observed_position.ms)
+    return max(int(meta.get("t", 0)), known_ms * 1000 + 999 if known_ms else 0)
+
+
+def _put(
+    hot: RedisHot,
+    settings: Settings,
+    state: ShardState,
+    meta: Mapping[str, str],
+    *,
+    incarnation: str,
+    prev: str,
+    run_id: str,
+    era: int,
+) -> None:
     """Write a shard's `:m` so that it continues after `state`. `run` comes with it: from here on appends are taken."""
     hot.raise_last_id(state.shard, state.position)
     position, events, size = str(state.position), state.events, state.bytes
@@ -211,6 +227,7 @@ def _put(hot: RedisHot, settings: Settings, state: ShardState, *, incarnation: s
             "N": events,
             "B": size,
             "L": position,
+            "t": _newest_us(state, meta),
             "T": position,
             "tB": size,
             "sN": events,

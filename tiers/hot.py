@@ -92,6 +92,8 @@ class ShardCut(msgspec.Struct, frozen=True, kw_only=True):
     trimmed_bytes: int
     entries: int
     """Blocks still in the log."""
+    newest_us: int = 0
+    """ingested_at of the last block there ever was; 0 when a version wrote it that did not note that."""
 
 
 class ServerFacts(msgspec.Struct, frozen=True, kw_only=True):

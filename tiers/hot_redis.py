@@ -30,7 +30,7 @@ PAYLOAD_PLACE = 25
 """Of `d` among the names and values of an entry, as the append script orders them."""
 RECENT_ENTRIES_FIRST = 8
 """Enough to tell how large a conversation's blocks are."""
-CUT_FIELDS = ("inc", "era", "N", "B", "L", "T", "tB")
+CUT_FIELDS = ("inc", "era", "N", "B", "L", "T", "tB", "t")
 SCAN_COUNT = 1000
 WAITAOF_SINCE = (7, 2)
 """Valkey, which began there, says 7.2 as its redis_version too."""
@@ -84,7 +84,7 @@ class RedisHot:
         names = [name for shard in range(self.shards) for name in (self.keys.meta(shard), self.keys.log(shard))]
         cuts = []
         for shard, fields in enumerate(self.link.script(CUT, names, CUT_FIELDS)):
-            inc, era, events, size, last, trimmed, trimmed_bytes, entries = fields
+            inc, era, events, size, last, trimmed, trimmed_bytes, newest_us, entries = fields
             if inc is None:
                 raise TierUnavailable(
                     f"Redis at {self.link.shown_url} has no shard {shard} of namespace {self.keys.namespace!r}: "
@@ -101,6 +101,7 @@ class RedisHot:
                     trimmed=Position.parse(trimmed),
                     trimmed_bytes=int(trimmed_bytes),
                     entries=entries,
+                    newest_us=int(newest_us or 0),
                 )
             )
         return tuple(cuts)
@@ -124,6 +125,17 @@ class RedisHot:
             likely = max(size // len(entries), *sizes[-1:], 1)
             count = max(1, min(PAGE_ENTRIES_MAX, 4 * count, (bytes_max - size) // likely))
         return self._table(shard, entries)
+
+    def first_us(self, shard: int, after: Position) -> int | None:
+        """ingested_at of the first block after `after`; None when there is none."""
+        got = self.link.call("XRANGE", self.keys.log(shard), str(after.next()), "+", "COUNT", 1)
+        return int(blocks_lists([(shard, got[0])])["ingested_us"][0]) if got else None
+
+    def head(self, conversation_id: str) -> int:
+        """The conversation's last seq; 0 when it has none."""
+        bucket, field = head_place(conversation_id, self._settings.buckets)
+        found = self.link.call("HGET", self.keys.heads(shard_of(conversation_id, self.shards), bucket), field)
+        return parse_head(found)[0] if found else 0
 
     def faults(self, shard: int, after: Position, upto: Position, *, entries_max: int) -> tuple[list[EntryFault], Position, int]:
         """(damaged entries among the next ones in (after, upto], the last of them, how many were read); 0 at the end."""

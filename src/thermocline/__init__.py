@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         PartialAppend,
         QueryRefused,
         SequenceConflict,
+        StoreReplaced,
         ThermoclineError,
         TierCorrupt,
         TierUnavailable,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from thermocline.ingest.producer import Producer
     from thermocline.query.coverage import Coverage
     from thermocline.query.matching import highlighted
+    from thermocline.query.follow import Followed, Tail
+    from thermocline.query.gaps import Gap
     from thermocline.query.result import Result
     from thermocline.query.search import Found
     from thermocline.store import Store, connect
@@ -49,6 +52,8 @@ _HOMES = {
     "Coverage": "thermocline.query.coverage",
     "Event": "thermocline.event",
     "Found": "thermocline.query.search",
+    "Followed": "thermocline.query.follow",
+    "Gap": "thermocline.query.gaps",
     "IncompleteAnswer": "thermocline.errors",
     "InvalidEvent": "thermocline.errors",
     "LeaseHeld": "thermocline.errors",
@@ -60,6 +65,8 @@ _HOMES = {
     "Result": "thermocline.query.result",
     "SequenceConflict": "thermocline.errors",
     "Store": "thermocline.store",
+    "StoreReplaced": "thermocline.errors",
+    "Tail": "thermocline.query.follow",
     "ThermoclineError": "thermocline.errors",
     "TierCorrupt": "thermocline.errors",
     "TierUnavailable": "thermocline.errors",
@@ -78,6 +85,8 @@ __all__ = [
     "Coverage",
     "Event",
     "Found",
+    "Followed",
+    "Gap",
     "IncompleteAnswer",
     "InvalidEvent",
     "LeaseHeld",
@@ -89,6 +98,8 @@ __all__ = [
     "Result",
     "SequenceConflict",
     "Store",
+    "StoreReplaced",
+    "Tail",
     "ThermoclineError",
     "TierCorrupt",
     "TierUnavailable",

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from thermocline.errors import ConfigError
 from thermocline.event import EVENT_BYTES_MAX, Durability
 from thermocline.policy import Policy, SamplingSettings
+from thermocline.serve_settings import ServeSettings
 
 MIB = 1 << 20
 GIB = 1 << 30
@@ -189,6 +190,7 @@ class Settings(BaseModel):
     redis_url: str | None = Field(None, description="redis://, rediss:// or unix://; none means embedded")
     ledger_url: str | None = Field(None, description="SQLAlchemy URL; none means SQLite in the data directory")
     cold_url: str | None = Field(None, description="file:// or s3:// folder; none means cold/ in the data directory")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of worker and server, on stderr")
     hot: HotSettings = HotSettings()  # type: ignore[call-arg]
     ingest: IngestSettings = IngestSettings()  # type: ignore[call-arg]
     warm: WarmSettings = WarmSettings()  # type: ignore[call-arg]
@@ -197,6 +199,7 @@ class Settings(BaseModel):
     sandbox: SandboxSettings = SandboxSettings()  # type: ignore[call-arg]
     worker: WorkerSettings = WorkerSettings()  # type: ignore[call-arg]
     sampling: SamplingSettings = SamplingSettings()  # type: ignore[call-arg]
+    serve: ServeSettings = ServeSettings()  # type: ignore[call-arg]
 
     @property
     def namespace_dir(self) -> Path:

@@ -110,6 +110,10 @@ class QueryRefused(ThermoclineError):
     """The SQL cannot be run as asked."""
 
 
+class StoreReplaced(ThermoclineError):
+    """A position is of a store that was wiped or restored since: what comes after it cannot be told."""
+
+
 class IncompleteAnswer(ThermoclineError):
     """`require="complete"`: the answer would rest on a sample or miss a tier."""
 

@@ -22,7 +22,10 @@ from thermocline.tiers.duck import Connection
 from thermocline.tiers.opening import Tiers, open_tiers
 
 if TYPE_CHECKING:
+    import datetime as dt
+
     from thermocline.archiver.verify import Verification
+    from thermocline.query.follow import Following, Tail
 
 
 class Store:
@@ -38,6 +41,7 @@ class Store:
         """For processes that answer queries in this one's place."""
         self._lock = threading.Lock()
         self._pinned: Pinned | None = None
+        self._following: Following | None = None
         self._closed = False
 
     @property
@@ -122,6 +126,38 @@ class Store:
             tool_name=tool_name,
             status=status,
         )
+    def tail(
+        self,
+        conversation_id: str | None = None,
+        *,
+        event_types: Sequence[str] | None = None,
+        start: str | int | dt.datetime = "now",
+        page_bytes_max: int | None = None,
+    ) -> Tail:
+        """Events from `start` on and then as they are appended, of one conversation or of all: docs/following.md.
+
+        event_types  names, with * for any text; None: all
+        start        "now", "begin", a datetime (of ingestion), the position of an earlier tail, or of one conversation a seq
+        page_bytes_max  payload it holds at most, and at least one event; None: 4 MiB
+
+        QueryRefused: an argument is not one of these. StoreReplaced: a position from before Redis was wiped.
+        """
+        from thermocline.query.follow import PAGE_BYTES_MAX, Tail
+
+        self._check_open()
+        shared = self._shared_following()
+        page_bytes = PAGE_BYTES_MAX if page_bytes_max is None else page_bytes_max
+        return Tail(shared, conversation_id, event_types=event_types, start=start, page_bytes_max=page_bytes)
+
+    def _shared_following(self) -> Following:
+        from thermocline.query.follow import Following
+        from thermocline.query.settled import SettledEvents
+        from thermocline.tiers.hot_watch import LogWatch
+
+        with self._lock:
+            if self._following is None:
+                self._following = Following(self.tiers, SettledEvents(self.tiers), LogWatch(self.tiers.hot))
+            return self._following
 
     def duckdb(self) -> Connection:
         """A DuckDB connection with the three relations, pinned to one view until `refresh()`. The caller closes it.
@@ -157,6 +193,8 @@ class Store:
         if self._closed:
             return
         self._closed = True
+        if self._following is not None:
+            self._following.close()
         self._runner.close()
         if self._pinned is not None:
             self._pinned.close()

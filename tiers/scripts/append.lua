@@ -6,7 +6,7 @@
 --       14 clock ahead max µs  15 unsettled bytes max  16 log entries max  17 cache window ms
 --       18 id window µs  19 ids max  20.. pairs: ordinal, id field
 local call, format = redis.call, string.format   -- and no functions of our own: making them takes time in every call
-local meta = call('HMGET', KEYS[1], 'format', 'inc', 'run', 'era', 'N', 'B', 'sB', 'oB')
+local meta = call('HMGET', KEYS[1], 'format', 'inc', 'run', 'era', 'N', 'B', 'sB', 'oB', 't')
 if not meta[3] or not string.find(call('INFO', 'server'), 'run_id:' .. meta[3] .. '\r', 1, true) then
   return {'UNCONFIRMED'}
 end
@@ -67,6 +67,8 @@ local time = call('TIME')
 local t = time[1] .. format('%06d', time[2])
 local now = tonumber(t)
 if tonumber(ARGV[9]) > now + tonumber(ARGV[14]) then return {'CLOCK', t, meta[4]} end
+-- Of a shard's blocks each is later than the one before, whatever the clock does: so t gives their order for ever.
+if meta[9] and tonumber(meta[9]) >= now then t = format('%.0f', tonumber(meta[9]) + 1) end
 
 local bytes = tonumber(meta[6]) + #ARGV[13]
 if bytes - tonumber(meta[7]) + tonumber(meta[8]) > tonumber(ARGV[15])
@@ -91,7 +93,7 @@ if n > 0 then
     entry[#entry + 1] = k
   end
   id = call('XADD', KEYS[2], '*', unpack(entry))
-  call('HSET', KEYS[1], 'N', N, 'B', B, 'L', id)
+  call('HSET', KEYS[1], 'N', N, 'B', B, 'L', id, 't', t)
   local head_value = format('%.0f', seq + n)
   if era > 0 then head_value = head_value .. '.' .. meta[4] end
   call('HSET', KEYS[4], ARGV[4], head_value)
@@ -107,7 +109,7 @@ if #fresh > 0 then
     call('RENAME', KEYS[6], KEYS[7])
     now_begun = false
   end
-  if not now_begun then call('HSET', KEYS[6], '#', t) end
+  if not now_begun then call('HSET', KEYS[6], '#', format('%.0f', now)) end
   call('HSET', KEYS[6], unpack(fresh))
   local keep_ms = format('%.0f', math.ceil(tonumber(ARGV[18]) / 1000) * 2)
   call('PEXPIRE', KEYS[6], keep_ms)

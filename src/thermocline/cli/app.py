@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from . import append, archive, configuration, demo, mcp, namespaces, query, scrub, upkeep
+from . import append, archive, configuration, demo, mcp, namespaces, query, scrub, serve, tokens, upkeep
 from .options import Chosen
 
 GLOBAL_OPTIONS: Final = ("--config", "--data-dir", "--namespace")
@@ -57,6 +57,7 @@ def start(
 app.command("demo")(demo.demo)
 app.command("append")(append.append)
 app.command("worker")(upkeep.worker)
+app.command("serve")(serve.serve)
 app.command("query")(query.query)
 app.command("search")(query.search)
 app.command("recent")(query.recent)
@@ -74,6 +75,7 @@ app.command("restore")(scrub.restore)
 app.command("doctor")(configuration.doctor)
 app.add_typer(configuration.app, name="config")
 app.add_typer(namespaces.app, name="namespaces")
+app.add_typer(tokens.app, name="tokens")
 app.command("mcp")(mcp.mcp)
 app.command("stop")(upkeep.stop)
 

@@ -20,14 +20,14 @@ def config() -> None:
 @app.command()
 def show(context: typer.Context, output: ReportOption = ReportForm.table) -> None:
     """Show every setting, its value, and where that came from. Secrets are masked."""
-    from thermocline.config import load_with_sources, mask_url
+    from thermocline.config import load_with_sources
+    from thermocline.masking import shown
 
     chosen = chosen_of(context)
     settings, sources = load_with_sources(chosen.overrides(), file=chosen.config)
     rows = []
     for key, value in _flat(settings.model_dump(mode="json")):
-        shown = mask_url(value) if key.endswith("_url") and isinstance(value, str) else value
-        rows.append((key, shown, sources.get(key, "default")))
+        rows.append((key, shown(key, value), sources.get(key, "default")))
     if output is ReportForm.json:
         write_object({key: {"value": value, "from": source} for key, value, source in rows})
     else:

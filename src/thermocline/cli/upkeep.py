@@ -22,9 +22,13 @@ def worker(
     archived yet.
     """
     from thermocline.archiver.worker import Worker
+    from thermocline.masking import mask_logs
     from thermocline.tiers.opening import open_tiers
 
-    with open_tiers(settings_of(context)) as tiers:
+    settings = settings_of(context)
+    if not once:
+        mask_logs(settings)
+    with open_tiers(settings) as tiers:
         work = Worker(tiers)
         if not once:
             work.run()
