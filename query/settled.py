@@ -51,8 +51,9 @@ class Page(msgspec.Struct, frozen=True):
 class SettledEvents:
     """Reads segments and cold files for all readers of a store that follow. Thread-safe; one page at a time."""
 
-    def __init__(self, tiers: Tiers) -> None:
+    def __init__(self, tiers: Tiers, *, keys_max: int = KEYS_MAX) -> None:
         self._tiers = tiers
+        self._keys_max = keys_max
         self._lock = threading.RLock()
         self._opened: tuple[Connection, Attached, Archived] | None = None
         self._extents: dict[str, tuple[int, int]] = {}
@@ -65,13 +66,12 @@ class SettledEvents:
         conversation_id: str | None,
         wanted: Callable[[Key, str], bool],
         bytes_max: int,
-        keys_max: int = KEYS_MAX,
     ) -> Page:
         """The events after `after` that were ingested up to `upto_us`; of one conversation in the order of seq.
 
         wanted  of a key and its type: whether the event's values are. TierUnavailable, TierCorrupt: a tier cannot be read
         """
-        return self._retried(lambda view: self._page(view, after, upto_us, conversation_id, wanted, bytes_max, keys_max))
+        return self._retried(lambda view: self._page(view, after, upto_us, conversation_id, wanted, bytes_max))
 
     def before(self, met: Mapping[str, int]) -> dict[str, int]:
         """conversation → the highest seq below `met[conversation]` there is among settled events; 0 when there is none."""
@@ -112,7 +112,6 @@ class SettledEvents:
         conversation_id: str | None,
         wanted: Callable[[Key, str], bool],
         bytes_max: int,
-        keys_max: int,
     ) -> Page:
         keys: list[tuple[Key, str]] = []
         read: list[Source] = []
@@ -120,9 +119,9 @@ class SettledEvents:
         while at is not None and not keys:
             sources, before_us = self._sources(view, at, upto_us, conversation_id)
             relation = self._relation(view, sources)
-            keys = self._keys(relation, at, min(upto_us, before_us - 1), conversation_id, keys_max, sources)
+            keys = self._keys(relation, at, min(upto_us, before_us - 1), conversation_id, self._keys_max, sources)
             read = sources
-            if len(keys) == keys_max:
+            if len(keys) == self._keys_max:
                 at = keys[-1][0]
             else:
                 at = Key(before_us, "", 0) if before_us <= upto_us and conversation_id is None else None
