@@ -47,7 +47,7 @@ class Part(NamedTuple):
 
 
 class Span(NamedTuple):
-    """What of one shard is being read from segments and files: the blocks after its place up to `us`, which ends at `position`."""
+    """What is read of one shard from segments and files: the blocks after its place up to `us`, which ends at `position`."""
 
     shard: int
     us: int
@@ -84,9 +84,7 @@ class Cursor(msgspec.Struct, frozen=True, kw_only=True):
         places = [number for place in self.places for number in _packed(place.position, place.us, base_ms)]
         catch_up = None
         if self.catch_up is not None:
-            spans = [
-                number for span in self.catch_up.spans for number in (span.shard, *_packed(span.position, span.us, base_ms))
-            ]
+            spans = [number for span in self.catch_up.spans for number in (span.shard, *_packed(span.position, span.us, base_ms))]
             catch_up = [*self.catch_up.after, spans]
         parts = [
             self.incarnation[:INCARNATION_CHARS],

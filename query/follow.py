@@ -103,12 +103,14 @@ class Tail:
         self._continuity = Continuity()
         self._ready: deque[tuple[dict[str, Any] | Gap, Cursor]] = deque()
         self._closed = False
+        self.caught_up = False
+        """Whether `read` has given everything that was there when it looked last."""
         self._cursor = self._begun(conversation_id, start)
         self._read_upto = self._cursor
         """Where the last item given by `read` ends."""
         if self._cursor.told is not None:
             self._continuity.note(*self._cursor.told)
-        if self._cursor.conversation_id is not None and (self._cursor.seq or start == "begin"):
+        if self._cursor.conversation_id is not None and (self._cursor.seq or start in ("begin", 1)):
             self._continuity.note(self._cursor.conversation_id, self._cursor.seq)
 
     @property
@@ -132,7 +134,8 @@ class Tail:
         while not self._ready:
             if self._closed:
                 raise TierUnavailable("this tail is closed: make another, from its position")
-            if not self._advance():
+            self.caught_up = not self._advance()
+            if self.caught_up:
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
                     return []
@@ -203,7 +206,9 @@ class Tail:
         view = self._shared.tiers.ledger.view()
         try:
             cut = self._hot.cut()
-            if all(one.incarnation == view.incarnation and one.era == state.era for one, state in zip(cut, view.shards, strict=True)):
+            if all(
+                one.incarnation == view.incarnation and one.era == state.era for one, state in zip(cut, view.shards, strict=True)
+            ):
                 return cut
         except TierUnavailable:
             pass
@@ -214,8 +219,8 @@ class Tail:
         if not cursor.holds(cut[0].incarnation):
             again = f"start={cursor.seq + 1}" if cursor.conversation_id is not None else "a datetime or 'begin' as start"
             raise StoreReplaced(
-                "Redis was wiped, or the store restored, since this position was taken: events that had not settled are gone, and "
-                f"the ledger declares them lost (`thermocline verify`); begin anew with {again}"
+                "Redis was wiped, or the store restored, since this position was taken: events that had not settled are gone, "
+                f"and the ledger declares them lost (`thermocline verify`); begin anew with {again}"
             )
 
     # One turn
@@ -236,7 +241,7 @@ class Tail:
         return self._tell_of_end()
 
     def _go_back(self, cut: Sequence[ShardCut]) -> None:
-        """Redis came back older: places in its logs that had not settled may be given again. What was read is known by its time."""
+        """Redis came back older: places that had not settled may be given again. What was read is known by its time."""
         settled = self._shared.tiers.ledger.view().shards
         places = [
             Place(min(place.position, max(cut[shard].trimmed, settled[shard].position)), place.us)
@@ -281,12 +286,12 @@ class Tail:
         lock, con = self._shared.settled.connection()
         with lock:
             blocks = read_blocks(con, list(pages.values()), self._cursor.conversation_id, self._types)
+        part = self._cursor.part
+        blocks.sort(key=lambda block: part is None or (part.shard, part.us) != block[:2])  # first the one that was begun
         for block in blocks:
             index = behind[block.shard]
-            place, part = self._cursor.places[index], self._cursor.part
-            if block.us > place.us and block.us >= self._cursor.from_us:
-                begun = part is not None and (part.shard, part.us) == (block.shard, block.us)
-                self._give(block, part.seq if part is not None and begun else 0)
+            if block.us > self._cursor.places[index].us and block.us >= self._cursor.from_us:
+                self._give(block, part.seq if part is not None and (part.shard, part.us) == block[:2] else 0)
             self._move(index, block.position, block.us)
         for shard, index in behind.items():
             last_us = pc.max(pages[shard].column("ingested_us")).as_py() or 0
@@ -407,9 +412,7 @@ class Tail:
         if row is not None:
             self._ready.append((row, self._cursor))
 
-    def _gap(
-        self, name: str, from_seq: int, to_seq: int, reason: Reason | None = None, *, view: View | None = None
-    ) -> None:
+    def _gap(self, name: str, from_seq: int, to_seq: int, reason: Reason | None = None, *, view: View | None = None) -> None:
         """Make a gap ready."""
         shard = shard_of(name, self._hot.shards)
         view = view or self._shared.tiers.ledger.view()

@@ -139,9 +139,7 @@ class SettledEvents:
             rows = self._rows(relation, fitting, conversation_id, read)
         return Page(keys, rows, at, view)
 
-    def _sources(
-        self, view: View, after: Key, upto_us: int, conversation_id: str | None
-    ) -> tuple[list[Source], int]:
+    def _sources(self, view: View, after: Key, upto_us: int, conversation_id: str | None) -> tuple[list[Source], int]:
         """(what may hold the next events, before when the others begin)."""
         if conversation_id is not None:
             bounds = Bounds(conversations=Texts.of([conversation_id]))
@@ -172,9 +170,7 @@ class SettledEvents:
                     self._extents[_id(one)] = (1 << 62, 0)
                     continue
                 relation = self._relation(view, [one])
-                found = self._fetched(
-                    f"SELECT epoch_us(min(ingested_at)), epoch_us(max(ingested_at)) FROM {relation}", [], [one]
-                )
+                found = self._fetched(f"SELECT epoch_us(min(ingested_at)), epoch_us(max(ingested_at)) FROM {relation}", [], [one])
                 self._extents[_id(one)] = found[0][0], found[0][1]
         return self._extents
 

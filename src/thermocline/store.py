@@ -20,8 +20,12 @@ from thermocline.tiers.opening import Tiers, open_tiers
 
 if TYPE_CHECKING:
     import datetime as dt
+    from collections.abc import Iterator
+    from typing import BinaryIO
 
-    from thermocline.query.follow import Following, Tail
+    from thermocline.query.export import Exported, ExportFormat
+    from thermocline.query.follow import Followed, Following, Tail
+    from thermocline.query.gaps import Gap
     from thermocline.archiver.verify import Verification
 
 
@@ -85,6 +89,51 @@ class Store:
 
         self._check_open()
         return Tail(self._shared_following(), conversation_id, event_types=event_types, start=start)
+
+    def replay(
+        self,
+        conversation_id: str,
+        *,
+        speed: float = 1.0,
+        until: dt.datetime | int | None = None,
+        from_seq: int = 1,
+        pause_s_max: float = 10.0,
+    ) -> Iterator[Followed | Gap]:
+        """The events of a conversation once more, each when it is due by the original pauses; gaps where events are gone.
+
+        speed        2.0 halves the pauses; math.inf makes none
+        until        the last: its seq, or a datetime (of `timestamp`); None: the last there is now
+        pause_s_max  no pause is longer, whatever there was
+        """
+        from thermocline.query.replay import check_replay, replayed
+
+        check_replay(speed, until, pause_s_max)
+        return replayed(self.tail(conversation_id, start=from_seq), speed=speed, until=until, pause_s_max=pause_s_max)
+
+    def export(
+        self,
+        target: str | Path | BinaryIO,
+        *,
+        format: ExportFormat = "ndjson",
+        conversation_id: str | None = None,
+        since: dt.datetime | None = None,
+        until: dt.datetime | None = None,
+        event_types: Sequence[str] | None = None,
+    ) -> Exported:
+        """Write events of one cut to a file, by conversation and seq; how many, and what they rest on.
+
+        target       a path, which is replaced when all of it is written, or a binary file to write to
+        format       ndjson (what `thermocline append` takes), parquet, cloudevents (one a line), cloudevents-batch (a JSON array)
+        since until  of `timestamp`: from, and before
+
+        Memory stays within query.memory_bytes_max; beyond it, sorting spills into the namespace's folder.
+        """
+        from thermocline.query.export import Exporter
+
+        self._check_open()
+        return Exporter(self._runner, self.settings.namespace).export(
+            target, format=format, conversation_id=conversation_id, since=since, until=until, event_types=event_types
+        )
 
     def _shared_following(self) -> Following:
         from thermocline.query.follow import Following

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from . import append, archive, configuration, demo, namespaces, query, scrub, upkeep
+from . import append, archive, configuration, demo, following, namespaces, query, scrub, upkeep
 from .options import Chosen
 
 GLOBAL_OPTIONS: Final = ("--config", "--data-dir", "--namespace")
@@ -60,6 +60,9 @@ app.command("worker")(upkeep.worker)
 app.command("query")(query.query)
 app.command("recent")(query.recent)
 app.command("conversations")(query.conversations)
+app.command("tail")(following.tail)
+app.command("replay")(following.replay)
+app.command("export")(following.export)
 app.command("status")(upkeep.status)
 app.command("verify")(upkeep.verify)
 app.command("scrub")(scrub.scrub)

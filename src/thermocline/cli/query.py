@@ -81,7 +81,8 @@ def _brief(table: pa.Table) -> tuple[list[list[object]], list[str]]:
     return [[row[name] for name in names] for row in rows], names
 
 
-def _time(text: str) -> dt.datetime:
+def a_time(text: str) -> dt.datetime:
+    """What an option says; UTC without a zone."""
     try:
         found = dt.datetime.fromisoformat(text)
     except ValueError as exc:
@@ -93,7 +94,7 @@ def conversations(
     context: typer.Context,
     since: Annotated[
         dt.datetime | None,
-        typer.Option(parser=_time, metavar="TIME", help="Only those with an event at or after it: RFC 3339, or a UTC day."),
+        typer.Option(parser=a_time, metavar="TIME", help="Only those with an event at or after it: RFC 3339, or a UTC day."),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many conversations.")] = 20,
     output: FormOption = Form.table,
