@@ -15,7 +15,6 @@ ingestion. Pages are bounded in bytes, and nothing is read ahead of them.
 
 from __future__ import annotations
 
-import datetime as dt
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,26 +24,24 @@ import msgspec
 import pyarrow.compute as pc
 
 from thermocline.config import MIB
-from thermocline.errors import QueryRefused, StoreReplaced, TierUnavailable
+from thermocline.errors import QueryRefused, TierUnavailable
 from thermocline.tiers.block import Position, shard_of
 from thermocline.tiers.hot import ShardCut
 from thermocline.tiers.hot_watch import LogWatch
 from thermocline.tiers.ledger import View
 from thermocline.tiers.opening import Tiers
 
-from .cursor import CatchUp, Cursor, Key, Part, Place, Span, parse_cursor
+from .cursor import CatchUp, Cursor, Key, Part, Place, Span
 from .gaps import Continuity, Gap, Reason, may_lack, reason_of
 from .log_rows import BlockRows, last_position, read_blocks
 from .patterns import Patterns
 from .settled import SettledEvents
+from .starts import Start, begun, era_of, require_same
 
 PAGE_BYTES_MAX: Final = 4 * MIB
 """Payload that a reader holds at most, and at least one event."""
 PAGE_BYTES_MIN: Final = 64 << 10
 """Of a page of one log."""
-START_MARGIN_MS: Final = 60_000
-"""A log's ids are ingestion times, but for what a clock that was set back adds."""
-Start = str | int | dt.datetime
 
 
 class Followed:
@@ -105,7 +102,7 @@ class Tail:
         self._closed = False
         self.caught_up = False
         """Whether `read` has given everything that was there when it looked last."""
-        self._cursor = self._begun(conversation_id, start)
+        self._cursor = begun(conversation_id, start, self._cut())
         self._read_upto = self._cursor
         """Where the last item given by `read` ends."""
         if self._cursor.told is not None:
@@ -163,38 +160,7 @@ class Tail:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # How it begins
-
-    def _begun(self, conversation_id: str | None, start: Start) -> Cursor:
-        cut = self._cut()
-        if isinstance(start, str) and start not in ("now", "begin"):
-            cursor = parse_cursor(start)
-            if conversation_id is not None and cursor.conversation_id != conversation_id:
-                raise QueryRefused(f"this position is not of a tail of conversation {conversation_id!r}: give none, or its own")
-            shards = 1 if cursor.conversation_id is not None else len(cut)
-            self._require(cursor, cut)
-            if len(cursor.places) != shards:
-                raise QueryRefused(f"this position is of {len(cursor.places)} shards, the store has {shards}")
-            return cursor
-        shards_cut = [cut[shard_of(conversation_id, len(cut))]] if conversation_id is not None else list(cut)
-        fresh = Cursor(
-            incarnation=cut[0].incarnation, era=_era(cut), conversation_id=conversation_id, places=(Place(),) * len(shards_cut)
-        )
-        if start == "begin":
-            return fresh
-        if start == "now":
-            return msgspec.structs.replace(fresh, places=tuple(Place(one.last, one.newest_us) for one in shards_cut))
-        if isinstance(start, dt.datetime):
-            if start.tzinfo is None:
-                raise QueryRefused("start must be an aware datetime: give its time zone")
-            us = max(0, (start - _EPOCH) // dt.timedelta(microseconds=1))
-            place = Place(Position(max(0, us // 1000 - START_MARGIN_MS), 0), max(0, us - 1))
-            return msgspec.structs.replace(fresh, places=(place,) * len(shards_cut), from_us=us)
-        if isinstance(start, int) and not isinstance(start, bool) and conversation_id is not None and start >= 1:
-            return msgspec.structs.replace(fresh, seq=start - 1)
-        raise QueryRefused(
-            f'start must be "now", "begin", an aware datetime, a position, or with a conversation a seq from 1 on, not {start!r}'
-        )
+    # Where it is
 
     def _shards(self) -> Sequence[int]:
         if self._cursor.conversation_id is None:
@@ -215,14 +181,6 @@ class Tail:
         self._shared.tiers.reconfirm()
         return self._hot.cut()
 
-    def _require(self, cursor: Cursor, cut: Sequence[ShardCut]) -> None:
-        if not cursor.holds(cut[0].incarnation):
-            again = f"start={cursor.seq + 1}" if cursor.conversation_id is not None else "a datetime or 'begin' as start"
-            raise StoreReplaced(
-                "Redis was wiped, or the store restored, since this position was taken: events that had not settled are gone, "
-                f"and the ledger declares them lost (`thermocline verify`); begin anew with {again}"
-            )
-
     # One turn
 
     def _advance(self) -> bool:
@@ -231,8 +189,8 @@ class Tail:
             self._read_settled(self._cursor.catch_up)
             return True
         cut = self._cut()
-        self._require(self._cursor, cut)
-        if _era(cut) != self._cursor.era:
+        require_same(self._cursor, cut)
+        if era_of(cut) != self._cursor.era:
             self._go_back(cut)
         mine = [cut[shard] for shard in self._shards()]
         self._shared.watch.note({one.shard: one.last for one in mine})
@@ -247,7 +205,7 @@ class Tail:
             Place(min(place.position, max(cut[shard].trimmed, settled[shard].position)), place.us)
             for shard, place in zip(self._shards(), self._cursor.places, strict=True)
         ]
-        self._cursor = msgspec.structs.replace(self._cursor, era=_era(cut), places=tuple(places))
+        self._cursor = msgspec.structs.replace(self._cursor, era=era_of(cut), places=tuple(places))
 
     def _tell_of_end(self) -> bool:
         """Tell of a gap at the end of a conversation of which everything was read, if there is one."""
@@ -421,10 +379,3 @@ class Tail:
         seq = to_seq if self._cursor.conversation_id is not None else 0
         self._cursor = msgspec.structs.replace(self._cursor, seq=seq, told=(name, to_seq))
         self._ready.append((Gap(name, from_seq, to_seq, reason, self._cursor.text()), self._cursor))
-
-
-_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-
-
-def _era(cut: Sequence[ShardCut]) -> int:
-    return max(one.era for one in cut)

@@ -1,4 +1,4 @@
-"""Events that have settled, page by page, in an order that no merge, archive or trim changes: by (ingested_at, conversation_id, seq).
+"""Events that have settled, page by page, in an order that no merge or archive changes: (ingested_at, conversation_id, seq).
 
 One query finds the keys of the next events, a second how large these are, a third their values: so a page is bounded in bytes,
 and what a reader does not want is never read. Segments and files whose events were ingested later than the page ends are not

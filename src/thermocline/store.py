@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import BinaryIO
 
+    from thermocline.archiver.verify import Verification
     from thermocline.query.export import Exported, ExportFormat
     from thermocline.query.follow import Followed, Following, Tail
     from thermocline.query.gaps import Gap
-    from thermocline.archiver.verify import Verification
 
 
 class Store:

@@ -166,8 +166,6 @@ def _place(text: str) -> str | dt.datetime | int:
 def _write(item: Item, output: ReportForm) -> None:
     from thermocline.query.gaps import Gap
 
-    from .columns import plain
-
     if output is ReportForm.json:
         sys.stdout.write(_json(item) + "\n")
     elif isinstance(item, Gap):
@@ -177,11 +175,15 @@ def _write(item: Item, output: ReportForm) -> None:
         )
     else:
         event = item.event
-        content = plain(" ".join(event["content"].split()))
+        content = _shown(event["content"])
         tool = f" {event['tool_name']}" if event["tool_name"] else ""
-        sys.stdout.write(
-            f"{event['timestamp']:%Y-%m-%d %H:%M:%S}  {event['conversation_id']} {event['seq']}  {event['event_type']}{tool}  {content}\n"
-        )
+        place = f"{_shown(event['conversation_id'])} {event['seq']}"
+        sys.stdout.write(f"{event['timestamp']:%Y-%m-%d %H:%M:%S}  {place}  {_shown(event['event_type'] + tool)}  {content}\n")
+
+
+def _shown(text: str) -> str:
+    """In one line, without what a terminal would obey."""
+    return "".join(char if char.isprintable() else "·" for char in " ".join(text.split()))
 
 
 def _json(item: Item) -> str:
