@@ -132,11 +132,13 @@ def _position(ms_before: int, seq: int, us_more: int, base_ms: int) -> tuple[Pos
 
 def _unpacked(parts: Sequence[Any]) -> Cursor:
     incarnation, era, conversation_id, seq, from_us, base_ms, flat, part, catching, told = parts
-    places = tuple(Place(*_position(*three, base_ms)) for three in zip(*[iter(flat)] * 3, strict=True))
+    threes = [flat[start : start + 3] for start in range(0, len(flat), 3)]
+    places = tuple(Place(*_position(before, place, more, base_ms)) for before, place, more in threes)
     catch_up = None
     if catching is not None:
         us, name, at, spans = catching
-        found = [(shard, *_position(*three, base_ms)) for shard, *three in zip(*[iter(spans)] * 4, strict=True)]
+        fours = [spans[start : start + 4] for start in range(0, len(spans), 4)]
+        found = [(shard, *_position(before, place, more, base_ms)) for shard, before, place, more in fours]
         catch_up = CatchUp(Key(us, name, at), tuple(Span(shard, upto, position) for shard, position, upto in found))
     return Cursor(
         incarnation=incarnation,

@@ -8,8 +8,8 @@ touched: when each of them begins and ends is looked up once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 import msgspec
 
@@ -33,6 +33,7 @@ CREATED_MARGIN_US: Final = 7_200_000_000
 _NONE: Final = ", ".join(f"NULL::{column.sql_type} AS {column.name}" for column in COLUMNS)
 Source = Segment | ColdFile
 Row = dict[str, Any]
+T = TypeVar("T")
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -77,6 +78,10 @@ class SettledEvents:
         """conversation → the highest seq below `met[conversation]` there is among settled events; 0 when there is none."""
         return self._retried(lambda view: self._before(view, met))
 
+    def rows_of(self, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Row]:
+        """(conversation, seq) → the values of these events, of those there are among settled ones."""
+        return self._retried(lambda view: self._rows_of(view, places))
+
     def close(self) -> None:
         with self._lock:
             if self._opened is not None:
@@ -94,7 +99,7 @@ class SettledEvents:
             self._opened = con, Attached(con, self._tiers.warm), Archived(self._tiers, con)
         return self._opened
 
-    def _retried(self, read: Callable[[View], Any]) -> Any:
+    def _retried(self, read: Callable[[View], T]) -> T:
         gone: Exception | None = None
         with self._lock:
             for _ in range(self._tiers.settings.query.view_retries_max):
@@ -142,12 +147,7 @@ class SettledEvents:
     def _sources(self, view: View, after: Key, upto_us: int, conversation_id: str | None) -> tuple[list[Source], int]:
         """(what may hold the next events, before when the others begin)."""
         if conversation_id is not None:
-            bounds = Bounds(conversations=Texts.of([conversation_id]))
-            segments: list[Segment] = chosen(view.segments, bounds)
-            files: list[ColdFile] = chosen(view.files, bounds)
-            events = {"events": Sources.of("events", segments, files)}
-            narrowed = self._open()[2].narrowed(events, {"events": bounds})["events"]
-            return [*narrowed.segments, *narrowed.files], upto_us + 1
+            return self._of_conversations(view, [conversation_id]), upto_us + 1
         old_us = after.us - CREATED_MARGIN_US
         found: list[Source] = list(view.segments)
         found += [file for file in view.files if file.kind == "events" and file.created_us >= old_us]
@@ -162,7 +162,7 @@ class SettledEvents:
 
     def _known_extents(self, view: View, sources: Sequence[Source]) -> dict[str, tuple[int, int]]:
         """source → first and last ingested_at in it, µs."""
-        live = {_id(one) for one in (*view.segments, *view.files)}
+        live = {one.segment_id for one in view.segments} | {one.file_id for one in view.files}
         self._extents = {name: extent for name, extent in self._extents.items() if name in live}
         for one in sources:
             if _id(one) not in self._extents:
@@ -236,13 +236,28 @@ class SettledEvents:
                 rows[place] = row
         return rows
 
-    def _before(self, view: View, met: Mapping[str, int]) -> dict[str, int]:
-        bounds = Bounds(conversations=Texts.of(met))
+    def _rows_of(self, view: View, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Row]:
+        sources = self._of_conversations(view, {name for name, _ in places})
+        if not sources:
+            return {}
+        names, seqs = [name for name, _ in places], [seq for _, seq in places]
+        relation = self._relation(view, sources)
+        query = f"""SELECT {COLUMNS_SQL} FROM {relation} WHERE (conversation_id, seq) IN
+            (SELECT (unnest(?::VARCHAR[]), unnest(?::BIGINT[]))) AND conversation_id BETWEEN ? AND ?"""
+        rows = self._run(query, [names, seqs, min(names), max(names)], sources).to_arrow_table().to_pylist()
+        return {(row["conversation_id"], row["seq"]): row for row in rows}
+
+    def _of_conversations(self, view: View, names: Iterable[str]) -> list[Source]:
+        """The segments and files that may have events of these."""
+        bounds = Bounds(conversations=Texts.of(names))
         segments: list[Segment] = chosen(view.segments, bounds)
         files: list[ColdFile] = chosen(view.files, bounds)
         events = {"events": Sources.of("events", segments, files)}
         narrowed = self._open()[2].narrowed(events, {"events": bounds})["events"]
-        sources: list[Source] = [*narrowed.segments, *narrowed.files]
+        return [*narrowed.segments, *narrowed.files]
+
+    def _before(self, view: View, met: Mapping[str, int]) -> dict[str, int]:
+        sources = self._of_conversations(view, met)
         found = dict.fromkeys(met, 0)
         if sources:
             rows = self._fetched(

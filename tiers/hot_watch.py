@@ -16,7 +16,7 @@ from thermocline.errors import TierUnavailable
 from .block import Position
 from .hot import OutcomeLost
 from .hot_redis import RedisHot
-from .redis_link import CommandFailed, Connection, exchange
+from .redis_link import Command, CommandFailed, Connection, exchange
 
 BLOCK_S_MAX: Final = 1.0
 """The longest that Redis is asked to wait at once: who leads hands on after it."""
@@ -74,7 +74,7 @@ class LogWatch:
         if self._last:
             hot, block_ms = self._hot, max(1, int(1000 * block_s))
             logs = [hot.keys.log(shard) for shard in range(hot.shards)]
-            command = ("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *logs, *map(str, self._last))
+            command: Command = ("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *logs, *map(str, self._last))
             if self._connection is None:
                 self._connection = hot.link.connection()
             shown_url = hot.link.shown_url

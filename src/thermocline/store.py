@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from thermocline.query.export import Exported, ExportFormat
     from thermocline.query.follow import Followed, Following, Tail
     from thermocline.query.gaps import Gap
+    from thermocline.query.groups import GroupStatus, StoreGroups
+    from thermocline.query.subscribe import Subscription
+    from thermocline.tiers.groups import ParkedEvent
 
 
 class Store:
@@ -89,6 +92,73 @@ class Store:
 
         self._check_open()
         return Tail(self._shared_following(), conversation_id, event_types=event_types, start=start)
+
+    def subscribe(
+        self,
+        group: str,
+        *,
+        event_types: Sequence[str] | None = None,
+        start: str | dt.datetime = "now",
+        ack_wait_s: float = 30.0,
+        deliveries_max: int = 5,
+        prefetch: int = 100,
+        pending_max: int = 1000,
+    ) -> Subscription:
+        """One consumer of a group, which is made when it is new: docs/following.md.
+
+        start           of a new group: "now", "begin" or a datetime (of ingestion)
+        ack_wait_s      without an answer for so long an event is delivered again
+        deliveries_max  then it is parked
+        prefetch        events leased at once
+        pending_max     events of a shard that may be without an answer; then the group waits
+
+        StoreReplaced: Redis was wiped since the group was made.
+        """
+        from thermocline.query.subscribe import Subscription, check_limits
+
+        self._check_open()
+        check_limits(ack_wait_s, deliveries_max, prefetch, pending_max)
+        groups = self._groups()
+        record = groups.require(group, start, event_types)
+        return Subscription(
+            self._shared_following(),
+            groups,
+            record,
+            ack_wait_s=ack_wait_s,
+            deliveries_max=deliveries_max,
+            prefetch=prefetch,
+            pending_max=pending_max,
+        )
+
+    def groups(self) -> list[GroupStatus]:
+        """The groups of consumers: what each has taken, has pending and has parked, and how far behind it is."""
+        self._check_open()
+        return self._groups().statuses()
+
+    def delete_group(self, group: str) -> None:
+        """Forget a group, what it has pending and what it has parked."""
+        self._check_open()
+        self._groups().delete(group)
+
+    def parked(self, group: str, limit: int = 100) -> list[ParkedEvent]:
+        """Events that were set aside, the oldest first; those of `store.sql` have their contents."""
+        self._check_open()
+        return self._groups().parked(group, limit)
+
+    def replay_parked(self, group: str, events: Sequence[ParkedEvent] | None = None) -> int:
+        """Deliver parked events anew, all of them unless given; how many."""
+        self._check_open()
+        return self._groups().take_out(group, "replay", events)
+
+    def discard_parked(self, group: str, events: Sequence[ParkedEvent] | None = None) -> int:
+        """Forget parked events, all of them unless given; how many. They stay in the store."""
+        self._check_open()
+        return self._groups().take_out(group, "discard", events)
+
+    def _groups(self) -> StoreGroups:
+        from thermocline.query.groups import StoreGroups
+
+        return StoreGroups(self.tiers)
 
     def replay(
         self,

@@ -16,7 +16,7 @@ def test_readers_get_the_plain_list_whatever_moves_meanwhile(server: RedisServer
     try:
         readers = play(world, 30)
         assert world.count > 40
-        assert seed != 1 or any(reader.gaps for reader in readers)
+        assert any(reader.gaps for reader in readers if reader.name == "late")
     finally:
         world.close()
 

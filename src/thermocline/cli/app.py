@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from . import append, archive, configuration, demo, following, namespaces, query, scrub, upkeep
+from . import append, archive, configuration, demo, following, groups, namespaces, query, scrub, upkeep
 from .options import Chosen
 
 GLOBAL_OPTIONS: Final = ("--config", "--data-dir", "--namespace")
@@ -63,6 +63,8 @@ app.command("conversations")(query.conversations)
 app.command("tail")(following.tail)
 app.command("replay")(following.replay)
 app.command("export")(following.export)
+app.add_typer(groups.app, name="groups")
+app.command("parked")(groups.parked)
 app.command("status")(upkeep.status)
 app.command("verify")(upkeep.verify)
 app.command("scrub")(scrub.scrub)

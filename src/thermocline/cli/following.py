@@ -133,7 +133,7 @@ def export(
         to_stdout = str(target) == "-"
         done = store.export(
             sys.stdout.buffer if to_stdout else target,
-            format=form.value,  # type: ignore[arg-type]
+            format=form.value,
             conversation_id=conversation,
             since=since,
             until=until,
