@@ -1,4 +1,4 @@
-"""Groups of consumers: each event answered for once, redelivery, parking, what a trimmed log does not have, and what is refused."""
+"""Groups of consumers: each event answered for once, redelivery, parking, what a trimmed log lacks, and what is refused."""
 
 from __future__ import annotations
 

@@ -11,28 +11,20 @@ import typer
 from .options import ReportForm, ReportOption, settings_of
 from .output import note, write_object, write_report
 
-app = typer.Typer(help="See the groups of consumers, or delete one.", invoke_without_command=True)
+app = typer.Typer(invoke_without_command=True)
 
 
 @app.callback()
-def groups(context: typer.Context, output: ReportOption = ReportForm.table) -> None:
-    """List the groups of consumers: how far behind each is, what it has pending and parked."""
-    from thermocline.store import connect
+def groups(context: typer.Context) -> None:
+    """List the groups of consumers, or delete one."""
+    if context.invoked_subcommand is None:
+        _list(context, ReportForm.table)
 
-    if context.invoked_subcommand is not None:
-        return
-    with connect(settings_of(context)) as store:
-        found = store.groups()
-    if output is ReportForm.json:
-        write_object([msgspec.to_builtins(one) for one in found])
-        return
-    write_report(
-        (
-            (one.name, ", ".join(one.event_types or ("all",)), one.lag_events, one.pending, one.parked, _whole(one.seen_at))
-            for one in found
-        ),
-        ("group", "event types", "lag", "pending", "parked", "last asked"),
-    )
+
+@app.command("list")
+def list_(context: typer.Context, output: ReportOption = ReportForm.table) -> None:
+    """List the groups: how far behind each is, what it has pending and parked."""
+    _list(context, output)
 
 
 @app.command()
@@ -80,6 +72,21 @@ def parked(
         for one in found
     )
     write_report(rows, ("conversation", "seq", "deliveries", "parked at", "reason"))
+
+
+def _list(context: typer.Context, output: ReportForm) -> None:
+    from thermocline.store import connect
+
+    with connect(settings_of(context)) as store:
+        found = store.groups()
+    if output is ReportForm.json:
+        write_object([msgspec.to_builtins(one) for one in found])
+        return
+    rows = (
+        (one.name, ", ".join(one.event_types or ("all",)), one.lag_events, one.pending, one.parked, _whole(one.seen_at))
+        for one in found
+    )
+    write_report(rows, ("group", "event types", "lag", "pending", "parked", "last asked"))
 
 
 def _whole(at: dt.datetime) -> dt.datetime:
