@@ -123,6 +123,9 @@ class SettledEvents:
         at: Key | None = after
         while at is not None and not keys:
             sources, before_us = self._sources(view, at, upto_us, conversation_id)
+            files = [one.key for one in sources if isinstance(one, ColdFile)]
+            if files and conversation_id is None:  # every page reads them from end to end: not over the network
+                self._tiers.copies.ensure(files)
             relation = self._relation(view, sources)
             keys = self._keys(relation, at, min(upto_us, before_us - 1), conversation_id, self._keys_max, sources)
             read = sources
