@@ -129,6 +129,7 @@ class Tail:
             raise QueryRefused(f"limit must be at least 1, not {limit!r}")
         deadline_s = time.monotonic() + timeout_s
         while not self._ready:
+            self._shared.watch.require_open()
             if self._closed:
                 raise TierUnavailable("this tail is closed: make another, from its position")
             self.caught_up = not self._advance()

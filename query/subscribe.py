@@ -119,6 +119,7 @@ class Subscription:
             raise QueryRefused(f"limit must be at least 1, not {limit!r}")
         deadline_s = time.monotonic() + timeout_s
         while not self._closed:
+            self._shared.watch.require_open()
             started = self._start(limit)
             if started:
                 return started

@@ -36,6 +36,11 @@ class LogWatch:
         self._connection: Connection | None = None
         self._closed = False
 
+    def require_open(self) -> None:
+        """TierUnavailable when the store was closed."""
+        if self._closed:
+            raise TierUnavailable("this store is closed: connect() again")
+
     def wait(self, after: Mapping[int, Position], timeout_s: float) -> None:
         """Return when the log of a shard may go on after `after[shard]`, or after `timeout_s`. TierUnavailable: Redis is away."""
         deadline_s = time.monotonic() + timeout_s

@@ -18,7 +18,7 @@ from tests.archiving import append, corrupt_block, settings_for
 from tests.servers import RedisServer
 from thermocline.archiver.worker import Worker
 from thermocline.config import Settings
-from thermocline.errors import QueryRefused, StoreReplaced
+from thermocline.errors import QueryRefused, StoreReplaced, TierUnavailable
 from thermocline.ingest.append import Client
 from thermocline.ndjson import parse_line
 from thermocline.query import replay
@@ -154,6 +154,13 @@ def test_a_position_that_was_changed_is_refused(store: Store) -> None:
     assert parse_cursor(text).text() == text
     with pytest.raises(QueryRefused, match="not a position"):
         parse_cursor(text[:-2] + ("AA" if text[-2:] != "AA" else "BB"))
+
+
+def test_a_tail_of_a_closed_store_says_so(settings: Settings) -> None:
+    with connect(settings) as store:
+        tail = store.tail()
+    with pytest.raises(TierUnavailable, match="store is closed"):
+        tail.read(timeout_s=0)
 
 
 def test_a_shard_gives_later_times_to_later_blocks_whatever_its_clock_does(store: Store) -> None:
