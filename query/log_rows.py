@@ -23,9 +23,9 @@ class BlockRows(NamedTuple):
     """One block."""
 
     shard: int
-    position: Position
     us: int
     """Its ingested_at."""
+    position: Position
     conversation_id: str
     seq_first: int
     seq_last: int
@@ -60,7 +60,7 @@ def read_blocks(con: Connection, pages: Sequence[pa.Table], conversation_id: str
     for shard, ms, seq, us, name, first, events in zip(*(blocks.column(one).to_pylist() for one in _HEADERS), strict=True):
         here = rows.get((shard, ms, seq), {})
         wanted = {at: row for at, row in here.items() if types.match(row["event_type"])}
-        found.append(BlockRows(shard, Position(ms, seq), us, name, first, first + events - 1, sorted(here), wanted))
+        found.append(BlockRows(shard, us, Position(ms, seq), name, first, first + events - 1, sorted(here), wanted))
     return sorted(found, key=lambda block: block.us)
 
 

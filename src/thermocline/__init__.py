@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from thermocline.ingest.async_producer import AsyncProducer
     from thermocline.ingest.producer import Producer
     from thermocline.query.coverage import Coverage
-    from thermocline.query.matching import highlighted
     from thermocline.query.follow import Followed, Tail
     from thermocline.query.gaps import Gap
+    from thermocline.query.matching import highlighted
     from thermocline.query.result import Result
     from thermocline.query.search import Found
     from thermocline.store import Store, connect
@@ -84,8 +84,8 @@ __all__ = [
     "ConfigError",
     "Coverage",
     "Event",
-    "Found",
     "Followed",
+    "Found",
     "Gap",
     "IncompleteAnswer",
     "InvalidEvent",
