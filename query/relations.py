@@ -25,12 +25,13 @@ COLUMNS_SQL: Final = ", ".join(
 )
 """The select list of `events`."""
 _RAW_COLUMNS: Final = ", ".join(column.name for column in COLUMNS)
-_FILE_KINDS: Final = {
+FILE_KINDS: Final = {
     "events": ("events",),
     "hourly_stats": ("rollup_hourly",),
     "conversation_summary": ("rollup_conversation", "rollup_task"),
 }
-NAMES: Final = tuple(_FILE_KINDS)
+"""Relation → the kinds of cold files it reads."""
+NAMES: Final = tuple(FILE_KINDS)
 
 
 class Sources(msgspec.Struct, frozen=True):
@@ -61,7 +62,7 @@ class Sources(msgspec.Struct, frozen=True):
 
         whole_batches  those that kept all events
         """
-        kinds, found = _FILE_KINDS[relation], tuple(files)
+        kinds, found = FILE_KINDS[relation], tuple(files)
         of_kind = tuple(file for file in found if file.kind in kinds)
         # What was archived is known from the rollups, which are made before sampling.
         thinned = "events" in kinds and any(file.kind == "rollup_hourly" and file.batch_id not in whole_batches for file in found)
@@ -70,7 +71,11 @@ class Sources(msgspec.Struct, frozen=True):
     def sampled_rows(self, whole_batches: Container[str]) -> int:
         """Rows that may stand for others too: archived events, but for those of batches that kept all. Rollups are made before
         sampling."""
-        return sum(file.rows for file in self.files if file.kind == "events" and file.batch_id not in whole_batches)
+        return sum(file.rows for file in self.sampled_files(whole_batches))
+
+    def sampled_files(self, whole_batches: Container[str]) -> list[ColdFile]:
+        """Those that such rows are in."""
+        return [file for file in self.files if file.kind == "events" and file.batch_id not in whole_batches]
 
 
 def tail_sql(chunks: Iterable[Chunk]) -> str:

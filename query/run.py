@@ -26,6 +26,8 @@ from .attached import SegmentGone
 from .bounds import Bounds, chosen
 from .conversations import Conversations
 from .coverage import EXACT, SAMPLE, Coverage
+from .missing import missing_days, told
+from .receipt import Evidence
 from .relations import Place, Sources, relation_sql, tail_sql
 from .result import Result, with_integers
 from .tail import Chunk, TailState
@@ -73,11 +75,12 @@ class Runner:
                     if reading.hours_only:
                         sources["hourly_stats"] = msgspec.structs.replace(sources["hourly_stats"], totals=with_totals)
                     sources = self._conversations.narrowed(sources, reading.bounds)
-                    coverage = _coverage(cut, sources, retries=cut.retries + retries, not_pruned=reading.not_pruned)
+                    coverage = _coverage(cut, sources, reading, retries=cut.retries + retries)
                     if require == "complete" and not coverage.exact:
-                        raise IncompleteAnswer(f"{coverage.reason}; ask without require, or for days that are still warm")
+                        raise self._incomplete(cut, sources, reading.bounds, coverage)
                     self._archived.prepare(sources.values())
-                    return Result(self._answer(place, cut, sources, query, parameters), coverage)
+                    table = self._answer(place, cut, sources, query, parameters)
+                    return Result(table, self._labelled(coverage, reading, query, table.column_names))
                 except SegmentGone as exc:
                     gone = exc
                 finally:
@@ -95,6 +98,34 @@ class Runner:
                 return None
             names |= bound.conversations.values
         return frozenset(shard_of(name, self._shards) for name in names)
+
+    def _incomplete(
+        self, cut: Cut, sources: Mapping[str, Sources], bounds: Mapping[str, Bounds], coverage: Coverage
+    ) -> IncompleteAnswer:
+        """The error that names what an answer would lack."""
+        rollups = tuple(file for file in cut.view.files if file.kind == "rollup_hourly")
+        con = self._base.cursor()
+        try:
+            self._archived.prepare([*sources.values(), Sources(files=rollups)])
+            days = missing_days(con, cut.view, sources, bounds, self._archived.place)
+        except (TierUnavailable, TierCorrupt):
+            days = []
+        finally:
+            con.close()
+        files = [file for source in sources.values() for file in source.sampled_files(cut.view.whole_batches)]
+        text = told(coverage.reason, days, files)
+        return IncompleteAnswer(f"{text}. Ask without require, or for days that are still warm", missing=days)
+
+    @staticmethod
+    def _labelled(coverage: Coverage, reading: Any, query: str, names: Sequence[str]) -> Coverage:
+        """The coverage with a label for each column."""
+        found: Sequence[Literal["exact", "estimated", "unknown"]] = (EXACT,) * len(names)
+        if not coverage.exact or reading.foreign or reading.not_pruned:
+            from .labels import labels
+
+            sampled = [relation for relation, label in coverage.relations.items() if label == SAMPLE]
+            found = labels(query, names, sampled)
+        return msgspec.structs.replace(coverage, columns=tuple(zip(names, found, strict=True)))
 
     def _answer(self, place: _Place, cut: Cut, sources: Mapping[str, Sources], query: str, parameters: Parameters) -> pa.Table:
         """The rows; SegmentGone, or what is wrong with the tier, when a cold file cannot be read."""
@@ -253,7 +284,7 @@ def sources_of(cut: Cut, bounds: Mapping[str, Bounds], *, sums_only: bool = Fals
     return found
 
 
-def _coverage(cut: Cut, sources: Mapping[str, Sources], *, retries: int, not_pruned: str) -> Coverage:
+def _coverage(cut: Cut, sources: Mapping[str, Sources], reading: Any, *, retries: int) -> Coverage:
     segments = {segment.segment_id: segment.rows for source in sources.values() for segment in source.segments}
     files = {file.file_id: file for source in sources.values() for file in source.files}
     sampled = {relation: source.sampled_rows(cut.view.whole_batches) for relation, source in sources.items()}
@@ -261,11 +292,13 @@ def _coverage(cut: Cut, sources: Mapping[str, Sources], *, retries: int, not_pru
         relation: SAMPLE if sampled[relation] or source.thinned else EXACT for relation, source in sources.items()
     }
     tail = cut.tail if sources else None
+    newest_at = at(tail.newest_us) if tail and tail.newest_us is not None else None
+    hot_rows = tail.rows if tail else 0
     return Coverage(
         taken_at=at(cut.taken_us),
         relations=labels,
-        hot_rows=tail.rows if tail else 0,
-        hot_newest_at=at(tail.newest_us) if tail and tail.newest_us is not None else None,
+        hot_rows=hot_rows,
+        hot_newest_at=newest_at,
         warm_rows=sum(segments.values()),
         cold_rows=sum(file.rows for file in files.values() if file.kind == "events"),
         sampled_rows=max(sampled.values(), default=0),
@@ -277,7 +310,16 @@ def _coverage(cut: Cut, sources: Mapping[str, Sources], *, retries: int, not_pru
         rejected=cut.tail.rejected,
         lost=sum(loss.events for loss in cut.view.losses),
         retries=retries,
-        not_pruned=not_pruned,
+        not_pruned=reading.not_pruned,
+        evidence=Evidence(
+            view=cut.view,
+            shards=cut.shards,
+            read_shards=cut.read,
+            hot_rows=hot_rows,
+            hot_newest_at=newest_at,
+            sources=sources,
+            bounds=reading.bounds,
+        ),
     )
 
 
