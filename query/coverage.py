@@ -9,8 +9,13 @@ import msgspec
 
 from .receipt import Evidence, Tier
 
+Label = Literal["exact", "estimated", "unknown"]
 EXACT: Final = "exact"
 SAMPLE: Final = "sample"
+UNITS_TOLD: Final = {
+    "conversation": "Whole conversations were sampled: for right intervals add up by conversation_id first (docs/estimates.md)",
+    "unknown": "An older policy sampled some of it: if whole conversations, add up by conversation_id first (docs/estimates.md)",
+}
 COLUMNS_SHOWN_MAX: Final = 12
 """Of a wider answer the line does not name the columns."""
 
@@ -49,7 +54,7 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
     """Views taken and given up because data moved meanwhile."""
     not_pruned: str = ""
     """Why every segment was read; empty when the query's bounds were understood."""
-    columns: tuple[tuple[str, Literal["exact", "estimated", "unknown"]], ...] = ()
+    columns: tuple[tuple[str, Label], ...] = ()
     """(name, label) of each column of the answer. exact: what it says of its row would be the same had nothing been sampled out.
     estimated: a weighted estimate. unknown: computed from the part of the rows that was kept, or not understood."""
     units: str = ""
@@ -113,6 +118,8 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
             parts.append(f"{self.cold_rows:,} cold in {_of(self.files_read, self.files_pruned, 'file')}")
         text = f"{parts[0]}: {', '.join(parts[1:])}. " + ("Exact." if self.exact else f"An estimate: {self.reason}.")
         text += self._labelled()
+        if self.units in ("conversation", "unknown"):
+            text += f" {UNITS_TOLD[self.units]}."
         if self.not_pruned:
             text += f" Nothing pruned: {self.not_pruned}."
         if self.rejected:

@@ -11,16 +11,16 @@ what `Coverage.exact` says.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
 from sqlglot import exp
 
 from thermocline.event import COLUMN_NAMES
 
+from .coverage import Label
 from .prune import parsed
 from .sums import SELECT_ARGS, TABLE_ARGS
 
-Label = Literal["exact", "estimated", "unknown"]
 _ORDER: Final[tuple[Label, ...]] = ("exact", "estimated", "unknown")
 _COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {
     "events": COLUMN_NAMES,

@@ -28,6 +28,8 @@ RELATIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "events": {"timestamp": "time", "conversation_id": "conversation", "event_type": "type"},
     "hourly_stats": {"hour": "time", "conversation_id": "conversation"},
     "conversation_summary": {"conversation_id": "conversation"},
+    "usage": {"hour": "time", "conversation_id": "conversation", "event_type": "type"},
+    "quantile_stats": {"hour": "time", "event_type": "type"},
 }
 """Relation → the columns whose bounds the ledger knows about, and what they are."""
 

@@ -14,7 +14,7 @@ from thermocline.tiers.hot import ShardCut
 from thermocline.tiers.ledger import ColdFile, Segment, View
 
 from .bounds import ANY_ROW, Bounds, Texts, outside
-from .relations import FILE_KINDS, Sources
+from .relations import BY_HOUR, Sources, kinds_of
 
 NAMES_MAX: Final = 1000
 """Files named in a receipt; it counts all."""
@@ -115,7 +115,7 @@ class Evidence(msgspec.Struct, frozen=True, kw_only=True, eq=False):
         return _why(segment, self.bounds, self.bounds)
 
     def _why_file(self, file: ColdFile) -> str:
-        asking = [relation for relation in self.bounds if file.kind in FILE_KINDS.get(relation, ())]
+        asking = [relation for relation in self.bounds if file.kind in kinds_of(relation)]
         if self.bounds and not asking:
             return "rollups answer" if file.kind == "events" else "rows answer" if "events" in self.bounds else "not asked"
         return _why(file, self.bounds, asking)
@@ -128,7 +128,7 @@ def _why(extent: Segment | ColdFile, bounds: Mapping[str, Bounds], relations: It
         if bounds[relation].empty:
             return "no row can match"
         # A file that may hold such rows was left out because an index knows that it does not.
-        found = outside(extent, bounds[relation], by_hour=relation == "hourly_stats") or "conversation"
+        found = outside(extent, bounds[relation], by_hour=relation in BY_HOUR) or "conversation"
     return found
 
 

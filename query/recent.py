@@ -12,9 +12,10 @@ from thermocline.errors import QueryRefused, TierUnavailable
 from thermocline.tiers.opening import Tiers
 
 from .coverage import EXACT, Coverage
+from .covered import at
 from .lines import SCHEMA, decoded
 from .result import Result
-from .run import Runner, at
+from .run import Runner
 
 RECENT_MAX: Final = 100_000
 

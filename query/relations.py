@@ -25,13 +25,16 @@ COLUMNS_SQL: Final = ", ".join(
 )
 """The select list of `events`."""
 _RAW_COLUMNS: Final = ", ".join(column.name for column in COLUMNS)
-FILE_KINDS: Final = {
+_FILE_KINDS: Final = {
     "events": ("events",),
     "hourly_stats": ("rollup_hourly",),
     "conversation_summary": ("rollup_conversation", "rollup_task"),
+    **dict.fromkeys(rollups.USAGE_KEYS, ("rollup_hourly",)),
+    "quantile_stats": ("rollup_quantile",),
 }
-"""Relation → the kinds of cold files it reads."""
-NAMES: Final = tuple(FILE_KINDS)
+NAMES: Final = tuple(_FILE_KINDS)
+BY_HOUR: Final = frozenset(("hourly_stats", "quantile_stats", *rollups.USAGE_KEYS))
+"""Those with the start of an hour for a time."""
 
 
 class Sources(msgspec.Struct, frozen=True):
@@ -62,7 +65,7 @@ class Sources(msgspec.Struct, frozen=True):
 
         whole_batches  those that kept all events
         """
-        kinds, found = FILE_KINDS[relation], tuple(files)
+        kinds, found = _FILE_KINDS[relation], tuple(files)
         of_kind = tuple(file for file in found if file.kind in kinds)
         # What was archived is known from the rollups, which are made before sampling.
         thinned = "events" in kinds and any(file.kind == "rollup_hourly" and file.batch_id not in whole_batches for file in found)
@@ -103,7 +106,16 @@ def relation_sql(relation: str, sources: Sources, *, tail: str, place: Place) ->
     if relation == "hourly_stats":
         totals = [f"{alias(one.segment_id)}.{rollups.TOTAL}" for one in sources.segments if one.segment_id in sources.totals]
         return rollups.hourly_stats(tables("rollup_hourly"), raw, totals, added_up=not sources.sums_only)
+    if relation in rollups.USAGE_KEYS:
+        return rollups.usage(relation, tables("rollup_hourly"), raw)
+    if relation == "quantile_stats":
+        return rollups.added_up("rollup_quantile", f"({rollups.combined('rollup_quantile', tables('rollup_quantile'), raw)})")
     return rollups.conversation_summary(tables("rollup_conversation"), tables("rollup_task"), raw)
+
+
+def kinds_of(relation: str) -> tuple[str, ...]:
+    """The kinds of cold files a relation reads."""
+    return _FILE_KINDS.get(relation, ())
 
 
 def _union(tail: str, segments: Sequence[Segment], files: Sequence[str], ranges: Mapping[str, tuple[int, int]]) -> str:
