@@ -114,18 +114,19 @@ def chosen(extents: Iterable[E], bounds: Bounds, *, by_hour: bool = False) -> li
         return list(extents)
     if bounds.empty:
         return []
-    return [extent for extent in extents if _may_hold(extent, bounds, by_hour)]
+    return [extent for extent in extents if not outside(extent, bounds, by_hour=by_hour)]
 
 
-def _may_hold(extent: Extent, bounds: Bounds, by_hour: bool) -> bool:
+def outside(extent: Extent, bounds: Bounds, *, by_hour: bool = False) -> str:
+    """Why it holds no row within `bounds`: "time", "conversation" or "event type"; empty when it may hold one."""
     time_min_us, time_max_us = extent.timestamp_min_us, extent.timestamp_max_us
     if by_hour:
         time_min_us, time_max_us = time_min_us // HOUR_US * HOUR_US, time_max_us // HOUR_US * HOUR_US
     if bounds.time_min_us is not None and time_max_us < bounds.time_min_us:
-        return False
+        return "time"
     if bounds.time_max_us is not None and time_min_us > bounds.time_max_us:
-        return False
+        return "time"
     if not bounds.conversations.may_hold(extent.conversation_min, extent.conversation_max):
-        return False
+        return "conversation"
     types = extent.event_types
-    return types is None or any(bounds.event_types.may_hold(name, name) for name in types)
+    return "" if types is None or any(bounds.event_types.may_hold(name, name) for name in types) else "event type"

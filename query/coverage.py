@@ -7,8 +7,17 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from .receipt import Evidence, Tier
+
+Label = Literal["exact", "estimated", "unknown"]
 EXACT: Final = "exact"
 SAMPLE: Final = "sample"
+UNITS_TOLD: Final = {
+    "conversation": "Whole conversations were sampled: for right intervals add up by conversation_id first (docs/estimates.md)",
+    "unknown": "An older policy sampled some of it: if whole conversations, add up by conversation_id first (docs/estimates.md)",
+}
+COLUMNS_SHOWN_MAX: Final = 12
+"""Of a wider answer the line does not name the columns."""
 
 
 class Coverage(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +54,16 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
     """Views taken and given up because data moved meanwhile."""
     not_pruned: str = ""
     """Why every segment was read; empty when the query's bounds were understood."""
+    columns: tuple[tuple[str, Label], ...] = ()
+    """(name, label) of each column of the answer. exact: what it says of its row would be the same had nothing been sampled out.
+    estimated: a weighted estimate. unknown: computed from the part of the rows that was kept, or not understood."""
+    units: str = ""
+    """Of an answer that rests on a sample and has intervals: what was kept or dropped as one, as far as the policy in force says:
+    "event", "conversation" or "unknown"."""
+    cached_bytes: int = 0
+    """Size of what Redis answered by itself."""
+    evidence: Evidence | None = None
+    """What tiers, snapshot and bounds are worked out from."""
 
     @property
     def exact(self) -> bool:
@@ -61,10 +80,29 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
             return f"archived {names} it asks for may be sampled out: hourly_stats and conversation_summary count all of them"
         return f"{self.sampled_rows:,} archived rows of {names} are a sample: weigh each by 1 / sample_rate"
 
+    @property
+    def tiers(self) -> tuple[Tier, ...]:
+        """What was read of each tier, what was left out and why, how large it is and how fresh."""
+        if self.evidence is not None:
+            return self.evidence.tiers()
+        if not self.cached_rows:
+            return ()
+        rows, newest_at = self.cached_rows, self.hot_newest_at
+        return (Tier(tier="hot", read=1, pruned={}, rows=rows, bytes=self.cached_bytes, fresh_at=newest_at),)
+
+    @property
+    def bytes(self) -> int:
+        """Size of everything that was read: of files, and of the log's unsettled part."""
+        return sum(tier.bytes for tier in self.tiers)
+
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON: times as RFC 3339 text."""
-        found = dict(msgspec.to_builtins(self))
-        return {**found, "exact": self.exact, "reason": self.reason}
+        """Everything, as plain values for JSON: times as RFC 3339 text."""
+        plain = {name: getattr(self, name) for name in self.__struct_fields__ if name not in ("evidence", "columns")}
+        found = {"exact": self.exact, "reason": self.reason, **plain, "bytes": self.bytes, "tiers": self.tiers}
+        found["columns"] = [{"name": name, "label": label} for name, label in self.columns]
+        found["snapshot"] = None if self.evidence is None else self.evidence.snapshot()
+        found["bounds"] = {} if self.evidence is None else self.evidence.understood()
+        return dict(msgspec.to_builtins(found))
 
     def __str__(self) -> str:
         if self.cached_rows:
@@ -79,6 +117,9 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
         elif self.files_read or self.files_pruned:
             parts.append(f"{self.cold_rows:,} cold in {_of(self.files_read, self.files_pruned, 'file')}")
         text = f"{parts[0]}: {', '.join(parts[1:])}. " + ("Exact." if self.exact else f"An estimate: {self.reason}.")
+        text += self._labelled()
+        if self.units in ("conversation", "unknown"):
+            text += f" {UNITS_TOLD[self.units]}."
         if self.not_pruned:
             text += f" Nothing pruned: {self.not_pruned}."
         if self.rejected:
@@ -88,6 +129,16 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
         if self.retries:
             text += f" Data moved meanwhile: view {self.retries + 1}."
         return text
+
+    def _labelled(self) -> str:
+        """The columns that are not exact; all estimated ones first."""
+        if self.exact or len(self.columns) > COLUMNS_SHOWN_MAX:
+            return ""
+        parts = []
+        for wanted in ("estimated", "unknown"):
+            names = [name for name, label in self.columns if label == wanted]
+            parts += [f"{wanted.capitalize()}: {', '.join(names)}"] if names else []
+        return f" {'. '.join(parts)}." if parts else ""
 
 
 def _of(read: int, pruned: int, unit: str) -> str:

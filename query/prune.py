@@ -1,5 +1,4 @@
-"""Find in the text of a query which rows it can use, so that segments without such rows are not read. Pure; with
-sums.py the only importer of sqlglot.
+"""Find in the text of a query which rows it can use, so that segments without such rows are not read. Pure.
 
 A bound counts for one reference of a relation if it follows from the WHERE (or an inner join's ON) of the SELECT the reference
 stands in; of several references the union counts. What is not understood bounds nothing, so an answer never changes by it.
@@ -29,6 +28,8 @@ RELATIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "events": {"timestamp": "time", "conversation_id": "conversation", "event_type": "type"},
     "hourly_stats": {"hour": "time", "conversation_id": "conversation"},
     "conversation_summary": {"conversation_id": "conversation"},
+    "usage": {"hour": "time", "conversation_id": "conversation", "event_type": "type"},
+    "quantile_stats": {"hour": "time", "event_type": "type"},
 }
 """Relation → the columns whose bounds the ledger knows about, and what they are."""
 
@@ -79,6 +80,8 @@ class Reading(msgspec.Struct, frozen=True):
     """Of hourly_stats nothing but sums by its keys is asked: rows that share their keys need not be one row."""
     hours_only: bool = False
     """And nothing by conversation: rows of one hour need not be told apart at all."""
+    foreign: bool = False
+    """It reads tables of the caller's too."""
 
 
 def everything(reason: str) -> Reading:
@@ -91,7 +94,7 @@ def read(query: str, parameters: Parameters, *, now_us: int) -> Reading:
 
     now_us  µs since the epoch, not later than the start of the query
     """
-    tree = _parsed(query)
+    tree = parsed(query)
     if isinstance(tree, str):
         return everything(tree)
     names = {cte.alias.lower() for cte in tree.find_all(exp.CTE)}
@@ -99,6 +102,7 @@ def read(query: str, parameters: Parameters, *, now_us: int) -> Reading:
         return everything("a WITH clause has the name of a relation")
     found: dict[str, Bounds] = {}
     sums: list[frozenset[str] | None] = []
+    foreign = False
     for table in tree.find_all(exp.Table):
         problem = _opaque(table)
         if problem:
@@ -111,13 +115,15 @@ def read(query: str, parameters: Parameters, *, now_us: int) -> Reading:
                 return everything("its conditions are nested too deep")
             found[relation] = found[relation] | bounds if relation in found else bounds
             sums += [sums_keys(table)] if relation == "hourly_stats" else []
+        else:
+            foreign = foreign or (relation not in names and not isinstance(table.this, exp.GenerateSeries))
     sums_only = bool(sums) and None not in sums
     hours_only = sums_only and all("conversation_id" not in (keys or ()) for keys in sums)
-    return Reading(found, sums_only=sums_only, hours_only=hours_only)
+    return Reading(found, sums_only=sums_only, hours_only=hours_only, foreign=foreign)
 
 
 @lru_cache(maxsize=256)
-def _parsed(query: str) -> exp.Expr | str:
+def parsed(query: str) -> exp.Expr | str:
     """The tree of a single SELECT, or why there is none. Trees are shared: never change one."""
     query = _EXPLAIN.sub("", query)
     if len(query) > QUERY_CHARS_MAX:

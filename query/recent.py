@@ -6,14 +6,16 @@ import time
 from typing import Final
 
 import numpy as np
+import pyarrow as pa
 
 from thermocline.errors import QueryRefused, TierUnavailable
 from thermocline.tiers.opening import Tiers
 
 from .coverage import EXACT, Coverage
+from .covered import at
 from .lines import SCHEMA, decoded
 from .result import Result
-from .run import Runner, at
+from .run import Runner
 
 RECENT_MAX: Final = 100_000
 
@@ -57,16 +59,18 @@ class Recent:
             return None  # something is missing, or was rejected
         if len(seqs) < limit and head != len(seqs):
             return None
-        return Result(rows, _coverage(taken_us, len(seqs)))
+        return Result(rows, _coverage(taken_us, rows, sum(map(len, blocks["payload"]))))
 
 
-def _coverage(taken_us: int, rows: int) -> Coverage:
+def _coverage(taken_us: int, rows: pa.Table, payload_bytes: int) -> Coverage:
     return Coverage(
         taken_at=at(taken_us),
         relations={"events": EXACT},
-        cached_rows=rows,
+        cached_rows=rows.num_rows,
+        cached_bytes=payload_bytes,
+        columns=tuple((name, EXACT) for name in rows.column_names),
         hot_rows=0,
-        hot_newest_at=None,
+        hot_newest_at=rows.column("ingested_at")[-1].as_py(),
         warm_rows=0,
         cold_rows=0,
         sampled_rows=0,

@@ -29,8 +29,12 @@ _FILE_KINDS: Final = {
     "events": ("events",),
     "hourly_stats": ("rollup_hourly",),
     "conversation_summary": ("rollup_conversation", "rollup_task"),
+    **dict.fromkeys(rollups.USAGE_KEYS, ("rollup_hourly",)),
+    "quantile_stats": ("rollup_quantile",),
 }
 NAMES: Final = tuple(_FILE_KINDS)
+BY_HOUR: Final = frozenset(("hourly_stats", "quantile_stats", *rollups.USAGE_KEYS))
+"""Those with the start of an hour for a time."""
 
 
 class Sources(msgspec.Struct, frozen=True):
@@ -70,7 +74,11 @@ class Sources(msgspec.Struct, frozen=True):
     def sampled_rows(self, whole_batches: Container[str]) -> int:
         """Rows that may stand for others too: archived events, but for those of batches that kept all. Rollups are made before
         sampling."""
-        return sum(file.rows for file in self.files if file.kind == "events" and file.batch_id not in whole_batches)
+        return sum(file.rows for file in self.sampled_files(whole_batches))
+
+    def sampled_files(self, whole_batches: Container[str]) -> list[ColdFile]:
+        """Those that such rows are in."""
+        return [file for file in self.files if file.kind == "events" and file.batch_id not in whole_batches]
 
 
 def tail_sql(chunks: Iterable[Chunk]) -> str:
@@ -98,7 +106,16 @@ def relation_sql(relation: str, sources: Sources, *, tail: str, place: Place) ->
     if relation == "hourly_stats":
         totals = [f"{alias(one.segment_id)}.{rollups.TOTAL}" for one in sources.segments if one.segment_id in sources.totals]
         return rollups.hourly_stats(tables("rollup_hourly"), raw, totals, added_up=not sources.sums_only)
+    if relation in rollups.USAGE_KEYS:
+        return rollups.usage(relation, tables("rollup_hourly"), raw)
+    if relation == "quantile_stats":
+        return rollups.added_up("rollup_quantile", f"({rollups.combined('rollup_quantile', tables('rollup_quantile'), raw)})")
     return rollups.conversation_summary(tables("rollup_conversation"), tables("rollup_task"), raw)
+
+
+def kinds_of(relation: str) -> tuple[str, ...]:
+    """The kinds of cold files a relation reads."""
+    return _FILE_KINDS.get(relation, ())
 
 
 def _union(tail: str, segments: Sequence[Segment], files: Sequence[str], ranges: Mapping[str, tuple[int, int]]) -> str:

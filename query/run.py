@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import os
 import threading
 import time
@@ -16,6 +15,7 @@ import pyarrow as pa
 
 from thermocline.config import MIB, QuerySettings, Settings
 from thermocline.errors import IncompleteAnswer, QueryRefused, TierCorrupt, TierUnavailable
+from thermocline.policy import Policy
 from thermocline.tiers.block import shard_of
 from thermocline.tiers.duck import Connection, DuckError, connect, fresh_name
 from thermocline.tiers.ledger import ColdFile, Segment
@@ -25,8 +25,11 @@ from .archived import Archived
 from .attached import SegmentGone
 from .bounds import Bounds, chosen
 from .conversations import Conversations
-from .coverage import EXACT, SAMPLE, Coverage
-from .relations import Place, Sources, relation_sql, tail_sql
+from .coverage import Coverage
+from .covered import covered, labelled
+from .estimates import ALL_NAMES, define
+from .missing import missing_days, told
+from .relations import BY_HOUR, NAMES, Place, Sources, relation_sql, tail_sql
 from .result import Result, with_integers
 from .tail import Chunk, TailState
 from .view import Cut, Reader, first_line
@@ -54,6 +57,7 @@ class Runner:
     """SQL in the caller's process, each time over a fresh cut. Thread-safe: every call borrows a connection of its own."""
 
     def __init__(self, tiers: Tiers) -> None:
+        self._tiers = tiers
         self._settings = tiers.settings.query
         self._shards = tiers.settings.hot.shards
         self._base = open_memory(tiers.settings)
@@ -73,12 +77,14 @@ class Runner:
         _check_arguments(parameters, require)
         with self._borrowed() as place:
             kinds = place.kinds(query)
+            reading = self._read(query, parameters, kinds)
+
+            def answer(plan: Plan) -> Result:
+                table = self._answer(place, plan.cut, plan.sources, query, parameters)
+                return Result(table, labelled(plan.coverage, reading, query, table.column_names, self._units))
+
             try:
-                return self.planned(
-                    self._read(query, parameters, kinds),
-                    lambda plan: Result(self._answer(place, plan.cut, plan.sources, query, parameters), plan.coverage),
-                    require=require,
-                )
+                return self.planned(reading, answer, require=require)
             finally:
                 if not set(kinds) <= set(READS):
                     place.forget()
@@ -98,9 +104,9 @@ class Runner:
                 if reading.hours_only:
                     sources["hourly_stats"] = msgspec.structs.replace(sources["hourly_stats"], totals=with_totals)
                 sources = self._conversations.narrowed(sources, reading.bounds)
-                coverage = _coverage(cut, sources, retries=cut.retries + retries, not_pruned=reading.not_pruned)
+                coverage = covered(cut, sources, reading, retries=cut.retries + retries)
                 if require == "complete" and not coverage.exact:
-                    raise IncompleteAnswer(f"{coverage.reason}; ask without require, or for days that are still warm")
+                    raise self._incomplete(cut, sources, reading.bounds, coverage)
                 self._archived.prepare(sources.values())
                 return use(Plan(cut=cut, sources=sources, coverage=coverage))
             except SegmentGone as exc:
@@ -125,7 +131,7 @@ class Runner:
                     sources = self._archived.narrowed(sources_of(cut, reading.bounds), reading.bounds)
                     self._reader.attach(segment for source in sources.values() for segment in source.segments)
                     sources = self._conversations.narrowed(sources, reading.bounds)
-                    coverage = _coverage(cut, sources, retries=cut.retries + retries, not_pruned=reading.not_pruned)
+                    coverage = covered(cut, sources, reading, retries=cut.retries + retries)
                     self._archived.prepare(sources.values())
                     place.define(cut.tail, sources)
                 except BaseException as exc:
@@ -149,6 +155,31 @@ class Runner:
                 return None
             names |= bound.conversations.values
         return frozenset(shard_of(name, self._shards) for name in names)
+
+    def _units(self) -> str:
+        """What the policies kept or dropped as one: "event", "conversation" (some of it) or "unknown" (an older policy)."""
+        policy = Policy(self._tiers.settings.sampling.rules, self._tiers.settings.warm.window_days)
+        older = any(row.kind == "archive" and row.policy_hash != policy.hash for row in self._tiers.ledger.batches())
+        if any(rule.scope == "conversation" and rule.fixed_rate != 1 for rule in policy.rules):
+            return "conversation"
+        return "unknown" if older else "event"
+
+    def _incomplete(
+        self, cut: Cut, sources: Mapping[str, Sources], bounds: Mapping[str, Bounds], coverage: Coverage
+    ) -> IncompleteAnswer:
+        """The error that names what an answer would lack."""
+        rollups = tuple(file for file in cut.view.files if file.kind == "rollup_hourly")
+        con = self._base.cursor()
+        try:
+            self._archived.prepare([*sources.values(), Sources(files=rollups)])
+            days = missing_days(con, cut.view, sources, bounds, self._archived.place)
+        except (TierUnavailable, TierCorrupt):
+            days = []
+        finally:
+            con.close()
+        files = [file for source in sources.values() for file in source.sampled_files(cut.view.whole_batches)]
+        text = told(coverage.reason, days, files)
+        return IncompleteAnswer(f"{text}. Ask without require, or for days that are still warm", missing=days)
 
     def _answer(self, place: _Place, cut: Cut, sources: Mapping[str, Sources], query: str, parameters: Parameters) -> pa.Table:
         """The rows; SegmentGone, or what is wrong with the tier, when a cold file cannot be read."""
@@ -258,7 +289,8 @@ class _Place:
 
     def opaque(self) -> str:
         """Why the text of a query does not show everything it reads any more; empty if it does."""
-        views, macros, zone, collation = self.con.execute(_SESSION).fetchone() or ()
+        ours = {"relations": [TAIL, *NAMES], "functions": ALL_NAMES}
+        views, macros, zone, collation = self.con.execute(_SESSION, ours).fetchone() or ()
         if views or macros:
             return "this store has views or macros of its own"
         if zone != "UTC" or collation:
@@ -282,8 +314,8 @@ def _answer(con: Connection, query: str, parameters: Parameters) -> tuple[pa.Tab
 
 _SESSION: Final = """
     SELECT (SELECT count(*) FROM duckdb_views() WHERE NOT internal
-                AND NOT (temporary AND view_name IN ('tail_events', 'events', 'hourly_stats', 'conversation_summary'))),
-           (SELECT count(*) FROM duckdb_functions() WHERE NOT internal),
+                AND NOT (temporary AND list_contains($relations, view_name))),
+           (SELECT count(*) FROM duckdb_functions() WHERE NOT internal AND NOT list_contains($functions, function_name)),
            current_setting('TimeZone'), current_setting('default_collation')"""
 
 
@@ -291,48 +323,22 @@ def open_memory(settings: Settings) -> Connection:
     """An in-memory database within the limits of `query.*`; what does not fit spills into the namespace folder."""
     spill = settings.namespace_dir.absolute() / fresh_name(f"spill-{os.getpid()}-query")  # the worker removes what the dead leave
     limits = settings.query
-    return connect(memory_bytes=limits.memory_bytes_max, threads=limits.threads, temp_dir=str(spill))
+    con = connect(memory_bytes=limits.memory_bytes_max, threads=limits.threads, temp_dir=str(spill))
+    define(con)
+    return con
 
 
 def sources_of(cut: Cut, bounds: Mapping[str, Bounds], *, sums_only: bool = False) -> dict[str, Sources]:
     """What each relation has to read. sums_only: as prune.Reading has it."""
     found = {}
     for relation, bound in bounds.items():
-        by_hour = relation == "hourly_stats"
+        by_hour = relation in BY_HOUR
         segments: list[Segment] = chosen(cut.view.segments, bound, by_hour=by_hour)
         files: list[ColdFile] = chosen(cut.view.files, bound, by_hour=by_hour)
         found[relation] = Sources.of(
-            relation, segments, files, sums_only=sums_only and by_hour, whole_batches=cut.view.whole_batches
+            relation, segments, files, sums_only=sums_only and relation == "hourly_stats", whole_batches=cut.view.whole_batches
         )
     return found
-
-
-def _coverage(cut: Cut, sources: Mapping[str, Sources], *, retries: int, not_pruned: str) -> Coverage:
-    segments = {segment.segment_id: segment.rows for source in sources.values() for segment in source.segments}
-    files = {file.file_id: file for source in sources.values() for file in source.files}
-    sampled = {relation: source.sampled_rows(cut.view.whole_batches) for relation, source in sources.items()}
-    labels: dict[str, Literal["exact", "sample"]] = {
-        relation: SAMPLE if sampled[relation] or source.thinned else EXACT for relation, source in sources.items()
-    }
-    tail = cut.tail if sources else None
-    return Coverage(
-        taken_at=at(cut.taken_us),
-        relations=labels,
-        hot_rows=tail.rows if tail else 0,
-        hot_newest_at=at(tail.newest_us) if tail and tail.newest_us is not None else None,
-        warm_rows=sum(segments.values()),
-        cold_rows=sum(file.rows for file in files.values() if file.kind == "events"),
-        sampled_rows=max(sampled.values(), default=0),
-        segments_read=len(segments),
-        segments_pruned=len(cut.view.segments) - len(segments),
-        files_read=len(files),
-        files_pruned=len(cut.view.files) - len(files),
-        rollup_files_read=sum(file.kind != "events" for file in files.values()),
-        rejected=cut.tail.rejected,
-        lost=sum(loss.events for loss in cut.view.losses),
-        retries=retries,
-        not_pruned=not_pruned,
-    )
 
 
 def _check_arguments(parameters: Parameters, require: str | None) -> None:
@@ -340,8 +346,3 @@ def _check_arguments(parameters: Parameters, require: str | None) -> None:
         raise QueryRefused(f"params must be a list (for ? and $1) or a dict (for $name), not {type(parameters).__name__}")
     if require not in (None, "complete"):
         raise QueryRefused(f'require must be "complete" or None, not {require!r}')
-
-
-def at(us: int) -> dt.datetime:
-    """µs since the epoch as an aware datetime."""
-    return dt.datetime(1970, 1, 1, tzinfo=dt.UTC) + dt.timedelta(microseconds=us)

@@ -21,6 +21,7 @@ from typing import Any, Final
 import msgspec
 import pyarrow as pa
 
+from thermocline.query.estimates import define
 from thermocline.query.handed import SCHEMA, TAIL, TAIL_COLUMNS, Handover
 from thermocline.query.prune import Reading, read
 from thermocline.tiers.duck import Connection, DuckError, connect, quoted, registered
@@ -179,6 +180,7 @@ def prepared(handed: wire.Handed, limits: wire.Limits, source: Any) -> Connectio
             con.execute(f"CREATE VIEW memory.main.{name} AS {select}")
     except DuckError as exc:
         raise _explained(exc, handover, limits) from exc
+    define(con)
     con.execute(f"SET allowed_paths = [{', '.join(map(quoted, handover.files))}]")
     con.execute(f"SET max_temp_directory_size = '{limits.spill_bytes_max // 1024}KiB'")
     for statement in _LOCKS:

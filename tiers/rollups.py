@@ -164,6 +164,33 @@ def hourly_stats(rolled: Sequence[str], raw: Sequence[str], totals: Sequence[str
     )
 
 
+USAGE_KEYS: Final = {"usage": _HOURLY.keys}
+"""Relation → its keys, of those of the hourly rollup."""
+USAGE_VALUES: Final = {
+    "events": "BIGINT",
+    "content_bytes": "BIGINT",
+    "input_tokens": "HUGEINT",
+    "output_tokens": "HUGEINT",
+    "cost_usd": "DOUBLE",
+    "errors": "BIGINT",
+    "duration_ms_sum": "DOUBLE",
+    "duration_count": "BIGINT",
+}
+
+
+def usage(relation: str, rolled: Sequence[str], raw: Sequence[str]) -> str:
+    """SELECT of one of USAGE_KEYS: its keys and USAGE_VALUES, one row for each key that has events.
+
+    rolled  tables rollup_hourly, or what has its columns; raw as in `hourly_stats`, at least one
+    """
+    keys = ", ".join(USAGE_KEYS[relation])
+    values = ", ".join(f"{name}::{kind} AS {name}" for name, kind in USAGE_VALUES.items())
+    parts = [f"SELECT {keys}, {values} FROM {table}" for table in rolled]
+    parts += [f"SELECT {keys}, {values} FROM ({_HOURLY.text(rows)})" for rows in raw]
+    added = ", ".join(f"sum({name})::{kind} AS {name}" for name, kind in USAGE_VALUES.items())
+    return f"SELECT {keys}, {added} FROM ({' UNION ALL '.join(parts)}) GROUP BY {keys}"
+
+
 def conversation_summary(rolled: Sequence[str], tasks: Sequence[str], raw: Sequence[str]) -> str:
     """SELECT of (conversation_id, started_at, ended_at, total_events, task_count, interventions), one row per conversation.
 

@@ -4,7 +4,7 @@ the message of an instance names the object, the limit and the next thing to do.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from thermocline.event import Event, Receipt
@@ -115,7 +115,14 @@ class StoreReplaced(ThermoclineError):
 
 
 class IncompleteAnswer(ThermoclineError):
-    """`require="complete"`: the answer would rest on a sample or miss a tier."""
+    """`require="complete"`: the answer would rest on a sample or miss a tier.
+
+    missing  the days of which events were sampled out, each with day, events and kept, as far as they could be counted
+    """
+
+    def __init__(self, message: str, *, missing: Sequence[Any] = ()) -> None:
+        self.missing = list(missing)
+        super().__init__(message)
 
 
 class ConfigError(ThermoclineError, ValueError):

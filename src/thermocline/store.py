@@ -75,6 +75,25 @@ class Store:
         self._check_open()
         return self._runner.sql(query, params, require=require)
 
+    def estimate(
+        self, what: str, *, where: str = "", by: str | Sequence[str] = (), params: Mapping[str, Any] | None = None
+    ) -> Result:
+        """`what` over all events there ever were, those that were sampled out included, with 95 % intervals.
+
+        what    count(*), sum(x), avg(x), count(DISTINCT x), median(x) or quantile(x, 0.95)
+        where   a condition on events; `hour` and `day` are there too
+        by      hour, day, conversation_id, event_type, agent_id, model or tool_name, or several of them
+        params  for `$name` in `what` and `where`
+
+        Columns: those of `by`, estimate, low, high, basis and kept. basis: "exact" from rollups, "histogram" (within 1 %),
+        "estimated" from the kept events and made to agree with the rollups, or "unknown": too little was kept to say.
+        QueryRefused says what cannot be answered so.
+        """
+        from thermocline.query.estimate import estimate
+
+        self._check_open()
+        return estimate(self._runner.sql, what, where=where, by=by, params=params)
+
     def recent(self, conversation_id: str, limit: int = 100) -> Result:
         """The newest `limit` events of a conversation, columns as in `events`, ordered by seq."""
         self._check_open()

@@ -127,8 +127,8 @@ def test_a_metric_says_what_is_so(values: Values, sample: tuple[str, ...], expec
 
 @pytest.mark.parametrize(
     "name",
-    ["thermocline_query_bytes_total", "thermocline_tail_events_total", "thermocline_started_seconds", "thermocline_redis_used_bytes",
-     "thermocline_log_bytes", "thermocline_cached_events", "thermocline_cached_bytes", "thermocline_ledger_wal_bytes",
+    ["thermocline_query_bytes_total", "thermocline_tail_events_total", "thermocline_started_seconds",
+     "thermocline_redis_used_bytes", "thermocline_log_bytes", "thermocline_cached_events", "thermocline_cached_bytes", "thermocline_ledger_wal_bytes",
      "thermocline_oldest_unsettled_seconds"],
 )  # fmt: skip
 def test_a_metric_has_moved(values: Values, name: str) -> None:

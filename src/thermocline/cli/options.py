@@ -33,6 +33,7 @@ class ReportForm(StrEnum):
 
 
 FormOption = Annotated[Form, typer.Option("-o", "--output", help="How to write the answer.")]
+CoverageOption = Annotated[bool, typer.Option("--coverage", help="All of what the answer rests on, as JSON on stderr.")]
 ReportOption = Annotated[ReportForm, typer.Option("-o", "--output", help="How to write the report.")]
 
 

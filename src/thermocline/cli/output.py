@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from rich.console import Console
 
+    from thermocline.query.coverage import Coverage
+
 TABLE_ROWS_MAX: Final = 1000
 """Rows a table shows. It says how many more there are; the other forms give all."""
 
@@ -72,6 +74,13 @@ def write_object(value: object) -> None:
 def note(text: str) -> None:
     """One line of talk on stderr."""
     sys.stderr.write(f"{text}\n")
+
+
+def note_coverage(coverage: Coverage, *, full: bool = False) -> None:
+    """What an answer rests on, on stderr: one line, or everything as JSON."""
+    import orjson
+
+    note(orjson.dumps(coverage.as_dict(), option=orjson.OPT_INDENT_2).decode() if full else str(coverage))
 
 
 def console() -> Console:

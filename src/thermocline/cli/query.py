@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from .options import Form, FormOption, settings_of
-from .output import note, write_report, write_rows
+from .options import CoverageOption, Form, FormOption, settings_of
+from .output import note, note_coverage, write_report, write_rows
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -37,17 +37,18 @@ def query(
     sql: Annotated[str, typer.Argument(metavar="SQL", help="One statement over events, hourly_stats, conversation_summary.")],
     output: FormOption = Form.table,
     complete: Annotated[bool, typer.Option("--complete", help="Fail rather than answer from a sample.")] = False,
+    coverage: CoverageOption = False,
 ) -> None:
     """Run SQL over all tiers.
 
-    What the answer rests on is one line on stderr.
+    What the answer rests on is one line on stderr, or all of it as JSON.
     """
     from thermocline.store import connect
 
     with connect(settings_of(context)) as store:
         answer = store.sql(sql, require="complete" if complete else None)
     write_rows(answer.to_arrow(), output)
-    note(str(answer.coverage))
+    note_coverage(answer.coverage, full=coverage)
 
 
 def a_time(text: str) -> dt.datetime:
@@ -116,6 +117,7 @@ def recent(
     conversation: Annotated[str, typer.Argument(metavar="CONVERSATION", help="Its conversation_id.")],
     limit: Annotated[int, typer.Option(min=1, help="How many events.")] = 20,
     output: FormOption = Form.table,
+    coverage: CoverageOption = False,
 ) -> None:
     """Show a conversation's newest events, oldest first."""
     from thermocline.store import connect
@@ -127,6 +129,7 @@ def recent(
         write_report(*_brief(table))
     else:
         write_rows(table, output)
+    note_coverage(answer.coverage, full=coverage)
 
 
 def _brief(table: pa.Table) -> tuple[list[list[object]], list[str]]:
@@ -165,7 +168,7 @@ def conversations(
         write_report((_conversation(*row) for row in answer), names)
     else:
         write_rows(answer.to_arrow(), output)
-    note(str(answer.coverage))
+    note_coverage(answer.coverage)
 
 
 def _conversation(name: str, start: dt.datetime, end: dt.datetime, *counts: int) -> tuple[object, ...]:
