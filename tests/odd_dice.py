@@ -229,7 +229,7 @@ class OddDice(random.Random):
         if self.random() < 0.5:
             event[self.choice(("seq", "Content", "extra", "sample_rate", ""))] = 1
         else:
-            del event[self.choice(("conversation_id", "event_type"))]
+            event.pop(self.choice(("conversation_id", "event_type")), None)
 
     def _bad_texts(self) -> tuple[Any, ...]:
         return (*SURROGATES, 1, 1.5, True, b"bytes", ["list"], {"a": 1})

@@ -15,7 +15,7 @@ from tests.servers import redis_binaries
 
 def test_every_conversation_is_linearizable_under_faults(tmp_path: Path) -> None:
     """In a process of its own, which may mount a small disk where this one may not."""
-    command = [sys.executable, "-m", "tests.history", "--minutes", "0.15", "--seed", "1", "--folder", str(tmp_path / "run")]
+    command = [sys.executable, "-m", "tests.history", "--minutes", "0.25", "--seed", "1", "--folder", str(tmp_path / "run")]
     done = subprocess.run([*command, "--redis", str(redis_binaries()[0])], capture_output=True, text=True, timeout=600)
     assert done.stdout, done.stderr
     report = json.loads(done.stdout)

@@ -386,7 +386,7 @@ def test_bytes_that_change_on_the_way_are_read_again(moto_bucket: Bucket, tmp_pa
 def test_bytes_that_change_at_every_reading_are_not_taken_for_a_damaged_object(
     moto_bucket: Bucket, tmp_path: Path, read: Call
 ) -> None:
-    open_bucket(moto_bucket.name, moto_bucket.endpoint_url).put(KEY, b"content")
+    open_bucket(moto_bucket.name, moto_bucket.endpoint_url).put(KEY, b"content" * 1000)  # so that no two flips are the same
     with Front(moto_bucket.endpoint_url, only("GET", FLIP), seed=1) as front:
         error = failure(lambda: read(open_bucket(moto_bucket.name, front.url, **HASTY), tmp_path))
     assert isinstance(error, TierUnavailable)

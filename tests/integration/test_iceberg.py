@@ -822,7 +822,7 @@ def test_a_server_that_cannot_do_what_is_needed_is_told_so(tmp_path: Path, serve
 
 
 def test_a_server_that_does_not_answer_is_unavailable_in_time(tmp_path: Path, server: RestCatalogServer) -> None:
-    site = Site(tmp_path, catalog_url=server.url, timeout_s=0.2)
+    site = Site(tmp_path, catalog_url=server.url, timeout_s=2)
     tables = site.tables()
     tables.ensure()
     server.hangs.set()
