@@ -31,6 +31,7 @@ class Cutter:
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits
+        self._check_digits = False
         self.rows = 0
         self.cut_by: Literal["", "rows_max", "answer_bytes_max"] = ""
 
@@ -44,6 +45,7 @@ class Cutter:
             raise TooLarge(f"the answer has {columns} columns, more than sandbox.columns_max ({self._limits.columns_max}) allows")
         batches: Iterator[pa.RecordBatch] = iter(self._capped(reader))
         wide = [place for place, kind in enumerate(types) if kind == "HUGEINT"]
+        self._check_digits = any("HUGEINT" in kind for kind in types)
         schema = reader.schema
         if wide:
             ahead, whole = _ahead(batches)
@@ -56,6 +58,8 @@ class Cutter:
         sent_bytes = 0
         for batch in batches:
             for piece in _pieces(batch):
+                if self._check_digits:
+                    _check_digits(piece)
                 content = _stream(schema, piece)
                 row_bytes_max = self._limits.row_bytes_max
                 if piece.num_rows == 1 and len(content) > row_bytes_max + ROW_EXTRA_BYTES + 1024 * columns:
@@ -82,6 +86,14 @@ class Cutter:
             left -= batch.num_rows
             if batch.num_rows:
                 yield batch
+
+
+def _check_digits(batch: pa.RecordBatch) -> None:
+    """TooLarge for an integer that Arrow's decimals have no room for: whoever checks what it is sent would not take it."""
+    try:
+        batch.validate(full=True)
+    except pa.ArrowInvalid as exc:
+        raise TooLarge(f"an integer of the answer has more than 38 digits: cast it to VARCHAR or DOUBLE ({exc})") from exc
 
 
 def _ahead(batches: Iterator[pa.RecordBatch]) -> tuple[list[pa.RecordBatch], bool]:

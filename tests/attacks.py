@@ -81,6 +81,7 @@ READS: Final = {
     "python scan": "FROM python_map_function('canary_table')",
     "arrow scan of an address": "FROM arrow_scan(1, 1, 1)",
     "pandas scan of an address": "FROM pandas_scan(1)",
+    "pandas scan of nothing": "FROM pandas_scan(NULL)",
     "getenv": "SELECT getenv('AWS_SECRET_ACCESS_KEY')",
 }
 """All of them are refused."""
@@ -89,7 +90,7 @@ WRITES: Final = {
     "copy to": "COPY (SELECT 1) TO '{copy}'",
     "copy from": "COPY events FROM '{secrets}/secret.csv'",
     "copy inside explain": "EXPLAIN ANALYZE COPY (SELECT 1) TO '{copy}'",
-    "copy inside a hidden explain": "EXPLAIN /* */ (ANALYZE) COPY (SELECT 1) TO '{copy}'",
+    "copy inside a hidden explain": "EXPLAIN /* */ (ANALYZE, FORMAT json) COPY (SELECT 1) TO '{copy}'",
     "copy after a comment": "-- SELECT 1\nCOPY (SELECT 1) TO '{copy}'",
     "export": "EXPORT DATABASE '{copy}'",
     "import": "IMPORT DATABASE '{secrets}'",
