@@ -122,9 +122,8 @@ def filled(host: str, port: int) -> None:
 
 def told(name: str, found: list[float], resident: int) -> dict[str, Any]:
     cuts = statistics.quantiles(found, n=100)
-    print(
-        f"{name:8} {len(found):7,} appends   p50 {cuts[49] * 1e3:7.2f} ms   p99 {cuts[98] * 1e3:7.2f} ms   server {resident >> 20:5} MiB"
-    )
+    speed = f"p50 {cuts[49] * 1e3:7.2f} ms   p99 {cuts[98] * 1e3:7.2f} ms"
+    print(f"{name:8} {len(found):7,} appends   {speed}   server {resident >> 20:5} MiB", flush=True)
     return {"p50_ms": cuts[49] * 1e3, "p99_ms": cuts[98] * 1e3, "resident_bytes": resident}
 
 

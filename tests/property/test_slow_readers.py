@@ -1,4 +1,4 @@
-"""Whatever clients leave unread or unsent, appends go through, no place is lost, and what the server holds stays within its limits."""
+"""Whatever clients leave unread or unsent, appends go through, no place is lost, and what the server holds is bounded."""
 
 from __future__ import annotations
 
