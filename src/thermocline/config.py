@@ -140,6 +140,7 @@ class QuerySettings(_Section):
     view_retries_max: int = Field(5, ge=1, le=100, description="fresh views a query may take before it gives up")
     memory_bytes_max: int = Field(2 * GIB, ge=64 * MIB, description="DuckDB memory of one store")
     tail_bytes_max: int = Field(768 * MIB, ge=MIB, description="payload of unsettled events one reader keeps")
+    search_rows_max: int = Field(20_000_000, ge=1000, description="stored events one search looks through, newest first, about")
     threads: int = Field(2, ge=1, le=64)
 
 
@@ -159,7 +160,7 @@ class SandboxSettings(_Section):
     memory_bytes_max: int = Field(512 * MIB, ge=64 * MIB, description="memory of one query; its process may not take more")
     spill_bytes_max: int = Field(GIB, ge=0, description="disk of one query for what does not fit in memory; 0 is none")
     threads: int = Field(2, ge=1, le=64, description="of one query, at low priority")
-    copied_bytes_max: int = Field(GIB, ge=MIB, description="archived events that one query may have copied from S3")
+    copied_bytes_max: int = Field(GIB, ge=0, description="archived events that one query may have copied from S3; 0 is none")
 
 
 class WorkerSettings(_Section):
