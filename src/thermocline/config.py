@@ -52,6 +52,9 @@ class HotSettings(_Section):
     log_bytes_max: int = Field(GIB, ge=MIB, description="payload in the logs, settled and not; the settled gives way first")
     cache_window_s: float = Field(3600, ge=0, description="how long Redis keeps what is settled, if the budget allows")
     log_grace_s: float = Field(5, ge=0, description="what is settled stays in the log at least this long, for readers under way")
+    hold_s_max: float = Field(
+        3600, ge=0, description="how long a group of consumers may keep what it has not had from being trimmed"
+    )
     durable_lag_s: float = Field(
         2, ge=0, le=60, description="under everysec, settle leaves what is younger than this; below 1.2 that proves nothing"
     )

@@ -145,11 +145,20 @@ def _brief(table: pa.Table) -> tuple[list[list[object]], list[str]]:
     return [[row[name] for name in names] for row in rows], names
 
 
+def a_time(text: str) -> dt.datetime:
+    """What an option says; UTC without a zone."""
+    try:
+        found = dt.datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise typer.BadParameter(f"{text!r} is no time like 2026-11-20 or 2026-11-20T09:41:00Z") from exc
+    return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
+
+
 def conversations(
     context: typer.Context,
     since: Annotated[
         dt.datetime | None,
-        typer.Option(parser=_time, metavar="TIME", help="Only those with an event at or after it: RFC 3339, or a UTC day."),
+        typer.Option(parser=a_time, metavar="TIME", help="Only those with an event at or after it: RFC 3339, or a UTC day."),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many conversations.")] = 20,
     output: FormOption = Form.table,
