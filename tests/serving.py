@@ -22,8 +22,8 @@ from thermocline.config import Settings, load
 from thermocline.serve.server import Server, config_of, listening_on
 from thermocline.serve.service import Service, open_service
 
-START_WAIT_S = 120
-TIMEOUT_S = 120.0
+START_WAIT_S = 600
+TIMEOUT_S = 600.0
 
 
 class Served(NamedTuple):

@@ -366,7 +366,7 @@ def test_a_tail_that_is_left_frees_its_place(server: Served, client: httpx.Clien
     with client.stream("GET", "/v1/tail") as stream:
         next(stream.iter_lines())
         assert server.service.tails.taken == 1
-    wait_until(lambda: server.service.tails.taken == 0, 60, "the tail is closed")
+    wait_until(lambda: server.service.tails.taken == 0, 300, "the tail is closed")
 
 
 # The rest

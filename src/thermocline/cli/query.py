@@ -50,7 +50,7 @@ def query(
     note(str(answer.coverage))
 
 
-def _time(text: str) -> dt.datetime:
+def a_time(text: str) -> dt.datetime:
     try:
         found = dt.datetime.fromisoformat(text)
     except ValueError as exc:
@@ -66,9 +66,9 @@ def search(
     agent: Annotated[str | None, typer.Option(help="Only this agent_id.")] = None,
     tool: Annotated[str | None, typer.Option(help="Only this tool_name.")] = None,
     since: Annotated[
-        dt.datetime | None, typer.Option(parser=_time, metavar="TIME", help="Only from then on: RFC 3339, or a UTC day.")
+        dt.datetime | None, typer.Option(parser=a_time, metavar="TIME", help="Only from then on: RFC 3339, or a UTC day.")
     ] = None,
-    until: Annotated[dt.datetime | None, typer.Option(parser=_time, metavar="TIME", help="Only before then.")] = None,
+    until: Annotated[dt.datetime | None, typer.Option(parser=a_time, metavar="TIME", help="Only before then.")] = None,
     phrase: Annotated[bool, typer.Option("--phrase", help="The words one after the other.")] = False,
     whole_words: Annotated[bool, typer.Option("--whole-words", help="Not within longer words.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="How many events.")] = 20,
@@ -143,15 +143,6 @@ def _brief(table: pa.Table) -> tuple[list[list[object]], list[str]]:
     ]
     names = [name for name in BRIEF if name not in OFTEN_EMPTY or any(row[name] for row in rows)]
     return [[row[name] for name in names] for row in rows], names
-
-
-def a_time(text: str) -> dt.datetime:
-    """What an option says; UTC without a zone."""
-    try:
-        found = dt.datetime.fromisoformat(text)
-    except ValueError as exc:
-        raise typer.BadParameter(f"{text!r} is no time like 2026-11-20 or 2026-11-20T09:41:00Z") from exc
-    return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
 
 
 def conversations(
