@@ -114,11 +114,12 @@ class Front:
             require(caller, "query")
 
     def _record(self, scope: Scope, route: str, needed: str, status: int) -> None:
-        """A line of the audit log, for queries and what only an administrator may do."""
+        """A line of the audit log: for queries, what only an administrator may do, and who may not do what he asks."""
         more = scope.get("audit")
-        if more is None and needed != "admin":
-            return
         caller: Caller = scope["caller"]
+        denied = status == 403 and caller.name != "open"
+        if more is None and needed != "admin" and not denied:
+            return
         self._service.audit.write(
             caller=caller.name,
             address=caller.address,
