@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import httpx
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pytest
 
 from tests.servers import RedisServer, redis_binaries
 from tests.serving import NDJSON, Served, event, messages, ndjson, served, settings_for
+from tests.waiting import wait_until
 from thermocline.query.coverage import Coverage
 
 PROBLEM = "application/problem+json"
@@ -44,8 +46,6 @@ def name() -> str:
 
 
 def path(conversation: str) -> str:
-    from urllib.parse import quote
-
     return f"/v1/conversations/{quote(conversation, safe='')}/events"
 
 
@@ -361,10 +361,9 @@ def test_a_start_that_is_none_is_refused(client: httpx.Client, start: str) -> No
 
 
 def test_a_tail_that_is_left_frees_its_place(server: Served, client: httpx.Client) -> None:
-    from tests.waiting import wait_until
-
     with client.stream("GET", "/v1/tail") as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()  # kept: the stream ends with it
+        next(lines)
         assert server.service.tails.taken == 1
     wait_until(lambda: server.service.tails.taken == 0, 300, "the tail is closed")
 

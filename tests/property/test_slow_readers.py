@@ -89,7 +89,8 @@ def test_two_hundred_slow_readers_cost_the_memory_that_the_limits_say(tmp_path_f
             for _ in range(EVENTS // 100):
                 client.post("/v1/events", json=[event(content=CONTENT)] * 100).raise_for_status()
             with client.stream("GET", "/v1/tail?start=begin") as first:
-                next(first.iter_lines())
+                lines = first.iter_lines()
+                next(lines)
             before = psutil.Process(running.process.pid).memory_info().rss
             for _ in range(200):
                 opened.enter_context(idle(running.url, KINDS["a tail that is not read"]))
