@@ -355,6 +355,19 @@ def test_a_tail_may_be_of_some_types_only(client: httpx.Client, name: str) -> No
         assert [next(found).data["event_type"] for _ in range(2)] == ["tool.call", "tool.result"]
 
 
+def test_a_tail_does_not_rest_before_it_has_passed_over_what_is_not_wanted(client: httpx.Client, name: str) -> None:
+    for _ in range(10):
+        client.post("/v1/events", json=[event(name, "noise", content="x" * 10_000)] * 50).raise_for_status()
+    client.post("/v1/events", json=event(name, "wanted")).raise_for_status()
+    asked = {"conversation_id": name, "start": "begin", "event_types": "wanted"}
+    with client.stream("GET", "/v1/tail", params=asked) as stream:
+        lines = stream.iter_lines()
+        before = []
+        while not before or not before[-1].startswith("data: "):
+            before.append(next(lines))
+    assert ": nothing new" not in before
+
+
 @pytest.mark.parametrize("start", ["yesterday", "t1.xx", "2026-11-20T09:41:00", "x" * 9000, "-1"])
 def test_a_start_that_is_none_is_refused(client: httpx.Client, start: str) -> None:
     assert client.get("/v1/tail", params={"start": start}).status_code == 400
