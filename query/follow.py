@@ -242,9 +242,7 @@ class Tail:
         trimmed = self._hot.trimmed()
         if any(trimmed[shard] > self._cursor.places[index].position for shard, index in behind.items()):
             return True  # a page may lack entries, which have settled: look again
-        lock, con = self._shared.settled.connection()
-        with lock:
-            blocks = read_blocks(con, list(pages.values()), self._cursor.conversation_id, self._types)
+        blocks = read_blocks(self._shared.settled.parser, list(pages.values()), self._cursor.conversation_id, self._types)
         part = self._cursor.part
         blocks.sort(key=lambda block: part is None or (part.shard, part.us) != block[:2])  # first the one that was begun
         for block in blocks:

@@ -8,13 +8,15 @@ touched: when each of them begins and ends is looked up once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 import msgspec
 
-from thermocline.errors import TierCorrupt
+from thermocline.errors import TierCorrupt, TierUnavailable
 from thermocline.event import COLUMNS
+from thermocline.tiers.cold_copies import SCHEME
 from thermocline.tiers.duck import Connection, duckdb_errors, quoted
 from thermocline.tiers.ledger import ColdFile, Segment, View
 from thermocline.tiers.opening import Tiers
@@ -34,6 +36,13 @@ _NONE: Final = ", ".join(f"NULL::{column.sql_type} AS {column.name}" for column 
 Source = Segment | ColdFile
 Row = dict[str, Any]
 T = TypeVar("T")
+
+
+class _NotHere(Exception):
+    """Internal: archived files that have to be copied first."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.keys = keys
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -56,6 +65,8 @@ class SettledEvents:
         self._tiers = tiers
         self._keys_max = keys_max
         self._lock = threading.RLock()
+        self._parsing = threading.Lock()
+        self._parser: Connection | None = None
         self._opened: tuple[Connection, Attached, Archived] | None = None
         self._extents: dict[str, tuple[int, int]] = {}
 
@@ -86,12 +97,16 @@ class SettledEvents:
         with self._lock:
             if self._opened is not None:
                 self._opened[0].close()
-                self._opened = None
+                self._opened, self._parser = None, None
 
-    def connection(self) -> tuple[threading.RLock, Connection]:
-        """(what to hold meanwhile, a database in memory to parse blocks with)."""
-        with self._lock:
-            return self._lock, self._open()[0]
+    @contextmanager
+    def parser(self) -> Iterator[Connection]:
+        """A database in memory to parse blocks with. Does not wait for pages."""
+        with self._parsing:
+            if self._parser is None:
+                with self._lock:
+                    self._parser = self._open()[0].cursor()
+            yield self._parser
 
     def _open(self) -> tuple[Connection, Attached, Archived]:
         if self._opened is None:
@@ -101,12 +116,18 @@ class SettledEvents:
 
     def _retried(self, read: Callable[[View], T]) -> T:
         gone: Exception | None = None
-        with self._lock:
-            for _ in range(self._tiers.settings.query.view_retries_max):
-                try:
-                    return read(self._tiers.ledger.view())
-                except SegmentGone as exc:
-                    gone = exc
+        retries_max = self._tiers.settings.query.view_retries_max
+        for _ in range(retries_max):
+            try:
+                for _ in range(retries_max):
+                    try:
+                        with self._lock:
+                            return read(self._tiers.ledger.view())
+                    except _NotHere as exc:
+                        self._tiers.copies.ensure(exc.keys)  # other readers need not wait for it
+                raise TierUnavailable("copies of archived files are removed faster than read: raise cold.cache_bytes_max")
+            except SegmentGone as exc:
+                gone = exc
         raise TierCorrupt(f"{gone} is missing, but the ledger lists it: run `thermocline verify`") from gone
 
     def _page(
@@ -125,7 +146,9 @@ class SettledEvents:
             sources, before_us = self._sources(view, at, upto_us, conversation_id)
             files = [one.key for one in sources if isinstance(one, ColdFile)]
             if files and conversation_id is None:  # every page reads them from end to end: not over the network
-                self._tiers.copies.ensure(files)
+                missing = [key for key in files if self._tiers.copies.place(key).startswith(f"{SCHEME}://")]
+                if missing:
+                    raise _NotHere(missing)
             relation = self._relation(view, sources)
             keys = self._keys(relation, at, min(upto_us, before_us - 1), conversation_id, self._keys_max, sources)
             read = sources

@@ -222,15 +222,13 @@ class Subscription:
 
     def _resolve(self, claims: Sequence[Claim]) -> None:
         """Find the events; those nobody wants, or nobody has any more, are done."""
-        lock, con = self._shared.settled.connection()
         rows: dict[tuple[str, int], Row] = {}
-        unread: set[tuple[str, int]] = set()
+        there: set[tuple[str, int]] = set()
         blocks = self._redis.blocks(claims)
-        with lock:
-            for block in read_blocks(con, [blocks], None, self._types) if blocks.num_rows else ():
-                rows |= {(block.conversation_id, seq): row for seq, row in block.rows.items()}
-                unread |= {(block.conversation_id, seq) for seq in range(block.seq_first, block.seq_last + 1)}
-        missing = [claim.place for claim in claims if claim.place not in unread]
+        for block in read_blocks(self._shared.settled.parser, [blocks], None, self._types):
+            rows |= {(block.conversation_id, seq): row for seq, row in block.rows.items()}
+            there |= {(block.conversation_id, seq) for seq in range(block.seq_first, block.seq_last + 1)}
+        missing = [claim.place for claim in claims if claim.place not in there]
         if missing:
             found = self._shared.settled.rows_of(missing)
             rows |= {place: row for place, row in found.items() if self._types.match(row["event_type"])}

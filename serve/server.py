@@ -73,8 +73,10 @@ def serve(settings: Settings, *, ready: Callable[[str], None] = lambda url: None
 
         def stop() -> None:
             server.should_exit = True
+            if beside is not None:
+                beside.tell()
 
-        within_s = limits.stop_within_s + settings.worker.stop_within_s
+        within_s = max(limits.stop_within_s, settings.worker.stop_within_s)
         with ending(stop, within_s=within_s):
             if beside is not None:
                 beside.start()

@@ -56,7 +56,7 @@ async def tail(request: Request) -> Response:
     except BaseException:
         place.__exit__(None, None, None)
         raise
-    return _Stream(_messages(service, opened, conversation), opened, place)
+    return _Stream(_messages(service, opened), opened, place)
 
 
 class _Stream(EventSourceResponse):
@@ -75,9 +75,9 @@ class _Stream(EventSourceResponse):
             self._place.__exit__(None, None, None)
 
 
-async def _messages(service: Service, opened: Tail, conversation: str | None) -> AsyncIterator[ServerSentEvent]:
+async def _messages(service: Service, opened: Tail) -> AsyncIterator[ServerSentEvent]:
     shards = range(service.settings.hot.shards)
-    mine = shards if conversation is None else [shard_of(conversation, len(shards))]
+    mine = shards if opened.conversation_id is None else [shard_of(opened.conversation_id, len(shards))]
     reason = "left"
     try:
         yield ServerSentEvent(id=opened.position, comment="follows", retry=RETRY_MS, sep="\n")
@@ -98,12 +98,13 @@ async def _followed(service: Service, opened: Tail, listener: Listener) -> Async
     limits = service.settings.serve
     while not service.stopping.is_set():
         listener.woken.clear()  # before the read: what comes during it wakes again
-        begin_s = time.monotonic()
+        begin_s, before = time.monotonic(), opened.position
         items = await _read(service, opened, limits.tail_events_max)
         for item in items:
             service.metrics.tailed(1)
             yield _message(item)
-        if not items and not await _woken(service, listener, limits.heartbeat_s):
+        passed_over = not items and opened.position != before  # what nobody asked for: there may be more
+        if not items and not passed_over and not await _woken(service, listener, limits.heartbeat_s):
             yield ServerSentEvent(id=opened.position, comment="nothing new", sep="\n")
         pace_s = service.tails.taken / limits.tail_reads_per_s - (time.monotonic() - begin_s)
         if pace_s > 0 and len(items) < limits.tail_events_max:

@@ -13,8 +13,8 @@ from pathlib import Path
 from tests.servers import dying_with_parent
 from tests.waiting import wait_until
 
-START_WAIT_S = 240
-STOP_WAIT_S = 120
+START_WAIT_S = 600
+STOP_WAIT_S = 300
 
 
 class ServeProcess:

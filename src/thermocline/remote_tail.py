@@ -92,7 +92,8 @@ class RemoteTail:
 
     def _opened(self) -> httpx.Response:
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": self._last_id} if self._last_id else {})}
-        timeout = httpx.Timeout(self._client.timeout, read=QUIET_S)
+        base = self._client.timeout
+        timeout = httpx.Timeout(connect=base.connect, read=QUIET_S, write=base.write, pool=base.pool)
         try:
             asked = self._client.build_request("GET", "/v1/tail", params=self._params, headers=headers, timeout=timeout)
             answer = self._client.send(asked, stream=True)

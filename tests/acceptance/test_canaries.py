@@ -121,7 +121,7 @@ def test_no_command_tells_a_secret(
 def test_a_server_at_debug_level_tells_no_secret(tmp_path: Path, variables: dict[str, str]) -> None:
     spoken = Spoken()
     token = thermocline(tmp_path, "tokens", "create", "admin", "--scope", "admin", **variables).stdout.strip()
-    with serving(tmp_path, **variables) as running, httpx.Client(base_url=running.url, timeout=240) as client:
+    with serving(tmp_path, **variables) as running, httpx.Client(base_url=running.url, timeout=600) as client:
         for given in (token, WRONG, SIGNED):
             client.headers["Authorization"] = f"Bearer {given}"
             for answer in (

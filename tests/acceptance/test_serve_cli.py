@@ -25,18 +25,19 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 
 def test_it_serves_settles_and_ends_in_order(folder: Path) -> None:
     quick = {"THERMOCLINE_WARM__SETTLE_LATEST_S": "0.1", "THERMOCLINE_WARM__SETTLE_AFTER_S": "0.1"}
-    with serving(folder, **quick) as running, httpx.Client(base_url=running.url, timeout=120) as client:
+    with serving(folder, **quick) as running, httpx.Client(base_url=running.url, timeout=600) as client:
         client.post("/v1/events", json=[event(content=str(number)) for number in range(10)]).raise_for_status()
 
         def settled() -> bool:
             tiers = {tier["tier"]: tier["events"] for tier in client.get("/v1/status").json()["tiers"]}
             return bool(tiers == {"hot": 0, "warm": 10, "cold": 0})
 
-        wait_until(settled, 240, "the worker beside it settles")
+        wait_until(settled, 600, "the worker beside it settles")
         with client.stream("GET", "/v1/tail") as stream:
-            next(stream.iter_lines())
+            lines = stream.iter_lines()
+            next(lines)
             assert running.stop() == 0
-            assert any("the server ends" in line for line in stream.iter_lines())
+            assert any("the server ends" in line for line in lines)
         assert "worker stopped" in running.said
         assert "Traceback" not in running.said
     assert json.loads(succeeded(folder, "query", "SELECT count(*) AS n FROM events", "-o", "json")) == [{"n": 10}]
@@ -44,8 +45,8 @@ def test_it_serves_settles_and_ends_in_order(folder: Path) -> None:
 
 def test_where_another_works_it_serves_without_a_worker(folder: Path) -> None:
     with serving(folder) as first, serving(folder) as second:
-        wait_until(lambda: "another worker has this namespace" in second.said, 240, "the second says so")
-        assert httpx.get(f"{second.url}/readyz", timeout=120).status_code == 200
+        wait_until(lambda: "another worker has this namespace" in second.said, 600, "the second says so")
+        assert httpx.get(f"{second.url}/readyz", timeout=600).status_code == 200
         assert (first.stop(), second.stop()) == (0, 0)
 
 

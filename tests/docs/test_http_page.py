@@ -44,7 +44,7 @@ def said(place: Path, url: str) -> list[str]:
     found = []
     for block in LINES:
         program = "set -euo pipefail\n" + block.replace("http://localhost:8700", url)
-        done = subprocess.run(["bash", "-c", program], cwd=place, capture_output=True, text=True, timeout=300)
+        done = subprocess.run(["bash", "-c", program], cwd=place, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, f"{block}\n{done.stdout}{done.stderr}"
         found.append(done.stdout)
     return found

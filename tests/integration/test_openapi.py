@@ -71,7 +71,7 @@ def tried(server: Served, path: str, method: str, examples: int) -> None:
 
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
     def attempt(case: Any) -> None:
-        case.call_and_validate(base_url=server.url, checks=CHECKS, timeout=120)
+        case.call_and_validate(base_url=server.url, checks=CHECKS, timeout=600)
 
     generated = schemathesis.openapi.from_dict(document(server.service.settings))
     from hypothesis import given

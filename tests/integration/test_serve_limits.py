@@ -41,10 +41,10 @@ def tight(redis: RedisServer, place: Path) -> Iterator[Served]:
     """A server with narrow limits."""
     limits = {
         "headers_bytes_max": 1024,
-        "headers_timeout_s": 0.5,
-        "body_timeout_s": 0.5,
-        "write_timeout_s": 0.5,
-        "keep_alive_s": 1,
+        "headers_timeout_s": 2,
+        "body_timeout_s": 2,
+        "write_timeout_s": 2,
+        "keep_alive_s": 2,
         "connections_max": 20,
         "tails_max": 2,
         "answers_max": 1,
@@ -138,18 +138,18 @@ def test_tails_are_so_many_and_no_more(tight: Served) -> None:
         answer = client.get("/v1/tail")
         assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
         assert "serve.tails_max" in answer.json()["detail"]
-    wait_until(lambda: tight.service.tails.taken == 0, 60, "the tails are closed")
+    wait_until(lambda: tight.service.tails.taken == 0, 300, "the tails are closed")
 
 
 def test_a_reader_that_does_not_read_is_closed_and_can_come_back(tight: Served) -> None:
+    for _ in range(8):
+        tight.service.client.append("slow", "t", BIG)
     with tight.client() as client:
-        for _ in range(8):
-            client.post("/v1/events", json=event("slow", content=BIG)).raise_for_status()
         with connected(tight) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             connection.sendall(b"GET /v1/tail?conversation_id=slow&start=begin HTTP/1.1\r\nHost: localhost\r\n\r\n")
-            wait_until(lambda: tight.service.tails.taken == 1, 60, "the tail is open")
-            wait_until(lambda: tight.service.tails.taken == 0, 60, "the tail is closed")
+            wait_until(lambda: tight.service.tails.taken == 1, 300, "the tail is open")
+            wait_until(lambda: tight.service.tails.taken == 0, 300, "the tail is closed")
         assert "thermocline_slow_readers_total 1.0" in client.get("/metrics").text
         with client.stream("GET", "/v1/tail", params={"conversation_id": "slow", "start": "begin"}) as stream:
             assert sum(line.startswith("id: ") for line, _ in zip(stream.iter_lines(), range(12), strict=False)) >= 2
@@ -161,9 +161,9 @@ def test_an_answer_that_is_not_read_holds_no_query(tight: Served) -> None:
     with connected(tight) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(head % len(body) + body)
-        wait_until(lambda: tight.service.answers.taken == 1, 120, "the answer is being sent")
+        wait_until(lambda: tight.service.answers.taken == 1, 300, "the answer is being sent")
         assert tight.service.queries.taken == 0
-        wait_until(lambda: tight.service.answers.taken == 0, 60, "the answer is let go")
+        wait_until(lambda: tight.service.answers.taken == 0, 300, "the answer is let go")
 
 
 # Tokens over HTTP
@@ -234,7 +234,7 @@ def lines_of(server: Served) -> list[dict[str, Any]]:
 
 def test_queries_are_recorded_with_who_asked_and_what_came_of_it(guarded: Served, tokens: dict[str, str]) -> None:
     with guarded.client(headers=bearer(tokens["query"])) as client:
-        wait_until(lambda: client.post("/v1/query", json={"sql": "SELECT 41 + 1 AS n"}).status_code == 200, 60, "an answer")
+        wait_until(lambda: client.post("/v1/query", json={"sql": "SELECT 41 + 1 AS n"}).status_code == 200, 300, "an answer")
         client.post("/v1/query", json={"sql": "SELEC"})
     good, bad = [
         line for line in lines_of(guarded) if line.get("sql") in ("SELECT 41 + 1 AS n", "SELEC") and line["status"] != 429

@@ -15,7 +15,9 @@ import polars
 import pytest
 
 from tests.archiving import append, corrupt_block, settings_for
+from tests.conftest import StartServer
 from tests.servers import RedisServer
+from tests.tidying import Archive
 from thermocline.archiver.worker import Worker
 from thermocline.config import Settings
 from thermocline.errors import QueryRefused, StoreReplaced, TierUnavailable
@@ -130,6 +132,45 @@ def test_a_line_that_cannot_be_read_is_a_gap_that_says_rejected(store: Store) ->
         assert len(everything(store.tail(start=gap.position))) == 1
         Worker(store.tiers).once()
         trim_all(store)
+
+
+def test_numbers_that_a_killed_redis_may_have_given_are_a_gap_that_says_lost(tmp_path: Path, redis_server: StartServer) -> None:
+    server = redis_server(options={"appendfsync": "everysec"})
+    with connect(settings_for(tmp_path, server)) as store, store.tail("c0", start="begin") as tail:
+        append(store.tiers, 1, conversations=1)
+        tail.read(timeout_s=30)
+        server.kill()
+        server.start()
+        append(store.tiers, 1, conversations=1, start=1)
+        for reader in (tail, store.tail("c0", start="begin")):
+            *_, gap, event = everything(reader)
+            assert isinstance(gap, Gap) and gap.reason == "lost" and gap.to_seq - gap.from_seq + 1 >= 1_000_000
+            assert event.event["content"] == "1" and event.event["seq"] == gap.to_seq + 1
+
+
+def test_what_has_expired_is_a_gap_that_says_so(tmp_path: Path, server: RedisServer) -> None:
+    with Archive(tmp_path, server, cold={"retention_days": 8}) as archive:
+        archive.archive_round()
+        assert archive.expire() is not None
+        archive.trim()
+        [gap] = everything(archive.store.tail("c0", start="begin"))
+        assert isinstance(gap, Gap) and gap[:4] == ("c0", 1, 9, "expired")
+        assert everything(archive.store.tail("c0", start=gap.position)) == []
+
+
+def test_a_reader_holds_a_page_of_large_events_at_most(store: Store) -> None:
+    append(store.tiers, 12, conversations=1, task_id="t")
+    with Client(store.settings, tiers=store.tiers) as client:
+        client.append_many([{"conversation_id": "large", "event_type": "t", "content": "x" * 300_000} for _ in range(12)])
+    Worker(store.tiers).once()
+    trim_all(store)
+    for name in ("large", None):
+        tail = Tail(store._shared_following(), name, start="begin", page_bytes_max=700_000)
+        count = 0
+        while (items := tail.read(1, timeout_s=0)) or not tail.caught_up:
+            assert sum(len(row["content"]) for row, _ in tail._ready if isinstance(row, dict)) <= 700_000
+            count += len(items)
+        assert count == (12 if name else 24)
 
 
 def test_a_position_from_before_redis_was_wiped_is_refused_and_says_what_to_do(store: Store) -> None:
