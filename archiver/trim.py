@@ -73,7 +73,6 @@ class Trimmer:
         self._reach = reach
         self._settings = tiers.settings.hot
         self._monotonic = monotonic
-        self._groups = Groups(tiers.hot)
         self._holds = Holds(self._settings)
         self._notes: list[Note] = []
         self._told: dict[int, tuple[int, int, int]] = {}
@@ -100,7 +99,7 @@ class Trimmer:
         """`due` without what groups of consumers still need."""
         if not any(due):
             return due
-        holds = self._groups.holds()
+        holds = Groups(self._tiers.hot).holds()
         if not holds:
             return due
         now_ms = self._tiers.hot.facts().now_us // 1000

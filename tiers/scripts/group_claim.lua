@@ -18,7 +18,7 @@ local out, found, parked = {}, 0, 0
 local due = call('ZRANGEBYSCORE', KEYS[4], '-inf', now, 'LIMIT', 0, limit)
 for i = 1, #due do
   local name = due[i]
-  local count, entry, reason = string.match(call('HGET', KEYS[6], name), '^(%d+) %S+ (%S+) ?(.*)$')
+  local count, entry, reason = string.match(call('HGET', KEYS[6], name) or '0 - -', '^(%d+) %S+ (%S+) ?(.*)$')
   if tonumber(count) >= most and call('HLEN', KEYS[7]) < parked_max then
     if reason == '' then reason = 'no answer from its consumer' end
     call('HSET', KEYS[7], name, count .. ' ' .. format('%.0f', now) .. ' ' .. entry .. ' ' .. reason)
