@@ -43,13 +43,15 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
     """Acknowledged events the ledger declares lost, ever."""
     retries: int
     """Views taken and given up because data moved meanwhile."""
+    lacking: str = ""
+    """What rollups of the user leave out, because it was archived before they were defined; empty when they lack nothing."""
     not_pruned: str = ""
     """Why every segment was read; empty when the query's bounds were understood."""
 
     @property
     def exact(self) -> bool:
         """Whether nothing in the answer is an estimate."""
-        return self.sampled_rows == 0 and SAMPLE not in self.relations.values()
+        return self.sampled_rows == 0 and SAMPLE not in self.relations.values() and not self.lacking
 
     @property
     def reason(self) -> str:
@@ -57,9 +59,14 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
         if self.exact:
             return ""
         names = ", ".join(name for name, label in self.relations.items() if label == SAMPLE)
+        if not names:
+            return self.lacking
+        more = f"; {self.lacking}" if self.lacking else ""
         if not self.sampled_rows:
-            return f"archived {names} it asks for may be sampled out: hourly_stats and conversation_summary count all of them"
-        return f"{self.sampled_rows:,} archived rows of {names} are a sample: weigh each by 1 / sample_rate"
+            return (
+                f"archived {names} it asks for may be sampled out: hourly_stats and conversation_summary count all of them{more}"
+            )
+        return f"{self.sampled_rows:,} archived rows of {names} are a sample: weigh each by 1 / sample_rate{more}"
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values for JSON: times as RFC 3339 text."""
@@ -78,7 +85,14 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
             parts.append(f"all archived ones in {_of(self.files_read, self.files_pruned, 'file')}")
         elif self.files_read or self.files_pruned:
             parts.append(f"{self.cold_rows:,} cold in {_of(self.files_read, self.files_pruned, 'file')}")
-        text = f"{parts[0]}: {', '.join(parts[1:])}. " + ("Exact." if self.exact else f"An estimate: {self.reason}.")
+        text = f"{parts[0]}: {', '.join(parts[1:])}. "
+        text += (
+            "Exact."
+            if self.exact
+            else f"Incomplete: {self.lacking}."
+            if self.reason == self.lacking
+            else f"An estimate: {self.reason}."
+        )
         if self.not_pruned:
             text += f" Nothing pruned: {self.not_pruned}."
         if self.rejected:

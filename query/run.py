@@ -17,16 +17,17 @@ import pyarrow as pa
 from thermocline.config import MIB, QuerySettings, Settings
 from thermocline.errors import IncompleteAnswer, QueryRefused, TierCorrupt, TierUnavailable
 from thermocline.tiers.block import shard_of
-from thermocline.tiers.duck import Connection, DuckError, connect, fresh_name
+from thermocline.tiers.duck import Connection, DuckError, connect, duckdb_errors, fresh_name
 from thermocline.tiers.ledger import ColdFile, Segment
 from thermocline.tiers.opening import Tiers
+from thermocline.tiers.user_rollups import Definition
 
 from .archived import Archived
 from .attached import SegmentGone
 from .bounds import Bounds, chosen
 from .conversations import Conversations
 from .coverage import EXACT, SAMPLE, Coverage
-from .relations import Place, Sources, relation_sql, tail_sql
+from .relations import BY_HOUR, NAMES, Place, Sources, archived_sql, relation_sql, tail_sql
 from .result import Result, with_integers
 from .tail import Chunk, TailState
 from .view import Cut, Reader, first_line
@@ -45,6 +46,7 @@ class Runner:
         self._settings = tiers.settings.query
         self._shards = tiers.settings.hot.shards
         self._base = open_memory(tiers.settings)
+        self._definitions = {one.relation: one for one in tiers.rollups}
         self._archived = Archived(tiers, self._base)
         self._conversations = Conversations(self._base)
         self._reader = Reader(tiers, self._base.cursor())
@@ -72,11 +74,17 @@ class Runner:
                     with_totals = self._reader.attach(segment for source in sources.values() for segment in source.segments)
                     if reading.hours_only:
                         sources["hourly_stats"] = msgspec.structs.replace(sources["hourly_stats"], totals=with_totals)
+                    for relation in self._definitions.keys() & sources.keys():
+                        rolled = self._reader.rolled(self._definitions[relation])
+                        sources[relation] = msgspec.structs.replace(sources[relation], rolled=rolled)
                     sources = self._conversations.narrowed(sources, reading.bounds)
                     coverage = _coverage(cut, sources, retries=cut.retries + retries, not_pruned=reading.not_pruned)
-                    if require == "complete" and not coverage.exact:
-                        raise IncompleteAnswer(f"{coverage.reason}; ask without require, or for days that are still warm")
+                    _check_complete(coverage, require)
                     self._archived.prepare(sources.values())
+                    lacking = self._lacking(place, sources, reading.bounds)
+                    if lacking:
+                        coverage = msgspec.structs.replace(coverage, lacking=lacking)
+                        _check_complete(coverage, require)
                     return Result(self._answer(place, cut, sources, query, parameters), coverage)
                 except SegmentGone as exc:
                     gone = exc
@@ -95,6 +103,21 @@ class Runner:
                 return None
             names |= bound.conversations.values
         return frozenset(shard_of(name, self._shards) for name in names)
+
+    def _lacking(self, place: _Place, sources: Mapping[str, Sources], bounds: Mapping[str, Bounds]) -> str:
+        """What the user's rollups among `sources` leave out; empty when nothing."""
+        found = []
+        for relation in sorted(self._definitions.keys() & sources.keys()):
+            query = archived_sql(self._definitions[relation], sources[relation], bounds[relation], self._archived.place)
+            try:
+                archived, made = (0, 0) if query is None else place.one(query)
+            except (TierUnavailable, TierCorrupt) as exc:
+                raise (self._archived.failure(sources.values()) or exc) from exc
+            if made < archived:
+                found.append(
+                    f"{relation} lacks {archived - made:,} of {archived:,} archived events: archived without this definition"
+                )
+        return "; ".join(found)
 
     def _answer(self, place: _Place, cut: Cut, sources: Mapping[str, Sources], query: str, parameters: Parameters) -> pa.Table:
         """The rows; SegmentGone, or what is wrong with the tier, when a cold file cannot be read."""
@@ -119,15 +142,15 @@ class Runner:
         from .prune import everything, read  # sqlglot takes long to import, and `import thermocline` should not
 
         if len(kinds) != 1 or kinds[0] not in READS:
-            return everything("not a single SELECT")
+            return everything("not a single SELECT", self._definitions)
         if self._opaque:
-            return everything(self._opaque)
-        return read(query, parameters, now_us=time.time_ns() // 1000)
+            return everything(self._opaque, self._definitions)
+        return read(query, parameters, now_us=time.time_ns() // 1000, of_user=self._definitions)
 
     @contextmanager
     def _borrowed(self) -> Iterator[_Place]:
         with self._lock:
-            place = self._free.pop() if self._free else _Place(self._base.cursor(), self._archived.place)
+            place = self._free.pop() if self._free else _Place(self._base.cursor(), self._archived.place, self._definitions)
         try:
             yield place
         finally:
@@ -138,9 +161,10 @@ class Runner:
 class _Place:
     """One connection and what its relations read at the moment."""
 
-    def __init__(self, con: Connection, place: Place) -> None:
+    def __init__(self, con: Connection, place: Place, definitions: Mapping[str, Definition]) -> None:
         self.con = con
         self._place = place
+        self._definitions = definitions
         self._seen: dict[str, Sources] = {}
         self._files: dict[str, list[str]] = {}
         self._chunks: tuple[Chunk, ...] | None = None
@@ -167,7 +191,8 @@ class _Place:
             if self._seen.get(relation) != source:
                 self._seen.pop(relation, None)
                 places = {file.file_id: self._place(file) for file in source.files}
-                self._view(relation, relation_sql(relation, source, tail=TAIL, place=_looked_up(places)))
+                select = relation_sql(relation, source, tail=TAIL, place=_looked_up(places), definitions=self._definitions)
+                self._view(relation, select)
                 self._seen[relation] = source
                 self._files[relation] = list(places.values())
 
@@ -187,6 +212,12 @@ class _Place:
         except DuckError as exc:
             raise TierUnavailable(f"{name} cannot be defined ({first_line(exc)}): close the store and connect again") from exc
 
+    def one(self, query: str) -> tuple[int, int]:
+        """The one row of a query over archived rollups."""
+        with duckdb_errors("the rollups of archived events", reading=True):
+            [found] = self.con.execute(query).fetchall()
+        return int(found[0]), int(found[1])
+
     def run(self, query: str, parameters: Parameters, settings: QuerySettings) -> pa.Table:
         try:
             table, types = _answer(self.con, query, parameters)
@@ -204,7 +235,8 @@ class _Place:
 
     def opaque(self) -> str:
         """Why the text of a query does not show everything it reads any more; empty if it does."""
-        views, macros, zone, collation = self.con.execute(_SESSION).fetchone() or ()
+        ours = [TAIL, *NAMES, *self._definitions]
+        views, macros, zone, collation = self.con.execute(_SESSION, [ours]).fetchone() or ()
         if views or macros:
             return "this store has views or macros of its own"
         if zone != "UTC" or collation:
@@ -228,7 +260,7 @@ def _answer(con: Connection, query: str, parameters: Parameters) -> tuple[pa.Tab
 
 _SESSION: Final = """
     SELECT (SELECT count(*) FROM duckdb_views() WHERE NOT internal
-                AND NOT (temporary AND view_name IN ('tail_events', 'events', 'hourly_stats', 'conversation_summary'))),
+                AND NOT (temporary AND list_contains(?, view_name))),
            (SELECT count(*) FROM duckdb_functions() WHERE NOT internal),
            current_setting('TimeZone'), current_setting('default_collation')"""
 
@@ -244,11 +276,11 @@ def sources_of(cut: Cut, bounds: Mapping[str, Bounds], *, sums_only: bool = Fals
     """What each relation has to read. sums_only: as prune.Reading has it."""
     found = {}
     for relation, bound in bounds.items():
-        by_hour = relation == "hourly_stats"
+        by_hour = relation in BY_HOUR or relation not in NAMES
         segments: list[Segment] = chosen(cut.view.segments, bound, by_hour=by_hour)
         files: list[ColdFile] = chosen(cut.view.files, bound, by_hour=by_hour)
         found[relation] = Sources.of(
-            relation, segments, files, sums_only=sums_only and by_hour, whole_batches=cut.view.whole_batches
+            relation, segments, files, sums_only=sums_only and relation == "hourly_stats", whole_batches=cut.view.whole_batches
         )
     return found
 
@@ -279,6 +311,11 @@ def _coverage(cut: Cut, sources: Mapping[str, Sources], *, retries: int, not_pru
         retries=retries,
         not_pruned=not_pruned,
     )
+
+
+def _check_complete(coverage: Coverage, require: str | None) -> None:
+    if require == "complete" and not coverage.exact:
+        raise IncompleteAnswer(f"{coverage.reason}; ask without require, or for days that are still warm")
 
 
 def _check_arguments(parameters: Parameters, require: str | None) -> None:

@@ -15,7 +15,7 @@ QUANTILE_ZERO_BUCKET: Final = -32768
 """The bucket of x ≤ 0."""
 
 _HOUR_US: Final = 3_600_000_000
-_HOUR: Final = f"make_timestamptz(epoch_us(timestamp) // {_HOUR_US} * {_HOUR_US})"
+HOUR: Final = f"make_timestamptz(epoch_us(timestamp) // {_HOUR_US} * {_HOUR_US})"
 _IS_ERROR: Final = "(event_type = 'error' OR suffix(event_type, '.error') OR coalesce(status = 'error', false))"
 _IS_INTERVENTION: Final = "(event_type = 'intervention' OR prefix(event_type, 'intervention.'))"
 
@@ -63,7 +63,7 @@ _HOURLY: Final = Rollup(
         "timestamp_max",
     ),
     select=f"""
-        SELECT {_HOUR} AS hour, conversation_id, event_type, agent_id, model, tool_name, count(*) AS events,
+        SELECT {HOUR} AS hour, conversation_id, event_type, agent_id, model, tool_name, count(*) AS events,
                sum(strlen(content))::BIGINT AS content_bytes,
                coalesce(sum(input_tokens), 0)::HUGEINT AS input_tokens,
                coalesce(sum(output_tokens), 0)::HUGEINT AS output_tokens,
@@ -94,7 +94,7 @@ _TASK: Final = Rollup(
 def _quantile_part(measure: str) -> str:
     bucket = f"greatest(ceil(ln({measure}) / ln(1.01 / 0.99)), {QUANTILE_ZERO_BUCKET + 1})::INTEGER"
     return f"""
-        SELECT {_HOUR} AS hour, event_type, '{measure}' AS measure,
+        SELECT {HOUR} AS hour, event_type, '{measure}' AS measure,
                CASE WHEN {measure} > 0 THEN {bucket} ELSE {QUANTILE_ZERO_BUCKET} END AS bucket, count(*) AS events
         FROM {{rows}} WHERE {measure} IS NOT NULL GROUP BY ALL"""
 
@@ -111,7 +111,7 @@ _TOTAL: Final = Rollup(
     keys=("hour",),
     values=("events", "content_bytes"),
     select=f"""
-        SELECT {_HOUR} AS hour, count(*) AS events, sum(strlen(content))::BIGINT AS content_bytes FROM {{rows}} GROUP BY hour""",
+        SELECT {HOUR} AS hour, count(*) AS events, sum(strlen(content))::BIGINT AS content_bytes FROM {{rows}} GROUP BY hour""",
 )
 TOTAL: Final = _TOTAL.name
 """The table every segment carries, however small; it is in no archive, whose hourly rollups are small themselves."""
@@ -154,7 +154,7 @@ def hourly_stats(rolled: Sequence[str], raw: Sequence[str], totals: Sequence[str
         ("count(*)", "sum(strlen(content))", "GROUP BY ALL") if added_up else ("1::BIGINT", "strlen(content)", "")
     )
     values = f"{event} AS event_count, {text} AS total_bytes"
-    parts += [f"SELECT {_HOUR} AS hour, conversation_id, {values} FROM {rows} {groups}" for rows in raw]
+    parts += [f"SELECT {HOUR} AS hour, conversation_id, {values} FROM {rows} {groups}" for rows in raw]
     parts = parts or ["SELECT NULL::TIMESTAMPTZ AS hour, '' AS conversation_id, 0 AS event_count, 0 AS total_bytes LIMIT 0"]
     if not added_up:
         return " UNION ALL ".join(parts)
@@ -162,6 +162,38 @@ def hourly_stats(rolled: Sequence[str], raw: Sequence[str], totals: Sequence[str
         "SELECT hour, conversation_id, sum(event_count)::BIGINT AS event_count, sum(total_bytes)::BIGINT AS total_bytes"
         f" FROM ({' UNION ALL '.join(parts)}) GROUP BY hour, conversation_id"
     )
+
+
+USAGE_KEYS: Final = {
+    "usage": _HOURLY.keys,
+    "agent_stats": ("hour", "event_type", "agent_id"),
+    "model_stats": ("hour", "event_type", "model"),
+    "tool_stats": ("hour", "event_type", "tool_name"),
+}
+"""Relation → its keys, of those of the hourly rollup."""
+USAGE_VALUES: Final = {
+    "events": "BIGINT",
+    "content_bytes": "BIGINT",
+    "input_tokens": "HUGEINT",
+    "output_tokens": "HUGEINT",
+    "cost_usd": "DOUBLE",
+    "errors": "BIGINT",
+    "duration_ms_sum": "DOUBLE",
+    "duration_count": "BIGINT",
+}
+
+
+def usage(relation: str, rolled: Sequence[str], raw: Sequence[str]) -> str:
+    """SELECT of one of USAGE_KEYS: its keys and USAGE_VALUES, one row for each key that has events.
+
+    rolled  tables rollup_hourly, or what has its columns; raw as in `hourly_stats`, at least one
+    """
+    keys = ", ".join(USAGE_KEYS[relation])
+    values = ", ".join(f"{name}::{kind} AS {name}" for name, kind in USAGE_VALUES.items())
+    parts = [f"SELECT {keys}, {values} FROM {table}" for table in rolled]
+    parts += [f"SELECT {keys}, {values} FROM ({_HOURLY.text(rows)})" for rows in raw]
+    added = ", ".join(f"sum({name})::{kind} AS {name}" for name, kind in USAGE_VALUES.items())
+    return f"SELECT {keys}, {added} FROM ({' UNION ALL '.join(parts)}) GROUP BY {keys}"
 
 
 def conversation_summary(rolled: Sequence[str], tasks: Sequence[str], raw: Sequence[str]) -> str:

@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from thermocline.ingest.producer import Producer
     from thermocline.query.coverage import Coverage
     from thermocline.query.matching import highlighted
+    from thermocline.query.projection import Projection
     from thermocline.query.result import Result
     from thermocline.query.search import Found
+    from thermocline.query.states import State
     from thermocline.store import Store, connect
 
     __version__: str
@@ -55,10 +57,12 @@ _HOMES = {
     "OutcomeUnknown": "thermocline.errors",
     "PartialAppend": "thermocline.errors",
     "Producer": "thermocline.ingest.producer",
+    "Projection": "thermocline.query.projection",
     "QueryRefused": "thermocline.errors",
     "Receipt": "thermocline.event",
     "Result": "thermocline.query.result",
     "SequenceConflict": "thermocline.errors",
+    "State": "thermocline.query.states",
     "Store": "thermocline.store",
     "ThermoclineError": "thermocline.errors",
     "TierCorrupt": "thermocline.errors",
@@ -84,10 +88,12 @@ __all__ = [
     "OutcomeUnknown",
     "PartialAppend",
     "Producer",
+    "Projection",
     "QueryRefused",
     "Receipt",
     "Result",
     "SequenceConflict",
+    "State",
     "Store",
     "ThermoclineError",
     "TierCorrupt",

@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from . import append, archive, configuration, demo, namespaces, query, scrub, upkeep
+from . import append, archive, configuration, demo, namespaces, query, scrub, state, upkeep
 from .options import Chosen
 
 GLOBAL_OPTIONS: Final = ("--config", "--data-dir", "--namespace")
@@ -60,6 +60,7 @@ app.command("worker")(upkeep.worker)
 app.command("query")(query.query)
 app.command("search")(query.search)
 app.command("recent")(query.recent)
+app.command("state")(state.state)
 app.command("conversations")(query.conversations)
 app.command("status")(upkeep.status)
 app.command("verify")(upkeep.verify)
