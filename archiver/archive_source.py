@@ -9,7 +9,7 @@ import msgspec
 
 from thermocline.config import Settings, WarmSettings
 from thermocline.policy import Policy
-from thermocline.tiers import rollups
+from thermocline.tiers import rollups, user_rollups
 from thermocline.tiers.batch_files import BatchFiles, Part
 from thermocline.tiers.checksum import COLUMN_LIST, ROW_HASH
 from thermocline.tiers.duck import fresh_name, quoted
@@ -40,6 +40,7 @@ class ArchiveSource:
 
     def __init__(self, tiers: Tiers, inputs: Sequence[Segment], before_us: int) -> None:
         self._tiers = tiers
+        self._rollups = tuple(msgspec.structs.replace(one, rows_max=one.rows_max * len(inputs)) for one in tiers.rollups)
         self._inputs = inputs
         self._before_us = before_us
         view = tiers.ledger.view()
@@ -111,6 +112,10 @@ class ArchiveSource:
             rolled = [f"{self._alias[one.segment_id]}.{rollup.name}" for one in self._inputs if self._is_rolled(one)]
             raw = " UNION ALL ".join(self._due(one) for one in self._inputs if not self._is_rolled(one))
             yield Part(rollup.name, rollups.totals(rollup.name, rolled, f"({raw})" if raw else None), day)
+        if self._rollups:
+            table = fresh_name("user_rollups")
+            user_rollups.create(self.con, table, self.rows, self._rollups, temporary=True)
+            yield Part(user_rollups.TABLE, f"SELECT * FROM {table}", day)
         yield Part("rollup_decision", f"SELECT * EXCLUDE (changed) FROM {self._decisions} WHERE changed", day)
 
     def kept(self, files: BatchFiles) -> dict[str, int]:

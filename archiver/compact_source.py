@@ -21,6 +21,7 @@ _SUMS: Final = {
     "rollup_task": "count(DISTINCT (conversation_id, task_id))",
     "rollup_quantile": "sum(events), min(hour), max(hour)",
     "rollup_decision": "count(DISTINCT (conversation_id, rule)), max(rate)",
+    "rollup_user": f"count(*), sum({row_hash('rollup_user')}::HUGEINT)",
 }
 """Kind → aggregates that are the same before and after; of events a sum over rows, good within one process."""
 
@@ -44,6 +45,8 @@ def sums(con: Connection, kind: str, rows: str) -> tuple[Any, ...]:
 def _added_up(kind: str, rows: str) -> str:
     """One row for each key. Of several decisions those of the highest rate count, and among them that of the current policy,
     whichever that is when they are read (sampler.py): so one is kept of each policy that has it."""
+    if kind == "rollup_user":
+        return f"SELECT * FROM {rows}"  # only a definition knows how its rows add up, and it may be an old one
     if kind != "rollup_decision":
         return rollups.added_up(kind, rows)
     highest = f"SELECT *, max(rate) OVER (PARTITION BY conversation_id, rule) AS highest FROM {rows}"

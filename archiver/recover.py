@@ -31,7 +31,7 @@ from thermocline.tiers.hot_redis import RedisHot, ShardMeta
 from thermocline.tiers.iceberg import IcebergTables
 from thermocline.tiers.ledger import Segment, ShardState
 from thermocline.tiers.ledger_sql import SqlLedger
-from thermocline.tiers.opening import open_link
+from thermocline.tiers.opening import definitions_of, open_link
 from thermocline.tiers.segment_sum import sum_path
 from thermocline.tiers.steps import Reach, named, unheard
 from thermocline.tiers.warm import Warm
@@ -81,7 +81,7 @@ def recover(settings: Settings, *, force: bool = False, reach: Reach = unheard) 
             stack.callback(endpoint.close)
         hot = RedisHot(open_link(settings, endpoint), settings.namespace, settings.hot)
         stack.callback(hot.close)
-        warm = DuckWarm(folder / "segments", settings.warm, shards=settings.hot.shards)
+        warm = DuckWarm(folder / "segments", settings.warm, shards=settings.hot.shards, rollups=definitions_of(settings))
         stack.callback(warm.close)
         ledger = SqlLedger(settings.ledger_url or f"sqlite:///{folder.resolve()}/ledger.db", folder=folder)
         stack.callback(ledger.close)

@@ -10,6 +10,7 @@ from thermocline.errors import TierCorrupt, TierUnavailable
 from thermocline.tiers.duck import Connection, duckdb_errors, quoted
 from thermocline.tiers.ledger import Segment
 from thermocline.tiers.rollups import TOTAL
+from thermocline.tiers.user_rollups import TABLE, made_in
 from thermocline.tiers.warm import Warm
 
 ALIAS: Final = "s_"
@@ -28,6 +29,8 @@ class Attached:
         self._ids: set[str] = set()
         self.with_totals: frozenset[str] = frozenset()
         """Those of them that carry rollups.TOTAL: all but the ones an older version wrote."""
+        self.user_rollups: dict[str, frozenset[tuple[str, str]]] = {}
+        """Those that carry rollups of the user: (name, hash) of each."""
 
     def add(self, segments: Iterable[Segment]) -> None:
         """Attach those that are not yet. SegmentGone when a file is missing; TierCorrupt when one cannot be read."""
@@ -38,12 +41,16 @@ class Attached:
         if new:
             found = self._con.execute(f"SELECT database_name FROM duckdb_tables() WHERE table_name = '{TOTAL}'").fetchall()
             self.with_totals = frozenset(name.removeprefix(ALIAS) for (name,) in found)
+            found = self._con.execute(f"SELECT database_name FROM duckdb_tables() WHERE table_name = '{TABLE}'").fetchall()
+            for name in {name for (name,) in found if name.removeprefix(ALIAS) not in self.user_rollups}:
+                self.user_rollups[name.removeprefix(ALIAS)] = made_in(self._con, f"{name}.{TABLE}")
 
     def keep_only(self, segment_ids: Iterable[str]) -> None:
         """Detach all others. A query that is reading one of them finishes undisturbed."""
         for segment_id in self._ids - set(segment_ids):
             self._con.execute(f"DETACH DATABASE IF EXISTS {alias(segment_id)}")
             self._ids.discard(segment_id)
+            self.user_rollups.pop(segment_id, None)
 
     def _attach(self, segment: Segment) -> None:
         path = self._warm.path(segment.segment_id)

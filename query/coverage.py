@@ -52,6 +52,8 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
     """Acknowledged events the ledger declares lost, ever."""
     retries: int
     """Views taken and given up because data moved meanwhile."""
+    lacking: str = ""
+    """What rollups of the user leave out, because it was archived before they were defined; empty when they lack nothing."""
     not_pruned: str = ""
     """Why every segment was read; empty when the query's bounds were understood."""
     columns: tuple[tuple[str, Label], ...] = ()
@@ -68,7 +70,7 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def exact(self) -> bool:
         """Whether nothing in the answer is an estimate."""
-        return self.sampled_rows == 0 and SAMPLE not in self.relations.values()
+        return self.sampled_rows == 0 and SAMPLE not in self.relations.values() and not self.lacking
 
     @property
     def reason(self) -> str:
@@ -76,9 +78,14 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
         if self.exact:
             return ""
         names = ", ".join(name for name, label in self.relations.items() if label == SAMPLE)
+        if not names:
+            return self.lacking
+        more = f"; {self.lacking}" if self.lacking else ""
         if not self.sampled_rows:
-            return f"archived {names} it asks for may be sampled out: hourly_stats and conversation_summary count all of them"
-        return f"{self.sampled_rows:,} archived rows of {names} are a sample: weigh each by 1 / sample_rate"
+            return (
+                f"archived {names} it asks for may be sampled out: hourly_stats and conversation_summary count all of them{more}"
+            )
+        return f"{self.sampled_rows:,} archived rows of {names} are a sample: weigh each by 1 / sample_rate{more}"
 
     @property
     def tiers(self) -> tuple[Tier, ...]:
@@ -104,6 +111,11 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
         found["bounds"] = {} if self.evidence is None else self.evidence.understood()
         return dict(msgspec.to_builtins(found))
 
+    def _verdict(self) -> str:
+        if self.exact:
+            return "Exact."
+        return f"Incomplete: {self.lacking}." if self.reason == self.lacking else f"An estimate: {self.reason}."
+
     def __str__(self) -> str:
         if self.cached_rows:
             return f"{self.cached_rows:,} events as of {_clock(self.taken_at)} UTC, all from Redis. Exact."
@@ -116,7 +128,7 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
             parts.append(f"all archived ones in {_of(self.files_read, self.files_pruned, 'file')}")
         elif self.files_read or self.files_pruned:
             parts.append(f"{self.cold_rows:,} cold in {_of(self.files_read, self.files_pruned, 'file')}")
-        text = f"{parts[0]}: {', '.join(parts[1:])}. " + ("Exact." if self.exact else f"An estimate: {self.reason}.")
+        text = f"{parts[0]}: {', '.join(parts[1:])}. {self._verdict()}"
         text += self._labelled()
         if self.units in ("conversation", "unknown"):
             text += f" {UNITS_TOLD[self.units]}."

@@ -38,6 +38,7 @@ class Lender:
     def __init__(self, tiers: Tiers, runner: Runner) -> None:
         self._tiers = tiers
         self._runner = runner
+        self._definitions = {one.relation: one for one in tiers.rollups}
 
     def lend(self, reading: Reading, use: Use[T], *, copied_bytes_max: int) -> T:
         """What `use` makes of a handover for a query that reads so, of its tail and its coverage.
@@ -62,7 +63,9 @@ class Lender:
             },
             files=tuple(places.values()),
             relations={
-                name: relation_sql(name, source, tail=TAIL, place=lambda file: places[file.file_id])
+                name: relation_sql(
+                    name, source, tail=TAIL, place=lambda file: places[file.file_id], definitions=self._definitions
+                )
                 for name, source in plan.sources.items()
             },
         )

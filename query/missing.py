@@ -7,12 +7,15 @@ from typing import Final
 
 import msgspec
 
-from thermocline.errors import TierCorrupt, TierUnavailable
+from thermocline.errors import IncompleteAnswer, TierCorrupt, TierUnavailable
 from thermocline.tiers.duck import Connection, DuckError, quoted
 from thermocline.tiers.ledger import ColdFile, View
 
+from .archived import Archived
 from .bounds import HOUR_US, Bounds, Texts, chosen
+from .coverage import Coverage
 from .relations import Place, Sources
+from .view import Cut
 
 SHOWN_MAX: Final = 5
 """Days and files that the message names; the error has all days."""
@@ -25,6 +28,29 @@ class DayMissing(msgspec.Struct, frozen=True, kw_only=True):
     day: str
     events: int
     kept: int
+
+
+def incomplete(
+    base: Connection,
+    archived: Archived,
+    cut: Cut,
+    sources: Mapping[str, Sources],
+    bounds: Mapping[str, Bounds],
+    coverage: Coverage,
+) -> IncompleteAnswer:
+    """The error that names what an answer would lack."""
+    rollups = tuple(file for file in cut.view.files if file.kind == "rollup_hourly")
+    con = base.cursor()
+    try:
+        archived.prepare([*sources.values(), Sources(files=rollups)])
+        days = missing_days(con, cut.view, sources, bounds, archived.place)
+    except (TierUnavailable, TierCorrupt):
+        days = []
+    finally:
+        con.close()
+    files = [file for source in sources.values() for file in source.sampled_files(cut.view.whole_batches)]
+    text = told(coverage.reason, days, files)
+    return IncompleteAnswer(f"{text}. Ask without require, or for days that are still warm", missing=days)
 
 
 def missing_days(

@@ -1,9 +1,11 @@
-"""One view for as many queries as the caller likes: a DuckDB of its own whose three relations stay put until `refresh`."""
+"""One view for as many queries as the caller likes: a DuckDB of its own whose relations stay put until `refresh`."""
 
 from __future__ import annotations
 
 import threading
 from typing import Final
+
+import msgspec
 
 from thermocline.errors import TierCorrupt
 from thermocline.tiers.duck import Connection
@@ -28,6 +30,7 @@ class Pinned:
 
     def __init__(self, tiers: Tiers) -> None:
         self._settings = tiers.settings.query
+        self._definitions = {one.relation: one for one in tiers.rollups}
         self._base = open_memory(tiers.settings)
         self._archived = Archived(tiers, self._base)
         self._reader = Reader(tiers, self._base.cursor())
@@ -66,10 +69,14 @@ class Pinned:
 
     def _define(self, cut: Cut) -> None:
         views = {TAIL: tail_sql(cut.tail.chunks)}
-        sources = sources_of(cut, dict.fromkeys(NAMES, ANY_ROW))
+        sources = sources_of(cut, dict.fromkeys([*NAMES, *self._definitions], ANY_ROW))
+        for relation, definition in self._definitions.items():
+            sources[relation] = msgspec.structs.replace(sources[relation], rolled=self._reader.rolled(definition))
         self._archived.prepare(sources.values())
         for relation, source in sources.items():
-            views[f"memory.main.{relation}"] = relation_sql(relation, source, tail=TAIL, place=self._archived.place)
+            views[f"memory.main.{relation}"] = relation_sql(
+                relation, source, tail=TAIL, place=self._archived.place, definitions=self._definitions
+            )
         con = self._base.cursor()
         try:
             con.execute("BEGIN")

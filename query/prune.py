@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -30,8 +30,11 @@ RELATIONS: Final[Mapping[str, Mapping[str, str]]] = {
     "conversation_summary": {"conversation_id": "conversation"},
     "usage": {"hour": "time", "conversation_id": "conversation", "event_type": "type"},
     "quantile_stats": {"hour": "time", "event_type": "type"},
+    **{name: {"hour": "time", "event_type": "type"} for name in ("agent_stats", "model_stats", "tool_stats")},
 }
 """Relation → the columns whose bounds the ledger knows about, and what they are."""
+OF_USER: Final[Mapping[str, str]] = {"hour": "time"}
+"""The same for a rollup of the user."""
 
 QUERY_CHARS_MAX: Final = 100_000
 """Longer texts are not looked at."""
@@ -84,35 +87,37 @@ class Reading(msgspec.Struct, frozen=True):
     """It reads tables of the caller's too."""
 
 
-def everything(reason: str) -> Reading:
-    """The reading of a query nothing is known about."""
-    return Reading(dict.fromkeys(RELATIONS, ANY_ROW), reason)
+def everything(reason: str, of_user: Iterable[str] = ()) -> Reading:
+    """The reading of a query nothing is known about. of_user: names of the user's rollups."""
+    return Reading(dict.fromkeys([*RELATIONS, *of_user], ANY_ROW), reason)
 
 
-def read(query: str, parameters: Parameters, *, now_us: int) -> Reading:
+def read(query: str, parameters: Parameters, *, now_us: int, of_user: Iterable[str] = ()) -> Reading:
     """The relations a query refers to, each with bounds that hold for every row it can use.
 
-    now_us  µs since the epoch, not later than the start of the query
+    now_us   µs since the epoch, not later than the start of the query
+    of_user  names of the user's rollups
     """
     tree = parsed(query)
+    relations = {**RELATIONS, **dict.fromkeys(of_user, OF_USER)}
     if isinstance(tree, str):
-        return everything(tree)
+        return everything(tree, of_user)
     names = {cte.alias.lower() for cte in tree.find_all(exp.CTE)}
-    if names & RELATIONS.keys():
-        return everything("a WITH clause has the name of a relation")
+    if names & relations.keys():
+        return everything("a WITH clause has the name of a relation", of_user)
     found: dict[str, Bounds] = {}
     sums: list[frozenset[str] | None] = []
     foreign = False
     for table in tree.find_all(exp.Table):
         problem = _opaque(table)
         if problem:
-            return everything(problem)
+            return everything(problem, of_user)
         relation = table.name.lower()
-        if relation in RELATIONS and isinstance(table.this, exp.Identifier):
+        if relation in relations and isinstance(table.this, exp.Identifier):
             try:
-                bounds = _Reference(table, relation, parameters, now_us).bounds()
+                bounds = _Reference(table, relations[relation], parameters, now_us).bounds()
             except RecursionError:
-                return everything("its conditions are nested too deep")
+                return everything("its conditions are nested too deep", of_user)
             found[relation] = found[relation] | bounds if relation in found else bounds
             sums += [sums_keys(table)] if relation == "hourly_stats" else []
         else:
@@ -173,10 +178,10 @@ class _Instant(NamedTuple):
 class _Reference:
     """One reference of a relation, in the SELECT it stands in."""
 
-    def __init__(self, table: exp.Table, relation: str, parameters: Parameters, now_us: int) -> None:
+    def __init__(self, table: exp.Table, columns: Mapping[str, str], parameters: Parameters, now_us: int) -> None:
         self._table = table
         self._alias = table.alias_or_name.lower()
-        self._columns = RELATIONS[relation]
+        self._columns = columns
         self._parameters = parameters
         self._now_us = now_us - CLOCK_SLACK_US
 

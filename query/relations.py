@@ -1,6 +1,6 @@
-"""The three relations of a query as SQL text: `events`, `hourly_stats`, `conversation_summary`. Pure: nothing is run here.
+"""The relations of a query as SQL text: `events`, the statistics, the user's rollups. Pure: nothing is run here.
 
-`events` is the hot tail ∪ segments ∪ cold files, one row per event, event_id and metadata as text. The other two come from the
+`events` is the hot tail ∪ segments ∪ cold files, one row per event, event_id and metadata as text. The others come from the
 rollups segments carry, and from the events of what has none: small level-0 segments and the tail.
 """
 
@@ -12,11 +12,13 @@ from typing import Final
 import msgspec
 
 from thermocline.event import COLUMNS
-from thermocline.tiers import rollups
+from thermocline.tiers import rollups, user_rollups
 from thermocline.tiers.duck import quoted
 from thermocline.tiers.ledger import ColdFile, Segment
+from thermocline.tiers.user_rollups import Definition
 
 from .attached import alias
+from .bounds import Bounds
 from .tail import EMPTY, Chunk
 
 _AS_TEXT: Final = ("event_id", "metadata")
@@ -32,9 +34,11 @@ _FILE_KINDS: Final = {
     **dict.fromkeys(rollups.USAGE_KEYS, ("rollup_hourly",)),
     "quantile_stats": ("rollup_quantile",),
 }
+_OF_USER: Final = (user_rollups.TABLE, "rollup_hourly")
+"""What says how many events were archived, and of how many of them a definition was made."""
 NAMES: Final = tuple(_FILE_KINDS)
 BY_HOUR: Final = frozenset(("hourly_stats", "quantile_stats", *rollups.USAGE_KEYS))
-"""Those with the start of an hour for a time."""
+"""Those with the start of an hour for a time, as rollups of the user have it."""
 
 
 class Sources(msgspec.Struct, frozen=True):
@@ -48,6 +52,8 @@ class Sources(msgspec.Struct, frozen=True):
     """The query adds its rows up by their keys: they need not be added up before."""
     totals: frozenset[str] = frozenset()
     """Ids of segments of which rollups.TOTAL does, as the query does not ask about conversations."""
+    rolled: frozenset[str] = frozenset()
+    """Ids of segments that store the rollup of the user that this is."""
     thinned: bool = False
     """Events that the query asks for may be sampled out, and if all of a file are there is none."""
 
@@ -65,7 +71,7 @@ class Sources(msgspec.Struct, frozen=True):
 
         whole_batches  those that kept all events
         """
-        kinds, found = _FILE_KINDS[relation], tuple(files)
+        kinds, found = _FILE_KINDS.get(relation, _OF_USER), tuple(files)
         of_kind = tuple(file for file in found if file.kind in kinds)
         # What was archived is known from the rollups, which are made before sampling.
         thinned = "events" in kinds and any(file.kind == "rollup_hourly" and file.batch_id not in whole_batches for file in found)
@@ -90,8 +96,15 @@ Place = Callable[[ColdFile], str]
 """What DuckDB reads a cold file by."""
 
 
-def relation_sql(relation: str, sources: Sources, *, tail: str, place: Place) -> str:
-    """The SELECT that is `relation` over `sources` and the view `tail`."""
+def relation_sql(
+    relation: str, sources: Sources, *, tail: str, place: Place, definitions: Mapping[str, Definition] | None = None
+) -> str:
+    """The SELECT that is `relation` over `sources` and the view `tail`.
+
+    definitions  relation → the rollup of the user that it is
+    """
+    if definitions and relation in definitions:
+        return _of_user(definitions[relation], sources, tail, place)
     if relation == "events":
         files = _parquet(sources.files, "events", place)
         return f"SELECT {COLUMNS_SQL} FROM ({_union(tail, sources.segments, files, sources.ranges)})"
@@ -115,7 +128,26 @@ def relation_sql(relation: str, sources: Sources, *, tail: str, place: Place) ->
 
 def kinds_of(relation: str) -> tuple[str, ...]:
     """The kinds of cold files a relation reads."""
-    return _FILE_KINDS.get(relation, ())
+    return _FILE_KINDS.get(relation, _OF_USER)
+
+
+def _of_user(definition: Definition, sources: Sources, tail: str, place: Place) -> str:
+    stored = [f"{alias(one.segment_id)}.{user_rollups.TABLE}" for one in sources.segments if one.segment_id in sources.rolled]
+    plain = [one for one in sources.segments if one.segment_id not in sources.rolled]
+    rows = f"(SELECT {_RAW_COLUMNS} FROM ({_union(tail, plain, [], {})}))"
+    return definition.relation_sql([*stored, *_parquet(sources.files, user_rollups.TABLE, place)], [rows])
+
+
+def archived_sql(definition: Definition, sources: Sources, bounds: Bounds, place: Place) -> str | None:
+    """SELECT of (archived events within `bounds`, those of them that the rollup was made from); None when there are none."""
+    hourly = _parquet(sources.files, "rollup_hourly", place)
+    if not hourly:
+        return None
+    limits = [f"hour >= make_timestamptz({bounds.time_min_us})"] if bounds.time_min_us is not None else []
+    limits += [f"hour <= make_timestamptz({bounds.time_max_us})"] if bounds.time_max_us is not None else []
+    where = " AND ".join(limits) or "true"
+    made = [definition.events(table, where) for table in _parquet(sources.files, user_rollups.TABLE, place)]
+    return f"SELECT (SELECT coalesce(sum(events), 0)::BIGINT FROM {hourly[0]} WHERE {where}), ({made[0] if made else 'SELECT 0'})"
 
 
 def _union(tail: str, segments: Sequence[Segment], files: Sequence[str], ranges: Mapping[str, tuple[int, int]]) -> str:

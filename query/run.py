@@ -20,6 +20,7 @@ from thermocline.tiers.block import shard_of
 from thermocline.tiers.duck import Connection, DuckError, connect, fresh_name
 from thermocline.tiers.ledger import ColdFile, Segment
 from thermocline.tiers.opening import Tiers
+from thermocline.tiers.user_rollups import Definition
 
 from .archived import Archived
 from .attached import SegmentGone
@@ -28,7 +29,8 @@ from .conversations import Conversations
 from .coverage import Coverage
 from .covered import covered, labelled
 from .estimates import ALL_NAMES, define
-from .missing import missing_days, told
+from .lacking import lacking
+from .missing import incomplete
 from .relations import BY_HOUR, NAMES, Place, Sources, relation_sql, tail_sql
 from .result import Result, with_integers
 from .tail import Chunk, TailState
@@ -61,6 +63,7 @@ class Runner:
         self._settings = tiers.settings.query
         self._shards = tiers.settings.hot.shards
         self._base = open_memory(tiers.settings)
+        self._definitions = {one.relation: one for one in tiers.rollups}
         self._archived = Archived(tiers, self._base)
         self._conversations = Conversations(self._base)
         self._reader = Reader(tiers, self._base.cursor())
@@ -99,21 +102,32 @@ class Runner:
         for retries in range(self._settings.view_retries_max):
             cut = self._reader.take(self._shards_of(reading.bounds))
             try:
-                sources = self._archived.narrowed(sources_of(cut, reading.bounds, sums_only=reading.sums_only), reading.bounds)
-                with_totals = self._reader.attach(segment for source in sources.values() for segment in source.segments)
-                if reading.hours_only:
-                    sources["hourly_stats"] = msgspec.structs.replace(sources["hourly_stats"], totals=with_totals)
-                sources = self._conversations.narrowed(sources, reading.bounds)
-                coverage = covered(cut, sources, reading, retries=cut.retries + retries)
-                if require == "complete" and not coverage.exact:
-                    raise self._incomplete(cut, sources, reading.bounds, coverage)
-                self._archived.prepare(sources.values())
-                return use(Plan(cut=cut, sources=sources, coverage=coverage))
+                return use(self._plan(cut, reading, retries=cut.retries + retries, require=require))
             except SegmentGone as exc:
                 gone = exc
             finally:
                 self._reader.release(cut)
         raise TierCorrupt(f"{gone} is missing, but the ledger lists it: run `thermocline verify`") from gone
+
+    def _plan(self, cut: Cut, reading: Reading, *, retries: int, require: Literal["complete"] | None = None) -> Plan:
+        sources = self._archived.narrowed(sources_of(cut, reading.bounds, sums_only=reading.sums_only), reading.bounds)
+        with_totals = self._reader.attach(segment for source in sources.values() for segment in source.segments)
+        if reading.hours_only:
+            sources["hourly_stats"] = msgspec.structs.replace(sources["hourly_stats"], totals=with_totals)
+        for relation in self._definitions.keys() & sources.keys():
+            rolled = self._reader.rolled(self._definitions[relation])
+            sources[relation] = msgspec.structs.replace(sources[relation], rolled=rolled)
+        sources = self._conversations.narrowed(sources, reading.bounds)
+        coverage = covered(cut, sources, reading, retries=retries)
+        if require == "complete" and not coverage.exact:
+            raise incomplete(self._base, self._archived, cut, sources, reading.bounds, coverage)
+        self._archived.prepare(sources.values())
+        if self._definitions.keys() & sources.keys():
+            left_out = lacking(self._base, self._archived, self._definitions, sources, reading.bounds)
+            coverage = msgspec.structs.replace(coverage, lacking=left_out)
+            if require == "complete" and left_out:
+                raise IncompleteAnswer(f"{left_out}; ask without require")
+        return Plan(cut=cut, sources=sources, coverage=coverage)
 
     def cursor(self) -> Connection:
         """A connection to the database that holds the decoded tail of every plan in use. The caller closes it."""
@@ -128,12 +142,8 @@ class Runner:
             for retries in range(self._settings.view_retries_max):
                 cut = self._reader.take(self._shards_of(reading.bounds))
                 try:
-                    sources = self._archived.narrowed(sources_of(cut, reading.bounds), reading.bounds)
-                    self._reader.attach(segment for source in sources.values() for segment in source.segments)
-                    sources = self._conversations.narrowed(sources, reading.bounds)
-                    coverage = covered(cut, sources, reading, retries=cut.retries + retries)
-                    self._archived.prepare(sources.values())
-                    place.define(cut.tail, sources)
+                    plan = self._plan(cut, reading, retries=cut.retries + retries)
+                    place.define(cut.tail, plan.sources)
                 except BaseException as exc:
                     self._reader.release(cut)
                     if isinstance(exc, SegmentGone) and retries + 1 < self._settings.view_retries_max:
@@ -141,9 +151,9 @@ class Runner:
                     raise
                 break
             try:
-                yield place.con.execute(query, parameters).to_arrow_reader(rows), coverage
+                yield place.con.execute(query, parameters).to_arrow_reader(rows), plan.coverage
             except (DuckError, pa.ArrowException, OSError) as exc:
-                raise self._archived.failure(sources.values()) or QueryRefused(first_line(exc)) from exc
+                raise self._archived.failure(plan.sources.values()) or QueryRefused(first_line(exc)) from exc
             finally:
                 self._reader.release(cut)
 
@@ -163,23 +173,6 @@ class Runner:
         if any(rule.scope == "conversation" and rule.fixed_rate != 1 for rule in policy.rules):
             return "conversation"
         return "unknown" if older else "event"
-
-    def _incomplete(
-        self, cut: Cut, sources: Mapping[str, Sources], bounds: Mapping[str, Bounds], coverage: Coverage
-    ) -> IncompleteAnswer:
-        """The error that names what an answer would lack."""
-        rollups = tuple(file for file in cut.view.files if file.kind == "rollup_hourly")
-        con = self._base.cursor()
-        try:
-            self._archived.prepare([*sources.values(), Sources(files=rollups)])
-            days = missing_days(con, cut.view, sources, bounds, self._archived.place)
-        except (TierUnavailable, TierCorrupt):
-            days = []
-        finally:
-            con.close()
-        files = [file for source in sources.values() for file in source.sampled_files(cut.view.whole_batches)]
-        text = told(coverage.reason, days, files)
-        return IncompleteAnswer(f"{text}. Ask without require, or for days that are still warm", missing=days)
 
     def _answer(self, place: _Place, cut: Cut, sources: Mapping[str, Sources], query: str, parameters: Parameters) -> pa.Table:
         """The rows; SegmentGone, or what is wrong with the tier, when a cold file cannot be read."""
@@ -204,15 +197,15 @@ class Runner:
         from .prune import everything, read  # sqlglot takes long to import, and `import thermocline` should not
 
         if len(kinds) != 1 or kinds[0] not in READS:
-            return everything("not a single SELECT")
+            return everything("not a single SELECT", self._definitions)
         if self._opaque:
-            return everything(self._opaque)
-        return read(query, parameters, now_us=time.time_ns() // 1000)
+            return everything(self._opaque, self._definitions)
+        return read(query, parameters, now_us=time.time_ns() // 1000, of_user=self._definitions)
 
     @contextmanager
     def _borrowed(self) -> Iterator[_Place]:
         with self._lock:
-            place = self._free.pop() if self._free else _Place(self._base.cursor(), self._archived.place)
+            place = self._free.pop() if self._free else _Place(self._base.cursor(), self._archived.place, self._definitions)
         try:
             yield place
         finally:
@@ -223,9 +216,10 @@ class Runner:
 class _Place:
     """One connection and what its relations read at the moment."""
 
-    def __init__(self, con: Connection, place: Place) -> None:
+    def __init__(self, con: Connection, place: Place, definitions: Mapping[str, Definition]) -> None:
         self.con = con
         self._place = place
+        self._definitions = definitions
         self._seen: dict[str, Sources] = {}
         self._files: dict[str, list[str]] = {}
         self._chunks: tuple[Chunk, ...] | None = None
@@ -252,7 +246,8 @@ class _Place:
             if self._seen.get(relation) != source:
                 self._seen.pop(relation, None)
                 places = {file.file_id: self._place(file) for file in source.files}
-                self._view(relation, relation_sql(relation, source, tail=TAIL, place=_looked_up(places)))
+                select = relation_sql(relation, source, tail=TAIL, place=_looked_up(places), definitions=self._definitions)
+                self._view(relation, select)
                 self._seen[relation] = source
                 self._files[relation] = list(places.values())
 
@@ -289,7 +284,7 @@ class _Place:
 
     def opaque(self) -> str:
         """Why the text of a query does not show everything it reads any more; empty if it does."""
-        ours = {"relations": [TAIL, *NAMES], "functions": ALL_NAMES}
+        ours = {"relations": [TAIL, *NAMES, *self._definitions], "functions": ALL_NAMES}
         views, macros, zone, collation = self.con.execute(_SESSION, ours).fetchone() or ()
         if views or macros:
             return "this store has views or macros of its own"
@@ -332,7 +327,7 @@ def sources_of(cut: Cut, bounds: Mapping[str, Bounds], *, sums_only: bool = Fals
     """What each relation has to read. sums_only: as prune.Reading has it."""
     found = {}
     for relation, bound in bounds.items():
-        by_hour = relation in BY_HOUR
+        by_hour = relation in BY_HOUR or relation not in NAMES
         segments: list[Segment] = chosen(cut.view.segments, bound, by_hour=by_hour)
         files: list[ColdFile] = chosen(cut.view.files, bound, by_hour=by_hour)
         found[relation] = Sources.of(

@@ -123,7 +123,8 @@ class Searcher:
             return [(None, 0)]  # its rows are found without reading the others
         view = self._ledger.view()
         files = [file for file in view.files if file.kind == "events"]
-        extents = [(one.timestamp_max_us, one.rows) for one in (*chosen(view.segments, bounds), *chosen(files, bounds))]
+        extents = [(one.timestamp_max_us, one.rows) for one in chosen(view.segments, bounds)]
+        extents += [(one.timestamp_max_us, one.rows) for one in chosen(files, bounds)]
         return rungs(extents, first_rows=FIRST_ROWS, growth=GROWTH)
 
     def _ask(

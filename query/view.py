@@ -23,6 +23,7 @@ from thermocline.tiers.duck import Connection, DuckError
 from thermocline.tiers.hot import ShardCut
 from thermocline.tiers.ledger import Segment, View
 from thermocline.tiers.opening import Tiers
+from thermocline.tiers.user_rollups import Definition
 
 from .attached import Attached, SegmentGone
 from .tail import Hole, Tail, TailState
@@ -83,6 +84,12 @@ class Reader:
         with self._lock:
             self._attached.add(segments)
             return self._attached.with_totals
+
+    def rolled(self, definition: Definition) -> frozenset[str]:
+        """Ids of the attached segments that store a rollup of the user."""
+        with self._lock:
+            found = self._attached.user_rollups.items()
+            return frozenset(one for one, made in found if (definition.name, definition.hash) in made)
 
     def release(self, cut: Cut) -> None:
         """What only this cut used is let go."""

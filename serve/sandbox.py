@@ -116,7 +116,7 @@ class Sandbox:
         given: Any = list(parameters) if isinstance(parameters, tuple) else parameters
         try:
             size = len(query.encode()) + (len(wire.encode(given)) if given else 0)
-            ask = wire.encode(wire.Ask(query, given, limits))
+            ask = wire.encode(wire.Ask(query, given, limits, tuple(one.relation for one in self._store.tiers.rollups)))
         except (ValueError, TypeError, RecursionError, OverflowError) as exc:
             raise QueryRefused(f"query and parameters must be text in UTF-8 and plain values ({exc})") from exc
         most = self._settings.query_bytes_max

@@ -151,7 +151,7 @@ def reading_of(parser: Connection, ask: wire.Ask) -> Reading:
         raise Refused("the query is empty")
     if kinds != ["SELECT"]:
         raise Refused(f"one SELECT, or EXPLAIN of one, is what may run here, not {' and '.join(kinds[:3])}{_hint(kinds)}")
-    return read(text, ask.parameters, now_us=time.time_ns() // 1000)
+    return read(text, ask.parameters, now_us=time.time_ns() // 1000, of_user=ask.of_user)
 
 
 def _hint(kinds: Sequence[str]) -> str:

@@ -56,6 +56,8 @@ class Ask(msgspec.Struct, frozen=True):
     query: str
     parameters: list[Any] | dict[str, Any] | None
     limits: Limits
+    of_user: tuple[str, ...] = ()
+    """Names of the user's rollups."""
 
 
 class Handed(msgspec.Struct, frozen=True):

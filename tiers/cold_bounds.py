@@ -18,6 +18,7 @@ _COLUMNS: Final = {
     "rollup_task": ("", "", True),
     "rollup_quantile": ("hour", "hour", False),
     "rollup_decision": ("started_at", "started_at", True),
+    "rollup_user": ("hour", "hour", False),
 }
 """Kind → (column with the least time, column with the greatest, whether it has conversations)."""
 

@@ -22,7 +22,15 @@ _DUCKDB: Final = {
     str(_SUM): "DECIMAL(38,0)",
 }
 
-KINDS: Final = ("events", "rollup_hourly", "rollup_conversation", "rollup_task", "rollup_quantile", "rollup_decision")
+KINDS: Final = (
+    "events",
+    "rollup_hourly",
+    "rollup_conversation",
+    "rollup_task",
+    "rollup_quantile",
+    "rollup_decision",
+    "rollup_user",
+)
 """Kinds of files; each is an Iceberg table of the namespace."""
 
 
@@ -77,6 +85,14 @@ SCHEMAS: Final[dict[str, pa.Schema]] = {
         ("started_at", _TIME),
         ("policy_hash", pa.string()),
     ),
+    "rollup_user": _numbered(
+        ("rollup", pa.string()),
+        ("definition", pa.string()),
+        ("hour", _TIME),
+        ("keys", pa.string()),
+        ("partials", pa.string()),
+        nullable=("keys",),
+    ),
 }
 """Kind → Arrow schema. Column order and field ids never change; new columns come at the end."""
 
@@ -92,5 +108,6 @@ SORT: Final[dict[str, tuple[str, ...]]] = {
     "rollup_task": ("conversation_id", "task_id"),
     "rollup_quantile": ("hour", "event_type", "measure", "bucket"),
     "rollup_decision": ("conversation_id", "rule", "policy_hash"),
+    "rollup_user": ("hour", "rollup", "definition", "keys", "partials"),
 }
-"""Kind → the columns its files are sorted by; together unique within a file."""
+"""Kind → the columns its files are sorted by; together unique within a file, or all columns."""

@@ -85,7 +85,7 @@ class ColdFile(msgspec.Struct, frozen=True, kw_only=True):
     """`<batch>-<n>`, unique within the namespace."""
     batch_id: str
     kind: str
-    """events, rollup_hourly, rollup_conversation, rollup_task, rollup_quantile or rollup_decision."""
+    """events, rollup_hourly, rollup_conversation, rollup_task, rollup_quantile, rollup_decision or rollup_user."""
     day: str
     url: str
     """Where it was written; what Iceberg knows it by."""

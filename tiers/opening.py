@@ -16,6 +16,7 @@ from .hot_redis import RedisHot
 from .iceberg import IcebergTables
 from .ledger_sql import SqlLedger
 from .redis_link import Link
+from .user_rollups import Definition
 from .warm_duckdb import DuckWarm
 from .whole_file import file_errors, make_folder
 
@@ -27,8 +28,17 @@ class Tiers:
     they go on with the new server.
     """
 
-    def __init__(self, settings: Settings, hot: RedisHot, warm: DuckWarm, ledger: SqlLedger, endpoint: Endpoint | None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        hot: RedisHot,
+        warm: DuckWarm,
+        ledger: SqlLedger,
+        endpoint: Endpoint | None,
+        rollups: tuple[Definition, ...] = (),
+    ) -> None:
         self.settings = settings
+        self.rollups = rollups
         self.hot = hot
         self.warm = warm
         self.ledger = ledger
@@ -95,6 +105,7 @@ def open_tiers(settings: Settings) -> Tiers:
 
     ConfigError, TierUnavailable and TierCorrupt say what is in the way; nothing is left running then.
     """
+    rollups = definitions_of(settings)
     _make_folders(settings)
     with ExitStack() as opened:
         endpoint = ensure(settings.data_dir, settings.hot) if settings.redis_url is None else None
@@ -105,11 +116,20 @@ def open_tiers(settings: Settings) -> Tiers:
         ledger_url = settings.ledger_url or f"sqlite:///{settings.namespace_dir.resolve()}/ledger.db"
         ledger = SqlLedger(ledger_url, folder=settings.namespace_dir)
         opened.callback(ledger.close)
-        warm = DuckWarm(settings.namespace_dir / "segments", settings.warm, shards=settings.hot.shards)
+        warm = DuckWarm(settings.namespace_dir / "segments", settings.warm, shards=settings.hot.shards, rollups=rollups)
         opened.callback(warm.close)
         confirm(hot, warm, ledger, settings)
         opened.pop_all()
-    return Tiers(settings, hot, warm, ledger, endpoint)
+    return Tiers(settings, hot, warm, ledger, endpoint, rollups)
+
+
+def definitions_of(settings: Settings) -> tuple[Definition, ...]:
+    """The rollups the settings define. ConfigError names every key that is wrong."""
+    if not settings.rollups:
+        return ()
+    from .definition_check import checked
+
+    return checked(settings.rollups)
 
 
 def open_link(settings: Settings, endpoint: Endpoint | None) -> Link:

@@ -15,7 +15,7 @@ QUANTILE_ZERO_BUCKET: Final = -32768
 """The bucket of x ≤ 0."""
 
 _HOUR_US: Final = 3_600_000_000
-_HOUR: Final = f"make_timestamptz(epoch_us(timestamp) // {_HOUR_US} * {_HOUR_US})"
+HOUR: Final = f"make_timestamptz(epoch_us(timestamp) // {_HOUR_US} * {_HOUR_US})"
 _IS_ERROR: Final = "(event_type = 'error' OR suffix(event_type, '.error') OR coalesce(status = 'error', false))"
 _IS_INTERVENTION: Final = "(event_type = 'intervention' OR prefix(event_type, 'intervention.'))"
 
@@ -63,7 +63,7 @@ _HOURLY: Final = Rollup(
         "timestamp_max",
     ),
     select=f"""
-        SELECT {_HOUR} AS hour, conversation_id, event_type, agent_id, model, tool_name, count(*) AS events,
+        SELECT {HOUR} AS hour, conversation_id, event_type, agent_id, model, tool_name, count(*) AS events,
                sum(strlen(content))::BIGINT AS content_bytes,
                coalesce(sum(input_tokens), 0)::HUGEINT AS input_tokens,
                coalesce(sum(output_tokens), 0)::HUGEINT AS output_tokens,
@@ -94,7 +94,7 @@ _TASK: Final = Rollup(
 def _quantile_part(measure: str) -> str:
     bucket = f"greatest(ceil(ln({measure}) / ln(1.01 / 0.99)), {QUANTILE_ZERO_BUCKET + 1})::INTEGER"
     return f"""
-        SELECT {_HOUR} AS hour, event_type, '{measure}' AS measure,
+        SELECT {HOUR} AS hour, event_type, '{measure}' AS measure,
                CASE WHEN {measure} > 0 THEN {bucket} ELSE {QUANTILE_ZERO_BUCKET} END AS bucket, count(*) AS events
         FROM {{rows}} WHERE {measure} IS NOT NULL GROUP BY ALL"""
 
@@ -111,7 +111,7 @@ _TOTAL: Final = Rollup(
     keys=("hour",),
     values=("events", "content_bytes"),
     select=f"""
-        SELECT {_HOUR} AS hour, count(*) AS events, sum(strlen(content))::BIGINT AS content_bytes FROM {{rows}} GROUP BY hour""",
+        SELECT {HOUR} AS hour, count(*) AS events, sum(strlen(content))::BIGINT AS content_bytes FROM {{rows}} GROUP BY hour""",
 )
 TOTAL: Final = _TOTAL.name
 """The table every segment carries, however small; it is in no archive, whose hourly rollups are small themselves."""
@@ -154,7 +154,7 @@ def hourly_stats(rolled: Sequence[str], raw: Sequence[str], totals: Sequence[str
         ("count(*)", "sum(strlen(content))", "GROUP BY ALL") if added_up else ("1::BIGINT", "strlen(content)", "")
     )
     values = f"{event} AS event_count, {text} AS total_bytes"
-    parts += [f"SELECT {_HOUR} AS hour, conversation_id, {values} FROM {rows} {groups}" for rows in raw]
+    parts += [f"SELECT {HOUR} AS hour, conversation_id, {values} FROM {rows} {groups}" for rows in raw]
     parts = parts or ["SELECT NULL::TIMESTAMPTZ AS hour, '' AS conversation_id, 0 AS event_count, 0 AS total_bytes LIMIT 0"]
     if not added_up:
         return " UNION ALL ".join(parts)
@@ -164,7 +164,12 @@ def hourly_stats(rolled: Sequence[str], raw: Sequence[str], totals: Sequence[str
     )
 
 
-USAGE_KEYS: Final = {"usage": _HOURLY.keys}
+USAGE_KEYS: Final = {
+    "usage": _HOURLY.keys,
+    "agent_stats": ("hour", "event_type", "agent_id"),
+    "model_stats": ("hour", "event_type", "model"),
+    "tool_stats": ("hour", "event_type", "tool_name"),
+}
 """Relation → its keys, of those of the hourly rollup."""
 USAGE_VALUES: Final = {
     "events": "BIGINT",

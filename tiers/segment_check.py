@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from . import rollups
 from .checksum import SEGMENT_CHECKSUM, same_kind
 from .duck import Connection
 from .ledger import Segment
+from .user_rollups import TABLE, Definition, made_in
 
 
-def contradictions(con: Connection, alias: str, segment: Segment, *, deep: bool) -> list[str]:
-    """Where the rows of an attached segment are not what it says of itself."""
+def contradictions(
+    con: Connection, alias: str, segment: Segment, definitions: Sequence[Definition] = (), *, deep: bool
+) -> list[str]:
+    """Where the rows of an attached segment are not what it says of itself.
+
+    definitions  rollups of the user: those of them it carries are compared too
+    """
     columns = f"count(*), {SEGMENT_CHECKSUM}" if deep else "count(*), ''"
     [(rows, checksum)] = con.execute(f"SELECT {columns} FROM {alias}.events").fetchall()
     problems = [] if rows == segment.rows else [f"it holds {rows} rows, not {segment.rows}"]
@@ -22,4 +30,9 @@ def contradictions(con: Connection, alias: str, segment: Segment, *, deep: bool)
     for table, agrees in rollups.agreements(alias, tables):
         if con.execute(agrees).fetchall() != [(True,)]:
             problems.append(f"{table} is not what its events add up to")
+    if TABLE in tables:
+        carried = made_in(con, f"{alias}.{TABLE}")
+        for one in definitions:
+            if (one.name, one.hash) in carried and con.execute(one.agrees(alias)).fetchall() != [(True,)]:
+                problems.append(f"{TABLE} is not what its events give for rollups.{one.name}")
     return problems

@@ -30,6 +30,7 @@ from .ledger import Segment, ShardRange
 from .segment_sum import sum_of, sum_path, write_sum
 from .side_by_side import side_by_side
 from .steps import Reach, named, unheard
+from .user_rollups import TABLE, Definition, create
 
 SUFFIX: Final = ".duckdb"
 TMP_SUFFIX: Final = ".tmp"
@@ -186,6 +187,7 @@ def write(
     group_rows: int,
     facts: Facts | None = None,
     at_once: int = 1,
+    user_rollups: Sequence[Definition] = (),
     beside: Sequence[str] = (),
     accept: Callable[[list[Any]], bool] = lambda _: True,
     reach: Reach = unheard,
@@ -200,6 +202,7 @@ def write(
     group_rows       its ROW_GROUP_SIZE
     facts            of all rows, when they are known: then neither they nor `beside` are measured
     at_once          statements that run side by side: those for `rows` when they are several, and those that read what they wrote
+    user_rollups     definitions of rollups it carries too, if it carries rollups
     accept           whether the values of the aggregates `beside` over what was written are right
     reach            told the name of every step before and after it
 
@@ -225,6 +228,8 @@ def write(
             tasks += [partial(_run, con, rollups.create_statements(alias, events))] if with_rollups else []
             side_by_side(tasks, at_once=at_once)
             con.execute(rollups.create_total(alias, None if with_rollups else events))
+            if with_rollups and user_rollups:
+                create(con, f"{alias}.{TABLE}", events, user_rollups)
             [(facts, values)] = found
             if not accept(values):
                 raise _NotAccepted

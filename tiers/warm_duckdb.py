@@ -40,6 +40,7 @@ from .segment_ranges import merged_ranges, require_conserved, settled_ranges
 from .segment_sum import SUM_SUFFIX, sum_path
 from .side_by_side import side_by_side
 from .steps import Reach, unheard
+from .user_rollups import Definition
 from .warm import Settled, Warm
 
 _MERGE_SHARE = 0.6
@@ -53,10 +54,10 @@ _instances = itertools.count(1)
 class DuckWarm(Warm):
     """Segments of one namespace. Thread-safe: tasks side by side share one DuckDB and its memory limit."""
 
-    def __init__(self, folder: Path, settings: WarmSettings, *, shards: int) -> None:
-        """folder: <namespace>/segments; shards: of the namespace, to count a segment's events per shard."""
+    def __init__(self, folder: Path, settings: WarmSettings, *, shards: int, rollups: Sequence[Definition] = ()) -> None:
+        """folder: <namespace>/segments; shards: of the namespace, to count a segment's events per shard; rollups: of the user."""
         self._folder = folder.absolute()
-        self._settings = settings
+        self._settings, self._rollups = settings, rollups
         self._shards = shards
         self._at_once = min(THREADS_MAX, settings.threads)
         self._lock = threading.Lock()
@@ -121,6 +122,7 @@ class DuckWarm(Warm):
             block_bytes=self._block_bytes(pc.sum(pc.binary_length(blocks["payload"])).as_py() * 2 // 5),
             group_rows=SETTLED_GROUP_ROWS,
             at_once=self._at_once,
+            user_rollups=self._rollups,
             beside=AGREEMENT if check_sums else (),
             accept=lambda found: not check_sums or agree(blocks, found),
             reach=reach,
@@ -227,6 +229,7 @@ class DuckWarm(Warm):
             group_rows=MERGED_GROUP_ROWS,
             facts=facts,
             at_once=at_once,
+            user_rollups=self._rollups,
             reach=reach,
         )
         assert segment is not None  # nothing was to be accepted
@@ -257,7 +260,9 @@ class DuckWarm(Warm):
                     for name in Segment.__struct_fields__
                     if getattr(stored, name) != getattr(segment, name)
                 ]
-                return problems + [f"segment {path}: {one}" for one in contradictions(con, alias, stored, deep=deep)]
+                return problems + [
+                    f"segment {path}: {one}" for one in contradictions(con, alias, stored, self._rollups, deep=deep)
+                ]
         except TierCorrupt as exc:
             return [str(exc)]
 

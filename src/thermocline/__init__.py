@@ -38,8 +38,10 @@ if TYPE_CHECKING:
     from thermocline.query.follow import Followed, Tail
     from thermocline.query.gaps import Gap
     from thermocline.query.matching import highlighted
+    from thermocline.query.projection import Projection
     from thermocline.query.result import Result
     from thermocline.query.search import Found
+    from thermocline.query.states import State
     from thermocline.store import Store, connect
 
     __version__: str
@@ -60,10 +62,12 @@ _HOMES = {
     "OutcomeUnknown": "thermocline.errors",
     "PartialAppend": "thermocline.errors",
     "Producer": "thermocline.ingest.producer",
+    "Projection": "thermocline.query.projection",
     "QueryRefused": "thermocline.errors",
     "Receipt": "thermocline.event",
     "Result": "thermocline.query.result",
     "SequenceConflict": "thermocline.errors",
+    "State": "thermocline.query.states",
     "Store": "thermocline.store",
     "StoreReplaced": "thermocline.errors",
     "Tail": "thermocline.query.follow",
@@ -93,10 +97,12 @@ __all__ = [
     "OutcomeUnknown",
     "PartialAppend",
     "Producer",
+    "Projection",
     "QueryRefused",
     "Receipt",
     "Result",
     "SequenceConflict",
+    "State",
     "Store",
     "StoreReplaced",
     "Tail",

@@ -10,10 +10,10 @@ import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 
 from thermocline.errors import ConfigError
 from thermocline.event import EVENT_BYTES_MAX, Durability
@@ -26,6 +26,9 @@ NUMBER_MAX = 1_000_000_000
 """Of seconds and milliseconds in settings."""
 FILE_NAME = "thermocline.toml"
 EMBEDDED_FOLDER = "redis"
+ROLLUPS_MAX = 16
+RollupName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,47}$")]
+TAKEN_ROLLUPS = ("hourly", "conversation", "task", "quantile", "decision", "total", "user")
 ENV_PREFIX = "THERMOCLINE_"
 CONFIG_FILE_VARIABLE = "THERMOCLINE_CONFIG"
 
@@ -145,6 +148,20 @@ class QuerySettings(_Section):
     tail_bytes_max: int = Field(768 * MIB, ge=MIB, description="payload of unsettled events one reader keeps")
     search_rows_max: int = Field(20_000_000, ge=1000, description="stored events one search looks through, newest first, about")
     threads: int = Field(2, ge=1, le=64)
+    state_bytes_max: int = Field(16 * MIB, ge=1024, description="one state of a projection, as JSON")
+    states_bytes_max: int = Field(256 * MIB, ge=MIB, description="all states that are kept; the oldest go first")
+
+
+class RollupSettings(_Section):
+    """A rollup of one's own: `[rollups.<name>]`. docs/views.md says what it may be; opening the store checks it."""
+
+    sql: str = Field(
+        min_length=1, max_length=10_000, pattern=r"^\s*(?i:select)\s", description="one SELECT of hour, keys and aggregates"
+    )
+    merge: dict[str, Literal["sum", "min", "max"]] = Field(
+        min_length=1, max_length=32, description="aggregate → how those of two parts become one"
+    )
+    rows_max: int = Field(50_000, ge=1, le=1_000_000, description="rows of one segment; more are not stored")
 
 
 class SandboxSettings(_Section):
@@ -203,6 +220,7 @@ class Settings(BaseModel):
     worker: WorkerSettings = WorkerSettings()  # type: ignore[call-arg]
     sampling: SamplingSettings = SamplingSettings()  # type: ignore[call-arg]
     serve: ServeSettings = ServeSettings()  # type: ignore[call-arg]
+    rollups: dict[RollupName, RollupSettings] = Field({}, max_length=ROLLUPS_MAX, description="statistics of one's own")
 
     @property
     def namespace_dir(self) -> Path:
@@ -244,6 +262,7 @@ class Settings(BaseModel):
             problems.append(
                 "redis_url cannot be read: in user and password write / ? # [ ] @ : % as %2F %3F %23 %5B %5D %40 %3A %25"
             )
+        problems += [f"rollups.{name}: this name is taken" for name in self.rollups if name in TAKEN_ROLLUPS]
         if self.namespace == EMBEDDED_FOLDER:
             problems.append(f"namespace must not be {EMBEDDED_FOLDER!r}: the embedded Redis has that folder")
         if not _is_path(self.data_dir):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,10 +13,12 @@ from thermocline.errors import ConfigError, TierUnavailable
 from thermocline.query.handover import Lender
 from thermocline.query.instants import Instant
 from thermocline.query.pinned import Pinned
+from thermocline.query.projection import Projection
 from thermocline.query.recent import Recent
 from thermocline.query.result import Result
 from thermocline.query.run import Runner
 from thermocline.query.search import Found, Searcher
+from thermocline.query.states import Kept, State, States
 from thermocline.query.status import Status, status
 from thermocline.tiers.duck import Connection
 from thermocline.tiers.opening import Tiers, open_tiers
@@ -46,6 +48,7 @@ class Store:
         self._searcher = Searcher(tiers, self._runner)
         self.lender = Lender(tiers, self._runner)
         """For processes that answer queries in this one's place."""
+        self._states = States(tiers, self._runner)
         self._lock = threading.Lock()
         self._pinned: Pinned | None = None
         self._following: Following | None = None
@@ -297,6 +300,34 @@ class Store:
             if self._following is None:
                 self._following = Following(self.tiers, SettledEvents(self.tiers), LogWatch(self.tiers.hot))
             return self._following
+
+    def register(self, projection: Any) -> Projection:
+        """Make a `thermocline.Projection`, or an object or class that looks like one, known to this store by its name."""
+        self._check_open()
+        return self._states.register(projection)
+
+    def state(self, conversation_id: str, *, projection: Any, at_seq: int | None = None, keep: bool = True) -> State:
+        """What a projection makes of a conversation's events, up to the newest acknowledged one or up to `at_seq`.
+
+        projection  one, or the name of a registered one
+        keep        the state is kept, so that the next one is made from it
+
+        IncompleteAnswer when events are missing and the projection has no `gap`. QueryRefused: the projection, or an argument.
+        """
+        self._check_open()
+        return self._states.state(conversation_id, projection, at_seq=at_seq, keep=keep)
+
+    def states_history(
+        self, conversation_id: str, *, projection: Any, from_seq: int = 1, until_seq: int | None = None, every: int = 1
+    ) -> Iterator[State]:
+        """The states a conversation went through, oldest first, while it reads: after each `every`th event, and the last one."""
+        self._check_open()
+        return self._states.history(conversation_id, projection, from_seq=from_seq, until_seq=until_seq, every=every)
+
+    def states_kept(self, conversation_id: str, *, projection: str | None = None) -> list[Kept]:
+        """The states that are kept of a conversation, of all versions of a projection or of all projections."""
+        self._check_open()
+        return self._states.kept(conversation_id, projection)
 
     def duckdb(self) -> Connection:
         """A DuckDB connection with the three relations, pinned to one view until `refresh()`. The caller closes it.

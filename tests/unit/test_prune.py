@@ -331,13 +331,13 @@ def store() -> Iterator[tuple[Connection, list[Piece]]]:
 def define(con: Connection, pieces: Sequence[Piece], bounds_by_relation: Mapping[str, Bounds]) -> None:
     """The relations over those `pieces` that may hold a row within their bounds."""
     for relation, bounds in bounds_by_relation.items():
-        kept = chosen(pieces, bounds, by_hour=relation == "hourly_stats")
+        kept = chosen(pieces, bounds, by_hour="hour" in RELATIONS[relation])
         rows = f"FROM stored WHERE piece IN ({', '.join(['-1', *(piece.name for piece in kept)])})"
         columns = {
             "events": "timestamp, conversation_id, event_type, seq",
             "hourly_stats": "date_trunc('hour', timestamp) AS hour, conversation_id, count(*) AS event_count",
             "conversation_summary": "conversation_id, min(timestamp) AS started_at, count(*) AS total_events",
-        }[relation]
+        }.get(relation, "date_trunc('hour', timestamp) AS hour, conversation_id, event_type, count(*) AS events")
         grouped = "" if relation == "events" else "GROUP BY ALL"
         con.execute(f"CREATE OR REPLACE TEMP VIEW {relation} AS SELECT {columns} {rows} {grouped}")
 

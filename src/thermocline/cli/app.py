@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from . import append, archive, configuration, demo, following, groups, mcp, namespaces, query, scrub, serve, tokens, upkeep
+from . import append, archive, configuration, demo, following, groups, mcp, namespaces, query, scrub, serve, state, tokens, upkeep
 from .options import Chosen
 
 GLOBAL_OPTIONS: Final = ("--config", "--data-dir", "--namespace")
@@ -61,6 +61,7 @@ app.command("serve")(serve.serve)
 app.command("query")(query.query)
 app.command("search")(query.search)
 app.command("recent")(query.recent)
+app.command("state")(state.state)
 app.command("conversations")(query.conversations)
 app.command("tail")(following.tail)
 app.command("replay")(following.replay)

@@ -25,6 +25,10 @@ def show(context: typer.Context, output: ReportOption = ReportForm.table) -> Non
 
     chosen = chosen_of(context)
     settings, sources = load_with_sources(chosen.overrides(), file=chosen.config)
+    if settings.rollups:
+        from thermocline.tiers.opening import definitions_of
+
+        definitions_of(settings)
     rows = []
     for key, value in _flat(settings.model_dump(mode="json")):
         rows.append((key, shown(key, value), sources.get(key, "default")))
