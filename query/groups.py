@@ -18,8 +18,8 @@ from thermocline.tiers.groups import PARKED_MAX, Groups, GroupState, ParkedEvent
 from thermocline.tiers.opening import Tiers
 from thermocline.tiers.whole_file import file_errors, whole_file
 
+from .covered import at
 from .patterns import Patterns
-from .run import at
 from .starts import Start, micros, places_of
 
 NAME: Final = re.compile(r"[a-z0-9_.-]{1,64}")

@@ -20,10 +20,11 @@ from thermocline.tiers.opening import Tiers
 
 from .bounds import Bounds, Texts, chosen
 from .coverage import Coverage
+from .covered import at
 from .instants import Instant, instant_us
 from .matching import Wanted, rungs
 from .result import Result
-from .run import Runner, at
+from .run import Runner
 
 LIMIT_MAX: Final = 10_000
 SNIPPET_CHARS_MAX: Final = 10_000

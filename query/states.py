@@ -24,8 +24,9 @@ from thermocline.tiers.block import shard_of
 from thermocline.tiers.opening import Tiers
 from thermocline.tiers.state_file import Snapshot, StateFile
 
+from .covered import at
 from .projection import Projection, checked, encoded
-from .run import Runner, at
+from .run import Runner
 
 PAGE_ROWS: Final = 500
 SNAPSHOT_EVERY: Final = 1_000
