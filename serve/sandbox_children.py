@@ -37,6 +37,7 @@ _ENVIRONMENT: Final = {
     "OMP_NUM_THREADS": "1",
     "ARROW_IO_THREADS": "1",
 }
+CLOSED: Final = "this sandbox is closed: its server stops"
 Cause = Literal["", "deadline", "cancelled", "closed"]
 
 
@@ -164,9 +165,12 @@ class Children:
         finally:
             with self._changed:
                 self._reserved -= 1
-                if child is not None:
+                if child is not None and not self._closed:
                     self._running.add(child)
                 self._changed.notify_all()
+        if self._closed:
+            child.close()
+            raise TierUnavailable(CLOSED)
         return child
 
     def give_back(self, child: Child) -> int:
@@ -196,7 +200,7 @@ class Children:
                         raise QueryRefused("the query was cancelled")
                     self._changed.wait(min(left_s, LOOK_EVERY_S) if cancelled is not None else left_s)
                 if self._closed:
-                    raise TierUnavailable("this sandbox is closed")
+                    raise TierUnavailable(CLOSED)
                 self._reserved += 1
             finally:
                 self._waiting -= 1
