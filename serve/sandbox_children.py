@@ -36,6 +36,7 @@ _ENVIRONMENT: Final = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "ARROW_IO_THREADS": "1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # the others map a GiB at once, which would count as taken
 }
 CLOSED: Final = "this sandbox is closed: its server stops"
 Cause = Literal["", "deadline", "cancelled", "closed"]
