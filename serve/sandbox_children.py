@@ -159,9 +159,7 @@ class Children:
         self._take_place(deadline_s, cancelled)
         child = None
         try:
-            with self._changed:
-                child = self._spare.popleft() if self._spare else None
-            child = child or Child()
+            child = self._take_spare() or Child()
             child.deadline_s, child.cancelled = deadline_s, cancelled
         finally:
             with self._changed:
@@ -173,6 +171,15 @@ class Children:
             child.close()
             raise TierUnavailable(CLOSED)
         return child
+
+    def _take_spare(self) -> Child | None:
+        with self._changed:
+            while self._spare:
+                child = self._spare.popleft()
+                if not child.has_ended:
+                    return child
+                child.close()
+        return None
 
     def give_back(self, child: Child) -> int:
         """End it; its exit code."""
