@@ -39,7 +39,7 @@ from thermocline.store import Store
 from thermocline.tiers.whole_file import file_errors
 
 from . import sandbox_wire as wire
-from .sandbox_children import Child, Children
+from .sandbox_children import CLOSED, Child, Children
 from .sandbox_rows import ROW_EXTRA_BYTES
 
 _numbers = itertools.count(1)
@@ -326,7 +326,7 @@ class _Running:
         if cause == "cancelled":
             raise QueryRefused("the query was cancelled")
         if cause == "closed":
-            raise TierUnavailable("the query was ended: the server stops")
+            raise TierUnavailable(CLOSED)
         if cause == "deadline" or code in _OUT_OF_TIME:
             raise QueryRefused(f"the query took longer than {seconds}: bound it by timestamp or conversation_id, or raise it")
         if code < 0:

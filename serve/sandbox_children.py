@@ -36,7 +36,9 @@ _ENVIRONMENT: Final = {
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
     "ARROW_IO_THREADS": "1",
+    "ARROW_DEFAULT_MEMORY_POOL": "system",  # the others map a GiB at once, which would count as taken
 }
+CLOSED: Final = "this sandbox is closed: its server stops"
 Cause = Literal["", "deadline", "cancelled", "closed"]
 
 
@@ -157,17 +159,27 @@ class Children:
         self._take_place(deadline_s, cancelled)
         child = None
         try:
-            with self._changed:
-                child = self._spare.popleft() if self._spare else None
-            child = child or Child()
+            child = self._take_spare() or Child()
             child.deadline_s, child.cancelled = deadline_s, cancelled
         finally:
             with self._changed:
                 self._reserved -= 1
-                if child is not None:
+                if child is not None and not self._closed:
                     self._running.add(child)
                 self._changed.notify_all()
+        if self._closed:
+            child.close()
+            raise TierUnavailable(CLOSED)
         return child
+
+    def _take_spare(self) -> Child | None:
+        with self._changed:
+            while self._spare:
+                child = self._spare.popleft()
+                if not child.has_ended:
+                    return child
+                child.close()
+        return None
 
     def give_back(self, child: Child) -> int:
         """End it; its exit code."""
@@ -196,7 +208,7 @@ class Children:
                         raise QueryRefused("the query was cancelled")
                     self._changed.wait(min(left_s, LOOK_EVERY_S) if cancelled is not None else left_s)
                 if self._closed:
-                    raise TierUnavailable("this sandbox is closed")
+                    raise TierUnavailable(CLOSED)
                 self._reserved += 1
             finally:
                 self._waiting -= 1

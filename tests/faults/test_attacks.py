@@ -34,6 +34,8 @@ canary_table = pa.table({"secret": [SECRET]})
 MIB = 1 << 20
 SERVER_GROWTH_MAX = 256 * MIB
 """Of this process, all attacks together: it reads the store, and buffers a part of each answer."""
+PAUSE_S = 2
+"""Between two questions of the one who is no attacker."""
 CONTROL = "SELECT count(*) AS n, sum(strlen(content)) AS bytes, count(DISTINCT conversation_id) AS c FROM events"
 LIMITS = {
     "children_max": 3,
@@ -158,6 +160,7 @@ def ground(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
                             found = [tuple(row.values()) for row in answer.to_arrow().to_pylist()]
                         wrong.extend([] if found == expected else [found])
                         asked.release()
+                        over.wait(PAUSE_S)
 
                 before_bytes = peak_bytes()
                 with ThreadPoolExecutor(3) as pool:
