@@ -14,7 +14,6 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .access import Caller, is_local, require
 from .bodies import too_large
-from .limits import Rates
 from .problems import Problem, internal
 from .protocol import ABORT
 from .service import Service
@@ -42,8 +41,6 @@ class Front:
         self._app = app
         self._service = service
         self._scopes = scopes
-        limits = service.settings.serve
-        self._rates = Rates(limits.requests_per_s, limits.requests_per_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -102,7 +99,7 @@ class Front:
             scope["caller"] = await access.caller(headers, _cookies(headers), address)
         caller: Caller = scope["caller"]
         who = caller.name if caller.name not in ("open", "local") else address
-        wait_s = self._rates.wait_s(who, time.monotonic())
+        wait_s = service.rates.wait_s(who, time.monotonic())
         if wait_s:
             detail = (
                 f"more than {limits.requests_per_s:g} requests a second (serve.requests_per_s): wait, or send more events in each"

@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
@@ -100,14 +101,14 @@ class RemoteTail:
         except httpx.TransportError as exc:
             raise TierUnavailable(f"{self._client.base_url}: {type(exc).__name__}: is the server running?") from exc
         if answer.status_code != 200:
-            with answer:
+            with closing(answer):
                 raise error_of(answer.status_code, answer.read())
         return answer
 
     def _run(self) -> None:
         while not self._closed.is_set():
             try:
-                with self._stream:
+                with closing(self._stream):
                     self._read_stream()
             except (httpx.HTTPError, httpx.StreamError, RuntimeError, ValueError, OSError):
                 pass  # it broke off: come back with the last id
@@ -119,7 +120,8 @@ class RemoteTail:
                 self._held.put(exc)
 
     def _read_stream(self) -> None:
-        kind, data, last_id = "message", [], self._last_id
+        kind, last_id = "message", self._last_id
+        data: list[str] = []
         for line in self._stream.iter_lines():
             name, _, value = line.partition(":")
             value = value.removeprefix(" ")
