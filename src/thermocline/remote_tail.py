@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import queue
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
@@ -78,7 +79,9 @@ class RemoteTail:
     def close(self) -> None:
         """End it. Safe to repeat."""
         self._closed.set()
-        self._stream.close()
+        line = self._stream.extensions["network_stream"].get_extra_info("socket")
+        with suppress(OSError):
+            line.shutdown(socket.SHUT_RDWR)  # closing it would not wake the thread that waits for it
         while self._thread.is_alive():  # it may wait for room
             try:
                 self._held.get_nowait()
@@ -107,17 +110,15 @@ class RemoteTail:
 
     def _run(self) -> None:
         while not self._closed.is_set():
-            try:
-                with closing(self._stream):
-                    self._read_stream()
-            except (httpx.HTTPError, httpx.StreamError, RuntimeError, ValueError, OSError):
-                pass  # it broke off: come back with the last id
-            if self._closed.wait(AGAIN_S):
-                return
-            try:
-                self._stream = self._opened()
-            except ThermoclineError as exc:
-                self._held.put(exc)
+            with closing(self._stream), suppress(httpx.HTTPError, httpx.StreamError, ValueError, OSError):
+                self._read_stream()
+            while not self._closed.wait(AGAIN_S):  # it broke off: come back with the last id
+                try:
+                    self._stream = self._opened()
+                    break
+                except ThermoclineError as exc:
+                    self._held.put(exc)
+        self._stream.close()
 
     def _read_stream(self) -> None:
         kind, last_id = "message", self._last_id
