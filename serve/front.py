@@ -111,7 +111,7 @@ class Front:
             require(caller, "query")
 
     def _record(self, scope: Scope, route: str, needed: str, status: int) -> None:
-        """A line of the audit log: for queries, what only an administrator may do, and who may not do what he asks."""
+        """A line of the audit log: for what was read, what only an administrator may do, and who may not do what he asks."""
         more = scope.get("audit")
         caller: Caller = scope["caller"]
         denied = status == 403 and caller.name != "open"

@@ -45,6 +45,7 @@ async def tail(request: Request) -> Response:
     conversation = request.query_params.get("conversation_id")
     if conversation is not None:
         check_conversation_id(conversation)
+    request.scope["audit"] = {"conversation_id": conversation}
     limits = service.settings.serve
     types = _types(request)
     start = _start(request, conversation)
