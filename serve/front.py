@@ -23,6 +23,7 @@ OPEN: Final = "open"
 """Instead of a scope: nobody is asked who he is."""
 METRICS: Final = "metrics"
 """Instead of a scope: open to this machine when only it can reach the server; else `query`."""
+LENGTH_DIGITS_MAX: Final = 15
 ANSWER_HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -91,7 +92,7 @@ class Front:
         access.check_host(headers.get("host", ""))
         access.check_origin(scope["method"], headers)
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > limits.body_bytes_max:
+        if length.isdigit() and (len(length) > LENGTH_DIGITS_MAX or int(length) > limits.body_bytes_max):
             raise too_large(limits.body_bytes_max)
         address = _address(scope)
         local = limits.loopback and is_local(address)
