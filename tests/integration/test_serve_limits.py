@@ -22,6 +22,7 @@ from thermocline.serve.tokens import create
 
 Serve = Callable[..., Any]
 BIG = "x" * 900_000
+POST_QUERY = b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
 
 @pytest.fixture(scope="module")
@@ -158,13 +159,33 @@ def test_a_reader_that_does_not_read_is_closed_and_can_come_back(tight: Served) 
 
 def test_an_answer_that_is_not_read_holds_no_query(tight: Served) -> None:
     body = json.dumps({"sql": "SELECT repeat('x', 1000000) AS x FROM range(30)"}).encode()
-    head = b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     with connected(tight) as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        connection.sendall(head % len(body) + body)
+        connection.sendall(POST_QUERY % len(body) + body)
         wait_until(lambda: tight.service.answers.taken == 1, 300, "the answer is being sent")
         assert tight.service.queries.taken == 0
         wait_until(lambda: tight.service.answers.taken == 0, 300, "the answer is let go")
+
+
+LONG = json.dumps({"sql": "SELECT count(*) FROM range(1000000000000)", "id": "long"}).encode()
+
+
+def test_a_query_ends_when_its_client_leaves(tight: Served) -> None:
+    with connected(tight) as connection:
+        connection.sendall(POST_QUERY % len(LONG) + LONG)
+        wait_until(lambda: tight.service.sandbox.running == 1, 300, "the query runs")
+    wait_until(lambda: tight.service.sandbox.running == tight.service.queries.taken == 0, 300, "the query has ended")
+
+
+def test_a_query_is_cancelled_by_its_id_and_an_id_is_used_once_at_a_time(tight: Served) -> None:
+    with connected(tight) as connection, tight.client() as client:
+        connection.sendall(POST_QUERY % len(LONG) + LONG)
+        wait_until(lambda: tight.service.sandbox.running == 1, 300, "the query runs")
+        assert client.post("/v1/query", content=LONG, headers={"Content-Type": "application/json"}).status_code == 409
+        assert client.delete("/v1/query/long").status_code == 204
+        raw = connection.recv(65_536)
+        assert (status_of(raw), b"query-cancelled" in raw) == (409, True)
+        assert client.delete("/v1/query/long").status_code == 404
 
 
 # Tokens over HTTP
