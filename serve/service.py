@@ -88,4 +88,5 @@ def open_service(settings: Settings) -> tuple[Service, ExitStack]:
         client = opened.enter_context(Client(settings, tiers=store.tiers))
         sandbox = opened.enter_context(Sandbox(store, settings.sandbox))
         service = Service(settings, store, client, sandbox, access=access, audit=Audit(settings))
+        opened.callback(service.pulse.close)
         return service, opened.pop_all()
