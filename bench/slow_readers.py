@@ -3,8 +3,8 @@
     python -m bench.slow_readers [--connections 200] [--seconds 10] [--turns 3] [--scratch FOLDER]
 
 Of 20 connections 15 are tails from the beginning, 4 ask for large pages of conversations, 1 for a large answer of a query, again
-and again; each reads 4 KiB a second. Turns alternate, so that what else the machine does falls on both. Every process is its own: the server, the
-readers, the one that appends and measures.
+and again; each reads 4 KiB a second. Turns alternate, so that what else the machine does falls on both. Every process is its own:
+the server, the readers, the one that appends and measures.
 """
 
 from __future__ import annotations
