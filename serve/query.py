@@ -217,7 +217,7 @@ def _answered(service: Service, ask: Ask, media_type: str, query_id: str, cancel
 def _written(service: Service, ask: Ask, media_type: str, query_id: str, cancelled: threading.Event) -> Answered:
     memory = service.settings.serve.answer_memory_bytes_max
     bounds: dict[str, Any] = {"rows_max": ask.rows_max, "deadline_s": ask.deadline_s}
-    file: Any = tempfile.SpooledTemporaryFile(max_size=memory, dir=service.settings.namespace_dir)  # noqa: SIM115  # it is sent later
+    file: Any = tempfile.SpooledTemporaryFile(max_size=memory, dir=str(service.settings.namespace_dir))  # noqa: SIM115  # it is sent later
     try:
         with service.sandbox.run(ask.sql, ask.params, **bounds, cancelled=cancelled) as answer:
             if ask.complete and not answer.coverage.exact:

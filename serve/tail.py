@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import datetime as dt
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import anyio.to_thread
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -30,6 +30,7 @@ from .pulse import Listener
 from .rows import dumped, event_objects
 from .service import Service
 
+Value = TypeVar("Value")
 SSE: Final = "text/event-stream"
 START_BYTES_MAX: Final = 8192
 TYPES_MAX: Final = 100
@@ -45,6 +46,7 @@ async def tail(request: Request) -> Response:
     conversation = request.query_params.get("conversation_id")
     if conversation is not None:
         check_conversation_id(conversation)
+    request.scope["audit"] = {"conversation_id": conversation}
     limits = service.settings.serve
     types = _types(request)
     start = _start(request, conversation)
@@ -131,7 +133,7 @@ async def _woken(service: Service, listener: Listener, timeout_s: float) -> bool
             wait.cancel()
 
 
-async def _threaded(service: Service, act: Any) -> Any:
+async def _threaded(service: Service, act: Callable[[], Value]) -> Value:
     return await anyio.to_thread.run_sync(act, limiter=service.tailing)
 
 
