@@ -36,7 +36,7 @@ OF_COMMITS: Final = ("PUT", "GET", "HEAD", "DELETE")
 REQUESTS: Final = (*OF_COMMITS, "LIST", "DELETES", "UPLOADS", "ABORT")
 NEVER_MADE: Final = dict.fromkeys(("CREATE", "PART", "COMPLETE"), "objects are stored by one PUT each")
 TIMES: Final = ("first", "second", "always")
-TOGETHER: Final = (("PUT", "UPLOADS"), ("GET",), ("HEAD", "LIST"), ("DELETE", "ABORT"), ("DELETES",))
+TOGETHER: Final = (("PUT",), ("GET",), ("HEAD", "LIST"), ("DELETE", "ABORT"), ("DELETES",), ("UPLOADS",))
 """Kinds whose faults can last at once, when cells are shared: none of a group keeps another from being asked for."""
 BODILESS_REQUESTS: Final = ("GET", "HEAD", "DELETE", "LIST", "UPLOADS", "ABORT")
 BODILESS_REPLIES: Final = ("PUT", "HEAD", "DELETE", "ABORT")

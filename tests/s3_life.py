@@ -182,10 +182,10 @@ class Life:
         before = len(self.problems)
         name = str(trial[0][0]) if len(trial) == 1 else trial[0][0].fault
         try:
-            for place, group in enumerate(trial):
+            for group in trial:
                 if not self._waiting and any(cell.request in OF_COMMITS for cell in group):
                     with self.opened() as store:
-                        self.prepare(store, expire=not place)
+                        self.prepare(store)
                 self.strike(group)
             with self.opened() as store:
                 self.recover(store, name)
@@ -197,10 +197,10 @@ class Life:
             self.front.lift()
         return len(self.problems) == before
 
-    def prepare(self, store: Store, *, expire: bool = True) -> None:
-        """Events that are due, as warm segments; when `expire`, what compaction replaced before can now be deleted."""
+    def prepare(self, store: Store) -> None:
+        """Events that are due, as warm segments; and what compaction replaced before can now be deleted."""
         batches = {row.batch_id for row in store.tiers.ledger.batches()}
-        for kind in KINDS if batches and expire else ():  # as if cold.snapshot_keep_days had passed
+        for kind in KINDS if batches else ():  # as if cold.snapshot_keep_days had passed
             store.tiers.iceberg.expire(kind, before_us=time.time_ns() // 1000, batches=batches)
         self._append(store, EVENTS, self._first_us)
         JobByJob(store.tiers).settle()
