@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from thermocline.query.follow import Followed, Tail
     from thermocline.query.gaps import Gap
     from thermocline.query.result import Result
+    from thermocline.query.subscribe import Delivery, Subscription
     from thermocline.store import Store, connect
 
     __version__: str
@@ -48,6 +49,7 @@ _HOMES = {
     "Client": "thermocline.ingest.append",
     "ConfigError": "thermocline.errors",
     "Coverage": "thermocline.query.coverage",
+    "Delivery": "thermocline.query.subscribe",
     "Event": "thermocline.event",
     "Followed": "thermocline.query.follow",
     "Gap": "thermocline.query.gaps",
@@ -63,6 +65,7 @@ _HOMES = {
     "SequenceConflict": "thermocline.errors",
     "Store": "thermocline.store",
     "StoreReplaced": "thermocline.errors",
+    "Subscription": "thermocline.query.subscribe",
     "Tail": "thermocline.query.follow",
     "ThermoclineError": "thermocline.errors",
     "TierCorrupt": "thermocline.errors",
@@ -79,6 +82,7 @@ __all__ = [
     "Client",
     "ConfigError",
     "Coverage",
+    "Delivery",
     "Event",
     "Followed",
     "Gap",
@@ -94,6 +98,7 @@ __all__ = [
     "SequenceConflict",
     "Store",
     "StoreReplaced",
+    "Subscription",
     "Tail",
     "ThermoclineError",
     "TierCorrupt",
