@@ -287,7 +287,7 @@ class Tail:
         targets = {one.shard: one.trimmed for one in mine}
         if self._cursor.conversation_id is not None:
             settled = self._shared.tiers.ledger.view().shards
-            targets = {shard: max(trimmed, settled[shard].position) for shard, trimmed in targets.items()}
+            targets = {one.shard: max(one.trimmed, min(one.last, settled[one.shard].position)) for one in mine}
         spans, begin_us = [], []
         for one, place in zip(mine, self._cursor.places, strict=True):
             target = targets[one.shard]

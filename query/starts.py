@@ -38,13 +38,18 @@ def places_of(start: Start, mine: Sequence[ShardCut]) -> tuple[Place, ...]:
     if start == "begin":
         return (Place(),) * len(mine)
     if start == "now":
-        return tuple(Place(one.last, one.newest_us) for one in mine)
+        return tuple(Place(one.last, one.newest_us or _latest_us(one.last)) for one in mine)
     if isinstance(start, dt.datetime):
         us = micros(start)
         return (Place(Position(max(0, us // 1000 - START_MARGIN_MS), 0), max(0, us - 1)),) * len(mine)
     raise QueryRefused(
         f'start must be "now", "begin", an aware datetime, a position, or with a conversation a seq from 1 on, not {start!r}'
     )
+
+
+def _latest_us(last: Position) -> int:
+    """No block up to there has a later ingested_at, in a log from before shards noted it."""
+    return 1000 * last.ms + 999 if last.ms else 0
 
 
 def micros(start: dt.datetime) -> int:

@@ -243,7 +243,10 @@ class Subscription:
         """Give the group a page of what has settled; whether anything has changed."""
         tiers = self._shared.tiers
         cut = tiers.hot.cut()
-        states = {state.shard: state for state in self._groups.check(self._record) if state.shard in behind}
+        found = {state.shard: state for state in self._groups.check(self._record) if state.shard in behind}
+        states = {shard: state for shard, state in found.items() if state.position < cut[shard].trimmed}
+        if not states:
+            return True  # another consumer has done it
         spans: dict[int, int] = {}
         for shard in states:
             newest_us = cut[shard].newest_us or tiers.hot.facts().now_us

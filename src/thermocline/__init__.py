@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from thermocline.query.result import Result
     from thermocline.query.search import Found
     from thermocline.query.states import State
+    from thermocline.query.subscribe import Delivery, Subscription
     from thermocline.store import Store, connect
 
     __version__: str
@@ -52,6 +53,7 @@ _HOMES = {
     "Client": "thermocline.ingest.append",
     "ConfigError": "thermocline.errors",
     "Coverage": "thermocline.query.coverage",
+    "Delivery": "thermocline.query.subscribe",
     "Event": "thermocline.event",
     "Found": "thermocline.query.search",
     "Followed": "thermocline.query.follow",
@@ -70,6 +72,7 @@ _HOMES = {
     "State": "thermocline.query.states",
     "Store": "thermocline.store",
     "StoreReplaced": "thermocline.errors",
+    "Subscription": "thermocline.query.subscribe",
     "Tail": "thermocline.query.follow",
     "ThermoclineError": "thermocline.errors",
     "TierCorrupt": "thermocline.errors",
@@ -87,6 +90,7 @@ __all__ = [
     "Client",
     "ConfigError",
     "Coverage",
+    "Delivery",
     "Event",
     "Followed",
     "Found",
@@ -105,6 +109,7 @@ __all__ = [
     "State",
     "Store",
     "StoreReplaced",
+    "Subscription",
     "Tail",
     "ThermoclineError",
     "TierCorrupt",
