@@ -19,13 +19,13 @@ EVENTS = 4000
 
 @pytest.fixture(scope="module")
 def con() -> Iterator[Connection]:
-    """Events of three types in 400 conversations of two agents. Errors are all kept; of the rest a fifth of one agent's events, and
-    a fifth of the other's conversations."""
+    """Events of three types in 400 conversations of two agents. Errors are all kept; of the rest a fifth of one agent's events,
+    and a fifth of the other's conversations."""
     made = connect(memory_bytes=512 << 20, threads=2)
     define(made)
     made.execute(f"""CREATE TABLE every AS
         SELECT md5('e' || i)::UUID::VARCHAR AS event_id, 'c' || (i % 400) AS conversation_id,
-               if(i % 2 = 0, 'one', 'whole') AS agent_id, 
+               if(i % 2 = 0, 'one', 'whole') AS agent_id,
                ['chunk', 'chunk', 'call', 'error'][1 + i // 400 % 4] AS event_type, (1 + i % 11)::DOUBLE AS cost_usd,
                if(i % 3 = 0, 'yes', 'no') AS status, make_timestamptz(1760000000000000 + i * 60000000) AS timestamp
         FROM range({EVENTS}) AS r(i)""")

@@ -1,4 +1,4 @@
-"""Reading: `query`, `recent`, `conversations`."""
+"""Reading: `query`, `estimate`, `recent`, `conversations`."""
 
 from __future__ import annotations
 
@@ -43,6 +43,31 @@ def query(
 
     with connect(settings_of(context)) as store:
         answer = store.sql(sql, require="complete" if complete else None)
+    write_rows(answer.to_arrow(), output)
+    note_coverage(answer.coverage, full=coverage)
+
+
+def estimate(
+    context: typer.Context,
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="count(*), sum(x), avg(x), count(DISTINCT x), median(x), quantile(x, 0.95).")
+    ],
+    where: Annotated[str, typer.Option(metavar="CONDITION", help="Of these events only: a condition in SQL.")] = "",
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="Of each hour, day, conversation_id, event_type, agent_id, model or tool_name; may be given again."),
+    ] = None,
+    output: FormOption = Form.table,
+    coverage: CoverageOption = False,
+) -> None:
+    """Estimate over all events ever, sampled ones too, with 95 % intervals.
+
+    What rollups know is exact; the rest agrees with them.
+    """
+    from thermocline.store import connect
+
+    with connect(settings_of(context)) as store:
+        answer = store.estimate(what, where=where, by=by or ())
     write_rows(answer.to_arrow(), output)
     note_coverage(answer.coverage, full=coverage)
 
