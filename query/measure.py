@@ -135,4 +135,5 @@ def _parsed(text: str, name: str) -> exp.Expr:
         or len(node.expressions) != 1
     ):
         raise QueryRefused(f"{name}: {text!r} was not understood")
-    return node.expressions[0].unalias()
+    found: exp.Expr = node.expressions[0].unalias()
+    return found
