@@ -35,7 +35,7 @@ def group_of(by: Sequence[str], *, of_events: bool) -> str:
     """SQL of the group a row of events, or of usage, belongs to."""
     of_usage = {"day": "hour::DATE"}
     fields = [f"'{name}': {KEYS[name] if of_events else of_usage.get(name, name)}" for name in by]
-    return f"{{{', '.join(fields)}}}"
+    return f"{{{', '.join(fields)}}}" if fields else "{'all': 0}"
 
 
 def estimate_sql(kind: Kind, value: str, total: str, by: Sequence[str], base: str, base_of_usage: str, asked: str) -> str:

@@ -62,7 +62,7 @@ def labelled(coverage: Coverage, reading: Any, query: str, names: Sequence[str],
 
     units  asked only of a query that rests on a sample and wants intervals
     """
-    found: Sequence[Label] = (EXACT,) * len(names)
+    found: Sequence[Label] = tuple(EXACT for _ in names)
     told = ""
     if not coverage.exact or reading.foreign or reading.not_pruned:
         from .labels import labels  # with sqlglot, which takes long to import

@@ -59,7 +59,7 @@ def labels(query: str, names: Sequence[str], sampled: Collection[str]) -> tuple[
     names    of its columns
     sampled  relations of which rows are missing; of the other relations none is
     """
-    unknown: tuple[Label, ...] = ("unknown",) * len(names)
+    unknown: tuple[Label, ...] = tuple("unknown" for _ in names)
     tree = parsed(query)
     if isinstance(tree, str):
         return unknown
@@ -226,4 +226,4 @@ def _weighted(node: exp.Expr) -> bool:
     if isinstance(node, exp.Mul):
         return _weighted(node.left) != _weighted(node.right)
     by = node.right.unnest() if isinstance(node, exp.Div) else None
-    return isinstance(by, exp.Column) and by.name.lower() == "sample_rate" and node.left.find(exp.Column) is not by
+    return isinstance(by, exp.Column) and by.name.lower() == "sample_rate"

@@ -107,12 +107,8 @@ def condition_of(text: str) -> Condition:
             keys |= names
         else:
             asked.append(part)
-    return Condition(
-        _joined(base, {"hour": HOUR, "day": f"{HOUR}::DATE"}),
-        _joined(base, {"day": "hour::DATE"}),
-        _joined(asked, {}),
-        frozenset(keys),
-    )
+    of_events = {"hour": HOUR, "day": f"{HOUR}::DATE"}
+    return Condition(_joined(base, of_events), _joined(base, {"day": "hour::DATE"}), _joined(asked, of_events), frozenset(keys))
 
 
 def _joined(parts: list[exp.Expr], meanings: Mapping[str, str]) -> str:
@@ -139,4 +135,5 @@ def _parsed(text: str, name: str) -> exp.Expr:
         or len(node.expressions) != 1
     ):
         raise QueryRefused(f"{name}: {text!r} was not understood")
-    return node.expressions[0].unalias()
+    found: exp.Expr = node.expressions[0].unalias()
+    return found

@@ -223,6 +223,19 @@ def test_recent_shows_the_newest_events_oldest_first(worked: Path) -> None:
     assert "run.finished" in succeeded(worked, "recent", "airline-7-0").splitlines()[-1]
 
 
+def test_what_an_answer_rests_on_is_a_line_of_talk_or_all_of_it(worked: Path) -> None:
+    brief = process(worked, "recent", "airline-7-0", "--limit", "3")
+    assert brief.stderr.endswith("Exact.\n") and brief.stderr.count("\n") == 1
+    full = process(worked, "query", "SELECT count(*) AS n FROM events", "--coverage", "-o", "json")
+    assert json.loads(full.stdout) == [{"n": events_in(worked)}]
+    receipt = json.loads(full.stderr)
+    assert [tier["tier"] for tier in receipt["tiers"]] == ["hot", "warm", "cold"]
+    assert receipt["columns"] == [{"name": "n", "label": "exact"}]
+    [row] = json.loads(succeeded(worked, "estimate", "count(*)", "--where", "content <> ''", "-o", "json"))
+    assert row["basis"] == "exact" and row["low"] == row["high"] == row["kept"]
+    assert "grouped by" in failed(worked, "estimate", "count(*)", "--by", "status", code=1)
+
+
 def test_recent_of_a_conversation_that_is_not_there_is_empty(worked: Path) -> None:
     assert json.loads(succeeded(worked, "recent", "nobody", "-o", "json")) == []
     assert succeeded(worked, "recent", "nobody").splitlines()[0].split() == ["seq", "timestamp", "event_type", "content"]

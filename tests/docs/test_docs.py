@@ -116,6 +116,23 @@ def test_polars_finds_in_the_archive_exactly_what_was_archived(archive: Path) ->
     assert said.splitlines()[-1] == f"events: {batch.events_in}"
 
 
+ON_ANSWERS = [(ROOT / "docs" / name).read_text() for name in ("coverage.md", "estimates.md")]
+
+
+@pytest.mark.parametrize("program", [block for page in ON_ANSWERS for block in blocks("python", page)])
+def test_receipts_and_estimates_are_asked_for_as_their_pages_say(program: str, archive: Path) -> None:
+    said = run(archive, sys.executable, "-W", "error", "-c", program)
+    assert len(said.splitlines()) >= 1
+
+
+@pytest.mark.parametrize("sql", [block for page in ON_ANSWERS for block in blocks("sql", page)])
+def test_every_estimate_of_the_pages_has_an_answer(sql: str, archive: Path) -> None:
+    with connect(data_dir=archive / "thermocline-data") as opened:
+        answer = opened.sql(sql)
+        assert len(answer) > 0
+        assert "estimated" in {label for _, label in answer.coverage.columns}
+
+
 def test_the_settings_of_s3_are_settings() -> None:
     (text,) = blocks("toml", COLD)
     settings = load(tomllib.loads(text), environ={})

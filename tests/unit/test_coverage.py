@@ -54,6 +54,16 @@ def test_an_answer_from_a_sample_says_so_and_how_to_weigh_it() -> None:
     assert "An estimate: 500 archived rows of events are a sample: weigh each by 1 / sample_rate." in str(sampled)
 
 
+def test_columns_that_are_not_exact_are_named_in_the_line() -> None:
+    labels = (("event_type", "exact"), ("n", "unknown"), ("about", "estimated"))
+    sampled = msgspec.structs.replace(PLAIN, relations={"events": "sample"}, sampled_rows=5, cold_rows=5, columns=labels)
+    assert str(sampled).endswith("weigh each by 1 / sample_rate. Estimated: about. Unknown: n.")
+    assert "Unknown" not in str(msgspec.structs.replace(PLAIN, columns=(("n", "exact"),)))
+    assert sampled.as_dict()["columns"][1] == {"name": "n", "label": "unknown"}
+    whole = msgspec.structs.replace(sampled, units="conversation")
+    assert "add up by conversation_id first" in str(whole)
+
+
 def test_everything_unusual_is_said() -> None:
     unusual = msgspec.structs.replace(PLAIN, rejected=2, lost=3, retries=1, not_pruned="a table function", hot_newest_at=None)
     assert str(unusual).endswith(
@@ -70,7 +80,8 @@ def test_what_redis_answers_alone_names_no_segments() -> None:
 
 def test_as_json_it_has_every_field_and_the_verdict() -> None:
     stated = json.loads(json.dumps(PLAIN.as_dict()))
-    assert set(stated) == {*Coverage.__struct_fields__, "exact", "reason"}
+    told = {"exact", "reason", "bytes", "tiers", "snapshot", "bounds"}
+    assert set(stated) == {*Coverage.__struct_fields__, *told} - {"evidence"}
     assert stated["taken_at"] == "2026-11-13T12:00:01Z"
 
 

@@ -1,4 +1,4 @@
-"""Reading: `query`, `search`, `recent`, `conversations`."""
+"""Reading: `query`, `estimate`, `search`, `recent`, `conversations`."""
 
 from __future__ import annotations
 
@@ -105,11 +105,36 @@ def search(
         write_report(rows, FOUND, spans=wanted.spans)
     else:
         write_rows(found.to_arrow(), output)
-    note(str(found.coverage))
+    note_coverage(found.coverage)
     if found.searched_from is not None:
         note(f"Nothing before {found.searched_from:%Y-%m-%d %H:%M:%S} UTC was looked at (query.search_rows_max).")
     if found.more is not None:
         note(f"To go on: --before {shlex.quote(found.more)}")
+
+
+def estimate(
+    context: typer.Context,
+    what: Annotated[
+        str, typer.Argument(metavar="WHAT", help="count(*), sum(x), avg(x), count(DISTINCT x), median(x), quantile(x, 0.95).")
+    ],
+    where: Annotated[str, typer.Option(metavar="CONDITION", help="Of these events only: a condition in SQL.")] = "",
+    by: Annotated[
+        list[str] | None,
+        typer.Option(help="Of each hour, day, conversation_id, event_type, agent_id, model or tool_name; may be given again."),
+    ] = None,
+    output: FormOption = Form.table,
+    coverage: CoverageOption = False,
+) -> None:
+    """Estimate over all events ever, sampled ones too, with 95 % intervals.
+
+    What rollups know is exact; the rest agrees with them.
+    """
+    from thermocline.store import connect
+
+    with connect(settings_of(context)) as store:
+        answer = store.estimate(what, where=where, by=by or ())
+    write_rows(answer.to_arrow(), output)
+    note_coverage(answer.coverage, full=coverage)
 
 
 def recent(
