@@ -59,8 +59,9 @@ class Store(Followable):
     ) -> Result:
         """The answer to `query` over every event acknowledged before the call.
 
-        query    DuckDB SQL over `events`, `hourly_stats`, `conversation_summary`, and whatever the caller makes. Tables
-                 made here live in memory, until the store is closed; `duckdb()` does not see them
+        query    DuckDB SQL over `events`, `hourly_stats`, `conversation_summary`, `usage`, `agent_stats`, `model_stats`,
+                 `tool_stats`, rollups of the settings, and whatever the caller makes. Tables made here live in memory, until
+                 the store is closed; `duckdb()` does not see them
         params   a list for `?` and `$1`, a dict for `$name`
         require  "complete": raise IncompleteAnswer rather than answer from a sample
 
@@ -202,7 +203,7 @@ class Store(Followable):
         return self._states.kept(conversation_id, projection)
 
     def duckdb(self) -> Connection:
-        """A DuckDB connection with the three relations, pinned to one view until `refresh()`. The caller closes it.
+        """A DuckDB connection with these relations, pinned to one view until `refresh()`. The caller closes it.
 
         All of them share one in-memory database of their own: tables and views made in one are seen in all.
         """
