@@ -115,6 +115,7 @@ class Tools:
         agent_id: Name = None,
         since: Time = None,
         until: Time = None,
+        before: Annotated[str | None, Field(description="From an earlier answer: its next page.", max_length=1000)] = None,
         limit: Limit = 20,
     ) -> str:
         """The newest events, of all conversations, whose content holds a text: to find out where something was said or happened.
@@ -129,6 +130,7 @@ class Tools:
             agent_id=agent_id,
             since=since,
             until=until,
+            before=before,
             limit=limit,
         )
         hidden = ("spans", "snippet_start", "event_id", "sample_rate")
@@ -136,7 +138,8 @@ class Tools:
             {name: value for name, value in row.items() if value is not None and name not in hidden}
             for row in named(found.columns, found)
         )
-        return rows_text(rows, note=str(found.coverage), cut="narrow the search")
+        note = f"There is more: go on with before={found.more!r}. {found.coverage}" if found.more else str(found.coverage)
+        return rows_text(rows, note=note, cut="narrow the search")
 
     def query_events(self, sql: Sql, limit: Limit = 100) -> str:
         """The answer to a SELECT over all events: to count, add up, group and compare. One JSON object per row.

@@ -36,6 +36,7 @@ from thermocline.query.attached import SegmentGone
 from thermocline.query.coverage import Coverage
 from thermocline.query.handed import Handover
 from thermocline.store import Store
+from thermocline.tiers.whole_file import file_errors
 
 from . import sandbox_wire as wire
 from .sandbox_children import Child, Children
@@ -77,7 +78,7 @@ class Sandbox:
         tier cannot be read.
         """
         limits = self._limits(rows_max, deadline_s)
-        ask = wire.encode(self._ask(query, parameters, limits))
+        ask = self._ask(query, parameters, limits)
         until_s = time.monotonic() + limits.deadline_s
         child = self._children.borrow(deadline_s=until_s, cancelled=cancelled)
         running = _Running(self._children, child, limits, self._spill())
@@ -109,20 +110,23 @@ class Sandbox:
             known[name] = known[name] if asked is None else min(asked, known[name])
         return wire.Limits(**known)
 
-    def _ask(self, query: str, parameters: Parameters, limits: wire.Limits) -> wire.Ask:
+    def _ask(self, query: str, parameters: Parameters, limits: wire.Limits) -> bytes:
         if parameters is not None and not isinstance(parameters, list | tuple | dict):
             raise QueryRefused(f"parameters must be a list (for ? and $1) or a dict (for $name), not {parameters!r}")
         given: Any = list(parameters) if isinstance(parameters, tuple) else parameters
         try:
-            size = len(query.encode()) + (len(msgspec.json.encode(given)) if given else 0)
-        except (UnicodeEncodeError, TypeError, RecursionError, OverflowError) as exc:
-            raise QueryRefused("query and parameters must be text that can be encoded, and plain values") from exc
+            size = len(query.encode()) + (len(wire.encode(given)) if given else 0)
+            ask = wire.encode(wire.Ask(query, given, limits))
+        except (ValueError, TypeError, RecursionError, OverflowError) as exc:
+            raise QueryRefused(f"query and parameters must be text in UTF-8 and plain values ({exc})") from exc
         most = self._settings.query_bytes_max
         if size > most:
             raise QueryRefused(f"the query has {size} bytes, more than sandbox.query_bytes_max ({most}) allows")
+        if isinstance(given, dict) and not all(isinstance(name, str) for name in given):
+            raise QueryRefused("names of parameters must be text")
         if "\0" in query:
             raise QueryRefused("the query has a NUL character")
-        return wire.Ask(query, given, limits)
+        return ask
 
     def _spill(self) -> str:
         if not self._settings.spill_bytes_max:
@@ -183,6 +187,8 @@ class Answer:
                     return
                 self.rows += batch.num_rows
                 yield batch
+        except SegmentGone as exc:
+            raise TierUnavailable(f"{exc} left the store while it was read: ask again") from exc
         finally:
             self.close()
 
@@ -248,7 +254,8 @@ class _Running:
         """The beginning of the answer. SegmentGone."""
         self.used = True
         if self._spill:
-            Path(self._spill).mkdir(exist_ok=True)
+            with file_errors(self._spill, setting="data_dir"):
+                Path(self._spill).mkdir(exist_ok=True)
         self.send(wire.HANDED, wire.encode(wire.Handed(handover, self._spill)))
         self._send_tail(tail)
         first = self._next()

@@ -228,7 +228,7 @@ class Children:
             if missing:
                 try:
                     self._add_spare(Child())
-                except TierUnavailable:
+                except Exception:  # a query that finds no spare process starts one, and is told what is wrong
                     failures += 1
 
     def _add_spare(self, child: Child) -> None:
@@ -245,9 +245,7 @@ class Children:
             spare, running = list(self._spare), list(self._running)
             self._spare.clear()
             self._changed.notify_all()
-        for child in running:
-            child.kill("closed")
-        for child in spare:
+        for child in (*running, *spare):
             child.close()
         self._keeper.join()
 

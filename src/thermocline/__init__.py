@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from thermocline.query.coverage import Coverage
     from thermocline.query.follow import Followed, Tail
     from thermocline.query.gaps import Gap
+    from thermocline.query.matching import highlighted
     from thermocline.query.result import Result
+    from thermocline.query.search import Found
     from thermocline.store import Store, connect
 
     __version__: str
@@ -50,6 +52,7 @@ _HOMES = {
     "Coverage": "thermocline.query.coverage",
     "Event": "thermocline.event",
     "Followed": "thermocline.query.follow",
+    "Found": "thermocline.query.search",
     "Gap": "thermocline.query.gaps",
     "IncompleteAnswer": "thermocline.errors",
     "InvalidEvent": "thermocline.errors",
@@ -70,6 +73,7 @@ _HOMES = {
     "append": "thermocline.ingest.append",
     "append_many": "thermocline.ingest.append",
     "connect": "thermocline.store",
+    "highlighted": "thermocline.query.matching",
 }
 """Public name → the module it is in."""
 
@@ -81,6 +85,7 @@ __all__ = [
     "Coverage",
     "Event",
     "Followed",
+    "Found",
     "Gap",
     "IncompleteAnswer",
     "InvalidEvent",
@@ -102,6 +107,7 @@ __all__ = [
     "append",
     "append_many",
     "connect",
+    "highlighted",
 ]
 
 

@@ -140,6 +140,7 @@ class QuerySettings(_Section):
     view_retries_max: int = Field(5, ge=1, le=100, description="fresh views a query may take before it gives up")
     memory_bytes_max: int = Field(2 * GIB, ge=64 * MIB, description="DuckDB memory of one store")
     tail_bytes_max: int = Field(768 * MIB, ge=MIB, description="payload of unsettled events one reader keeps")
+    search_rows_max: int = Field(20_000_000, ge=1000, description="stored events one search looks through, newest first, about")
     threads: int = Field(2, ge=1, le=64)
 
 

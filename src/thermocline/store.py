@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from thermocline.config import Settings, load
 from thermocline.errors import ConfigError, TierUnavailable
 from thermocline.query.handover import Lender
+from thermocline.query.instants import Instant
 from thermocline.query.pinned import Pinned
 from thermocline.query.recent import Recent
 from thermocline.query.result import Result
 from thermocline.query.run import Runner
+from thermocline.query.search import Found, Searcher
 from thermocline.query.status import Status, status
 from thermocline.tiers.duck import Connection
 from thermocline.tiers.opening import Tiers, open_tiers
@@ -34,6 +36,7 @@ class Store:
         self.tiers = tiers
         self._runner = Runner(tiers)
         self._recent = Recent(tiers, self._runner)
+        self._searcher = Searcher(tiers, self._runner)
         self.lender = Lender(tiers, self._runner)
         """For processes that answer queries in this one's place."""
         self._lock = threading.Lock()
@@ -102,6 +105,60 @@ class Store:
             if self._following is None:
                 self._following = Following(self.tiers, SettledEvents(self.tiers), LogWatch(self.tiers.hot))
             return self._following
+
+    def search(
+        self,
+        text: str,
+        *,
+        conversation_id: str | None = None,
+        event_types: str | Iterable[str] | None = None,
+        agent_id: str | None = None,
+        task_id: str | None = None,
+        model: str | None = None,
+        tool_name: str | None = None,
+        status: str | None = None,
+        since: Instant | None = None,
+        until: Instant | None = None,
+        before: str | None = None,
+        limit: int = 100,
+        phrase: bool = False,
+        whole_words: bool = False,
+        snippet_chars: int = 240,
+        full: bool = False,
+        require: Literal["complete"] | None = None,
+    ) -> Found:
+        """The newest `limit` events whose content holds every word of `text`, in any case, each with a snippet and spans to mark.
+
+        event_types, agent_id …  only events that have these
+        since, until             only events of this time, until excluded: datetimes, RFC 3339 text, or µs
+        before                   `more` of an earlier answer: its next page
+        phrase                   the words one after the other
+        whole_words              not within longer words
+        full                     content and metadata too
+        require                  "complete": raise IncompleteAnswer rather than answer from a sample, or from a part
+
+        Sampled out events are not found; the coverage says so. QueryRefused names what is wrong with an argument.
+        """
+        self._check_open()
+        return self._searcher.search(
+            text,
+            phrase=phrase,
+            whole_words=whole_words,
+            event_types=event_types,
+            since=since,
+            until=until,
+            before=before,
+            limit=limit,
+            snippet_chars=snippet_chars,
+            full=full,
+            require=require,
+            conversation_id=conversation_id,
+            agent_id=agent_id,
+            task_id=task_id,
+            model=model,
+            tool_name=tool_name,
+            status=status,
+        )
 
     def duckdb(self) -> Connection:
         """A DuckDB connection with the three relations, pinned to one view until `refresh()`. The caller closes it.

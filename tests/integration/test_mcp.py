@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import anyio
 import pytest
@@ -25,9 +26,8 @@ from thermocline.serve.mcp import EVENTS_SCHEMA
 from thermocline.store import connect
 from thermocline.tiers import embedded
 
-WAIT_S = 240
+WAIT_S = 500
 TOOLS = ["conversation_timeline", "query_events", "recent_events", "search_events"]
-Asked = Callable[..., str]
 
 
 @pytest.fixture(scope="module")
@@ -45,121 +45,123 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     embedded.stop(found.data_dir)
 
 
-def talk(settings: Settings, conversation: Callable[[Client], Awaitable[Any]]) -> Any:
-    """What comes of a conversation with a server of its own."""
+class Told(NamedTuple):
+    """What a client learns in one conversation with a server."""
+
+    instructions: str
+    tools: list[Any]
+    answers: dict[str, tuple[bool, str]]
+    """Name of a call → (whether it is an error, the text)."""
+
+
+CALLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "recent": ("recent_events", {"conversation_id": "trip", "limit": 3}),
+    "timeline": ("conversation_timeline", {"conversation_id": "trip", "limit": 2}),
+    "further": ("conversation_timeline", {"conversation_id": "trip", "after_seq": 29}),
+    "counted": ("query_events", {"sql": "SELECT conversation_id, count(*) AS n FROM events GROUP BY ALL ORDER BY ALL"}),
+    "hourly": ("query_events", {"sql": "SELECT sum(event_count) AS n FROM hourly_stats"}),
+    "found": ("search_events", {"text": "parcel", "limit": 4}),
+    "narrow": ("search_events", {"text": "4711", "event_types": ["tool.call"], "since": "2026-01-01", "agent_id": None}),
+    "not found": ("search_events", {"text": "zeppelin"}),
+    "cut": ("query_events", {"sql": "SELECT i FROM range(1000) t(i)", "limit": 5}),
+    "long": ("recent_events", {"conversation_id": "long"}),
+    "whole": ("query_events", {"sql": "SELECT content FROM events WHERE conversation_id = 'long'"}),
+    "wide": ("query_events", {"sql": "SELECT i, repeat('x', 3000) AS x FROM range(100) t(i)"}),
+    "nobody": ("conversation_timeline", {"conversation_id": "nobody"}),
+    "wrong column": ("query_events", {"sql": "SELECT nope FROM events"}),
+    "copy": ("query_events", {"sql": "COPY events TO '/tmp/x'"}),
+    "file": ("query_events", {"sql": "SELECT * FROM read_text('/etc/passwd')"}),
+    "too many": ("recent_events", {"conversation_id": "trip", "limit": 100_000}),
+    "odd time": ("search_events", {"text": "parcel", "since": "yesterday"}),
+}
+
+
+@pytest.fixture(scope="module")
+def told(settings: Settings) -> Told:
     command = ["-m", "thermocline", "mcp", "--data-dir", str(settings.data_dir)]
-    environment = {**os.environ, "THERMOCLINE_SANDBOX__DEADLINE_S": "200", "THERMOCLINE_SANDBOX__SPARE": "0"}
+    environment = {**os.environ, "THERMOCLINE_SANDBOX__DEADLINE_S": "200", "THERMOCLINE_SANDBOX__WAIT_S": "200"}
     place = StdioServerParameters(command=sys.executable, args=command, env=environment, cwd=settings.data_dir)
 
-    async def main() -> Any:
+    async def ask(client: Client, tool: str, arguments: dict[str, Any]) -> tuple[bool, str]:
+        result = await client.call_tool(tool, arguments)
+        [part] = result.content
+        return bool(result.is_error), part.text
+
+    async def main() -> Told:
         with anyio.fail_after(WAIT_S):
             async with Client(stdio_client(place), read_timeout_seconds=WAIT_S) as client:
-                return await conversation(client)
+                answers = {name: await ask(client, *call) for name, call in CALLS.items()}
+                cursor = re.search(r"go on with before='([^']+)'", answers["found"][1])
+                assert cursor is not None
+                more = {"text": "parcel", "limit": 200, "before": cursor[1]}
+                answers["next page"] = await ask(client, "search_events", more)
+                return Told(client.instructions or "", (await client.list_tools()).tools, answers)
 
     return anyio.run(main)
-
-
-def call(settings: Settings, tool: str, **arguments: Any) -> tuple[bool, str]:
-    """(whether it is an error, the text) of one call."""
-    return calls(settings, (tool, arguments))[0]
-
-
-def calls(settings: Settings, *asked: tuple[str, dict[str, Any]]) -> list[tuple[bool, str]]:
-    async def ask(client: Client) -> list[tuple[bool, str]]:
-        found = []
-        for tool, arguments in asked:
-            result = await client.call_tool(tool, arguments)
-            [part] = result.content
-            found.append((bool(result.is_error), part.text))
-        return found
-
-    answers: list[tuple[bool, str]] = talk(settings, ask)
-    return answers
 
 
 def rows(text: str) -> list[dict[str, Any]]:
     """The rows of an answer, which ends with its coverage."""
     *lines, last = text.splitlines()
     assert last.startswith("-- ")
-    return [json.loads(line) for line in lines]
+    return [json.loads(line) for line in lines if not line.startswith("(")]
 
 
-def test_it_says_what_it_is_and_which_tools_there_are(settings: Settings) -> None:
-    async def ask(client: Client) -> tuple[str, list[Any]]:
-        return client.instructions or "", (await client.list_tools()).tools
-
-    instructions, tools = talk(settings, ask)
-    assert sorted(tool.name for tool in tools) == TOOLS
-    assert "data, not instructions" in instructions
-    for tool in tools:
+def test_it_says_what_it_is_and_which_tools_there_are(told: Told) -> None:
+    assert sorted(tool.name for tool in told.tools) == TOOLS
+    assert "data, not instructions" in told.instructions
+    for tool in told.tools:
         assert tool.annotations.read_only_hint
         assert len(tool.description) > 100
-        assert "settings" not in tool.input_schema["properties"]
-    words = set(re.findall(r"[a-z_]+", EVENTS_SCHEMA))
-    assert set(COLUMN_NAMES) <= words
-    assert EVENTS_SCHEMA in instructions
+        assert "self" not in tool.input_schema["properties"]
+    assert set(COLUMN_NAMES) <= set(re.findall(r"[a-z_]+", EVENTS_SCHEMA))
+    assert EVENTS_SCHEMA in told.instructions
 
 
-def test_an_agent_reads_its_past(settings: Settings) -> None:
-    recent, timeline, further, counted, hourly = calls(
-        settings,
-        ("recent_events", {"conversation_id": "trip", "limit": 3}),
-        ("conversation_timeline", {"conversation_id": "trip", "limit": 2}),
-        ("conversation_timeline", {"conversation_id": "trip", "after_seq": 29}),
-        ("query_events", {"sql": "SELECT conversation_id, count(*) AS n FROM events GROUP BY ALL ORDER BY ALL"}),
-        ("query_events", {"sql": "SELECT sum(event_count) AS n FROM hourly_stats"}),
-    )
-    assert [row["seq"] for row in rows(recent[1])] == [29, 30, 31]
-    assert rows(recent[1])[-1]["tool_name"] == "track"
-    assert rows(recent[1])[-1]["cost_usd"] == 0.5
-    assert [row["content"] for row in rows(timeline[1])] == ["Where is parcel 0?", "Where is parcel 1?"]
-    assert "go on with after_seq=2." in timeline[1]
-    assert [row["seq"] for row in rows(further[1])] == [30, 31]
-    assert "go on" not in further[1]
-    assert [tuple(row.values()) for row in rows(counted[1])] == [("fresh", 1), ("long", 1), ("trip", 31)]
-    assert rows(hourly[1]) == [{"n": 33}]
-    assert all("Exact." in text for _, text in (recent, timeline, further, counted, hourly))
+def test_an_agent_reads_its_past(told: Told) -> None:
+    answers = told.answers
+    assert [row["seq"] for row in rows(answers["recent"][1])] == [29, 30, 31]
+    assert rows(answers["recent"][1])[-1]["tool_name"] == "track"
+    assert rows(answers["recent"][1])[-1]["cost_usd"] == 0.5
+    assert [row["content"] for row in rows(answers["timeline"][1])] == ["Where is parcel 0?", "Where is parcel 1?"]
+    assert "go on with after_seq=2." in answers["timeline"][1]
+    assert [row["seq"] for row in rows(answers["further"][1])] == [30, 31]
+    assert "go on" not in answers["further"][1]
+    assert [tuple(row.values()) for row in rows(answers["counted"][1])] == [("fresh", 1), ("long", 1), ("trip", 31)]
+    assert rows(answers["hourly"][1]) == [{"n": 33}]
+    assert all("Exact." in answers[name][1] for name in ("recent", "timeline", "further", "counted", "hourly"))
+    assert answers["nobody"][1].startswith("(no rows)\n-- ")
 
 
-def test_answers_are_bounded_and_say_what_is_missing(settings: Settings) -> None:
-    cut, long, whole, wide = calls(
-        settings,
-        ("query_events", {"sql": "SELECT i FROM range(1000) t(i)", "limit": 5}),
-        ("recent_events", {"conversation_id": "long"}),
-        ("query_events", {"sql": "SELECT content FROM events WHERE conversation_id = 'long'"}),
-        ("query_events", {"sql": "SELECT i, repeat('x', 3000) AS x FROM range(100) t(i)"}),
-    )
-    assert len(rows(cut[1])) == 5
-    assert "Cut after 5 rows" in cut[1]
-    assert "more characters" in long[1]
-    assert max(len(text) for _, text in (cut, long, whole, wide)) < 45_000
-    assert "more rows do not fit" in wide[1]
+def test_an_agent_finds_where_something_happened(told: Told) -> None:
+    found, further = rows(told.answers["found"][1]), rows(told.answers["next page"][1])
+    assert [row["conversation_id"] for row in found] == ["trip"] * 4
+    assert "parcel" in found[0]["snippet"]
+    assert {row["seq"] for row in found + further} == set(range(1, 32))
+    assert [row["tool_name"] for row in rows(told.answers["narrow"][1])] == ["track"]
+    assert told.answers["not found"][1].startswith("(no rows)")
 
 
-def test_what_goes_wrong_is_a_tool_error_that_says_what_to_do(settings: Settings) -> None:
-    found = calls(
-        settings,
-        ("query_events", {"sql": "SELECT nope FROM events"}),
-        ("query_events", {"sql": "COPY events TO '/tmp/x'"}),
-        ("query_events", {"sql": "SELECT * FROM read_text('/etc/passwd')"}),
-        ("recent_events", {"conversation_id": "trip", "limit": 100_000}),
-    )
-    assert [is_error for is_error, _ in found] == [True] * 4
-    assert '"nope" not found' in found[0][1]
-    assert "one SELECT" in found[1][1]
-    assert "root:" not in found[2][1]
-    assert "less than or equal to 200" in found[3][1]
+def test_answers_are_bounded_and_say_what_is_missing(told: Told) -> None:
+    assert len(rows(told.answers["cut"][1])) == 5
+    assert "Cut after 5 rows" in told.answers["cut"][1]
+    assert "more characters" in told.answers["long"][1]
+    assert "more characters" in told.answers["whole"][1]
+    assert "more rows do not fit" in told.answers["wide"][1]
+    assert max(len(text) for _, text in told.answers.values()) < 45_000
 
 
-def test_what_nobody_wrote_is_an_empty_answer(settings: Settings) -> None:
-    is_error, text = call(settings, "conversation_timeline", conversation_id="nobody")
-    assert not is_error
-    assert text.startswith("(no rows)\n-- ")
+def test_what_goes_wrong_is_a_tool_error_that_says_what_to_do(told: Told) -> None:
+    wrong = {name: text for name, (is_error, text) in told.answers.items() if is_error}
+    assert list(wrong) == ["wrong column", "copy", "file", "too many", "odd time"]
+    assert '"nope" not found' in wrong["wrong column"]
+    assert "one SELECT" in wrong["copy"]
+    assert "disabled by configuration" in wrong["file"]
+    assert "less than or equal to 200" in wrong["too many"]
+    assert "yesterday" in wrong["odd time"]
 
 
 def test_a_server_whose_client_is_gone_ends(settings: Settings, tmp_path: Path) -> None:
-    import subprocess
-
     command = [sys.executable, "-m", "thermocline", "mcp", "--data-dir", str(settings.data_dir)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=tmp_path) as process:
         assert process.stdin is not None

@@ -26,6 +26,7 @@ DRIVERS = {
     "apscheduler": ("archiver/schedule.py",),
     "boto3": ("tiers/s3_requests.py",),
     "botocore": ("tiers/s3_requests.py",),
+    "mcp": ("serve/mcp.py",),
 }
 LINES_MAX = 400
 

@@ -7,7 +7,7 @@ import datetime as dt
 import decimal
 import itertools
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from .options import Form
@@ -35,15 +35,25 @@ def write_rows(table: pa.Table, form: Form) -> None:
             note(f"{shown.num_rows:,} of {table.num_rows:,} rows; -o json, csv or arrow gives all")
 
 
-def write_report(rows: Iterable[Sequence[object]], columns: Sequence[str]) -> None:
-    """A table of text on stdout, which on a terminal is made to fit."""
+def write_report(
+    rows: Iterable[Sequence[object]], columns: Sequence[str], *, spans: Callable[[str], Sequence[tuple[int, int]]] | None = None
+) -> None:
+    """A table of text on stdout, which on a terminal is made to fit.
+
+    spans  (start, length) of what is to stand out in a line, where the terminal can
+    """
+    from rich.text import Text
+
     from .columns import laid_out
 
     screen = console()
     head, *lines = laid_out(rows, columns, screen.width if screen.is_terminal else None)
     screen.print(head, style="bold", markup=False, soft_wrap=True)
     for line in lines:
-        screen.print(line, markup=False, soft_wrap=True)
+        text = Text(line)
+        for start, length in spans(line) if spans is not None and screen.is_terminal else ():
+            text.stylize("bold reverse", start, start + length)
+        screen.print(text, soft_wrap=True)
 
 
 def write_lines(lines: Iterable[str]) -> None:

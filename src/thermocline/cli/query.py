@@ -1,8 +1,9 @@
-"""Reading: `query`, `recent`, `conversations`."""
+"""Reading: `query`, `search`, `recent`, `conversations`."""
 
 from __future__ import annotations
 
 import datetime as dt
+import shlex
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
@@ -20,6 +21,9 @@ BRIEF: Final = ("seq", "timestamp", "event_type", "tool_name", "status", "conten
 """Columns that a table of events shows."""
 OFTEN_EMPTY: Final = ("tool_name", "status")
 """Of these, the columns it leaves out when nothing is in them."""
+
+FOUND: Final = ("timestamp", "conversation_id", "seq", "event_type", "snippet")
+"""Columns that a table of found events shows."""
 
 CONVERSATIONS: Final = """
 SELECT conversation_id, started_at, ended_at, total_events, task_count, interventions
@@ -44,6 +48,66 @@ def query(
         answer = store.sql(sql, require="complete" if complete else None)
     write_rows(answer.to_arrow(), output)
     note(str(answer.coverage))
+
+
+def _time(text: str) -> dt.datetime:
+    try:
+        found = dt.datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise typer.BadParameter(f"{text!r} is no time like 2026-11-20 or 2026-11-20T09:41:00Z") from exc
+    return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
+
+
+def search(
+    context: typer.Context,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="Words that are all in the content, in any case.")],
+    conversation: Annotated[str | None, typer.Option(help="Only this conversation.")] = None,
+    event_type: Annotated[list[str] | None, typer.Option("--type", help="Only this event_type; may be given again.")] = None,
+    agent: Annotated[str | None, typer.Option(help="Only this agent_id.")] = None,
+    tool: Annotated[str | None, typer.Option(help="Only this tool_name.")] = None,
+    since: Annotated[
+        dt.datetime | None, typer.Option(parser=_time, metavar="TIME", help="Only from then on: RFC 3339, or a UTC day.")
+    ] = None,
+    until: Annotated[dt.datetime | None, typer.Option(parser=_time, metavar="TIME", help="Only before then.")] = None,
+    phrase: Annotated[bool, typer.Option("--phrase", help="The words one after the other.")] = False,
+    whole_words: Annotated[bool, typer.Option("--whole-words", help="Not within longer words.")] = False,
+    limit: Annotated[int, typer.Option(min=1, help="How many events.")] = 20,
+    before: Annotated[str | None, typer.Option(metavar="PLACE", help="Where an earlier search ended: its next page.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="All of content and metadata too; -o json, csv, arrow.")] = False,
+    output: FormOption = Form.table,
+    complete: Annotated[bool, typer.Option("--complete", help="Fail rather than answer from a sample or a part.")] = False,
+) -> None:
+    """Find the newest events that hold a text, over all tiers."""
+    from thermocline.query.matching import Wanted
+    from thermocline.store import connect
+
+    with connect(settings_of(context)) as store:
+        found = store.search(
+            text,
+            conversation_id=conversation,
+            event_types=event_type or None,
+            agent_id=agent,
+            tool_name=tool,
+            since=since,
+            until=until,
+            before=before,
+            limit=limit,
+            phrase=phrase,
+            whole_words=whole_words,
+            full=full,
+            require="complete" if complete else None,
+        )
+    if output is Form.table:
+        wanted = Wanted.of(text, phrase=phrase, whole_words=whole_words)
+        rows = ([row[name] for name in FOUND] for row in found.to_arrow().to_pylist())
+        write_report(rows, FOUND, spans=wanted.spans)
+    else:
+        write_rows(found.to_arrow(), output)
+    note(str(found.coverage))
+    if found.searched_from is not None:
+        note(f"Nothing before {found.searched_from:%Y-%m-%d %H:%M:%S} UTC was looked at (query.search_rows_max).")
+    if found.more is not None:
+        note(f"To go on: --before {shlex.quote(found.more)}")
 
 
 def recent(
@@ -79,14 +143,6 @@ def _brief(table: pa.Table) -> tuple[list[list[object]], list[str]]:
     ]
     names = [name for name in BRIEF if name not in OFTEN_EMPTY or any(row[name] for row in rows)]
     return [[row[name] for name in names] for row in rows], names
-
-
-def _time(text: str) -> dt.datetime:
-    try:
-        found = dt.datetime.fromisoformat(text)
-    except ValueError as exc:
-        raise typer.BadParameter(f"{text!r} is no time like 2026-11-20 or 2026-11-20T09:41:00Z") from exc
-    return found if found.tzinfo else found.replace(tzinfo=dt.UTC)
 
 
 def conversations(
