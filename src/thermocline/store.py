@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from thermocline.config import Settings, load
 from thermocline.errors import ConfigError, TierUnavailable
+from thermocline.event import INT64_MAX
 from thermocline.query.handover import Lender
 from thermocline.query.instants import Instant
 from thermocline.query.pinned import Pinned
@@ -72,6 +73,23 @@ class Store:
         """The newest `limit` events of a conversation, columns as in `events`, ordered by seq."""
         self._check_open()
         return self._recent.recent(conversation_id, limit)
+
+    def whereabouts(self, conversation_id: str, from_seq: int = 1, to_seq: int = INT64_MAX) -> Result:
+        """Which tier a conversation's events are in: columns from_seq, to_seq (included) and tier (hot, warm, cold), in order."""
+        from thermocline.query.whereabouts import whereabouts
+
+        self._check_open()
+        return whereabouts(self._runner, conversation_id, from_seq, to_seq)
+
+    def usage(self, conversation_id: str | None = None) -> Result:
+        """Events, content_bytes, input_tokens, output_tokens, cost_usd and errors by month and model, the newest month first.
+
+        From rollups, so exact after sampling. conversation_id: of that conversation only.
+        """
+        from thermocline.query.usage import usage
+
+        self._check_open()
+        return usage(self._runner, conversation_id)
 
     def tail(
         self,
