@@ -171,7 +171,7 @@ async def console(request: Request) -> Response:
     except (Problem, ThermoclineError) as exc:
         problem = exc if isinstance(exc, Problem) else problem_of(exc)
         result, status = {"problem": problem.document()}, 200 if is_part(request) else problem.status
-    return html(request, template, status=status, sql=sql, questions=QUESTIONS, result=result)
+    return html(request, template, code=status, sql=sql, questions=QUESTIONS, result=result)
 
 
 async def _asked(request: Request, sql: str) -> dict[str, Any]:

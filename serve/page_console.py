@@ -55,12 +55,14 @@ def chart(found: pa.Table) -> str:
             return ""
         order = sorted(range(len(xs)), key=lambda place: xs[place] or 0.0)
         ordered = [{"name": one["name"], "y": [one["y"][place] for place in order]} for one in series]
-        spec = {"kind": "lines", "time": pa.types.is_temporal(kind), "x": [xs[place] for place in order], "series": ordered}
+        spec = {"kind": "lines", "name": names[0], "time": pa.types.is_temporal(kind), "x": [xs[place] for place in order], "series": ordered}
         return json.dumps(spec)
     if len(first) > LABELS_MAX:
         return ""
     labels = [cell(value, 24) for value in first]
-    return json.dumps({"kind": "bars", "time": False, "x": list(range(len(labels))), "labels": labels, "series": series})
+    return json.dumps(
+        {"kind": "bars", "name": names[0], "time": False, "x": list(range(len(labels))), "labels": labels, "series": series[:1]}
+    )
 
 
 def _rows(found: pa.Table, columns: int) -> Sequence[tuple[Any, ...]]:

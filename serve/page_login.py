@@ -42,7 +42,7 @@ async def login(request: Request) -> Response:
         caller = await service.access.caller({"authorization": f"Bearer {given}"}, {}, address)
         require(caller, "query")
     except Problem as problem:
-        return html(request, "login.html", status=problem.status, target=target, problem=problem.document())
+        return html(request, "login.html", code=problem.status, target=target, problem=problem.document())
     answer = RedirectResponse(target, 303, headers=HEADERS)
     if service.access.required:
         secure = request.url.scheme == "https"

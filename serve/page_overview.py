@@ -51,20 +51,20 @@ SPANS: Final = {
     "minutes": (
         "the last hour, by minute",
         60,
-        "SELECT epoch(time_bucket(INTERVAL 1 MINUTE, timestamp))::BIGINT AS at, count(*) AS events FROM events"
-        " WHERE timestamp >= now() - INTERVAL 1 HOUR GROUP BY at ORDER BY at",
+        "SELECT epoch(time_bucket(INTERVAL 1 MINUTE, timestamp))::BIGINT AS began, count(*) AS events FROM events"
+        " WHERE timestamp >= now() - INTERVAL 1 HOUR GROUP BY began ORDER BY began",
     ),
     "hours": (
         "the last three days, by hour",
         3600,
-        "SELECT epoch(hour)::BIGINT AS at, sum(event_count)::BIGINT AS events FROM hourly_stats"
-        " WHERE hour >= now() - INTERVAL 72 HOUR GROUP BY at ORDER BY at",
+        "SELECT epoch(hour)::BIGINT AS began, sum(event_count)::BIGINT AS events FROM hourly_stats"
+        " WHERE hour >= now() - INTERVAL 72 HOUR GROUP BY began ORDER BY began",
     ),
     "days": (
         "the last 60 days, by day",
         86_400,
-        "SELECT epoch(date_trunc('day', hour))::BIGINT AS at, sum(event_count)::BIGINT AS events FROM hourly_stats"
-        " WHERE hour >= now() - INTERVAL 60 DAY GROUP BY at ORDER BY at",
+        "SELECT epoch(date_trunc('day', hour))::BIGINT AS began, sum(event_count)::BIGINT AS events FROM hourly_stats"
+        " WHERE hour >= now() - INTERVAL 60 DAY GROUP BY began ORDER BY began",
     ),
 }
 SPAN_BARS: Final = {"minutes": 60, "hours": 72, "days": 60}
@@ -140,7 +140,7 @@ class Overview:
         found = dict(self._store.sql(sql).fetchall())
         now = int(time.time()) // step * step
         xs = [now - step * back for back in reversed(range(SPAN_BARS[span]))]
-        bars = {"kind": "bars", "x": xs, "time": True, "series": [{"name": "events", "y": [found.get(x, 0) for x in xs]}]}
+        bars = {"kind": "bars", "name": "UTC", "x": xs, "time": True, "series": [{"name": "events", "y": [found.get(x, 0) for x in xs]}]}
         rows = [(dt.datetime.fromtimestamp(x, dt.UTC), found[x]) for x in reversed(xs) if x in found]
         return {
             "label": label,

@@ -43,23 +43,9 @@ def pretty(text: str) -> str | None:
     if len(text) > PRETTY_CHARS_MAX or text.lstrip()[:1] not in ("{", "["):
         return None
     try:
-        return json.dumps(json.loads(text, parse_float=_Number, parse_int=_Number), indent=2, ensure_ascii=False, default=str)
+        return json.dumps(json.loads(text), indent=2, ensure_ascii=False)
     except (ValueError, RecursionError):
         return None
-
-
-class _Number(float):
-    """A number that is printed as it was written."""
-
-    def __new__(cls, text: str) -> _Number:
-        made = super().__new__(cls, text)
-        made.text = text
-        return made
-
-    text: str
-
-    def __repr__(self) -> str:
-        return self.text
 
 
 def shown(text: str | None, length: int | None = None) -> Shown | None:

@@ -18,7 +18,8 @@ CONTENT_CHARS: Final = 20_000
 METADATA_CHARS: Final = 20_000
 _COLUMNS: Final = f"""
     seq, event_type, timestamp, ingested_at, agent_id, task_id, correlation_id, parent_id, model, tool_name, status,
-    duration_ms, cost_usd, input_tokens, output_tokens, sample_rate, left(content, {CONTENT_CHARS}) AS content, length(content) AS content_chars,
+    duration_ms, cost_usd, input_tokens, output_tokens, sample_rate,
+    left(content, {CONTENT_CHARS}) AS content, length(content) AS content_chars,
     left(metadata, {METADATA_CHARS}) AS metadata, length(metadata) AS metadata_chars"""
 _AFTER: Final = f"SELECT {_COLUMNS} FROM events WHERE conversation_id = $conversation AND seq >= $seq ORDER BY seq LIMIT $rows"
 _BEFORE: Final = f"""

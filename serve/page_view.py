@@ -134,7 +134,7 @@ def filled(template: str, **values: Any) -> str:
 
 
 def html(
-    request: Request, template: str, *, status: int = 200, headers: Mapping[str, str] | None = None, **values: Any
+    request: Request, template: str, *, code: int = 200, headers: Mapping[str, str] | None = None, **values: Any
 ) -> Response:
     """A page, or a part of one."""
     service: Service = request.app.state.service
@@ -145,7 +145,7 @@ def html(
         "who": caller.name if caller.name not in ("open", "local") else "",
         "locked": service.access.required,
     }
-    return HTMLResponse(filled(template, **common, **values), status, {**HEADERS, **(headers or {})})
+    return HTMLResponse(filled(template, **common, **values), code, {**HEADERS, **(headers or {})})
 
 
 def is_part(request: Request) -> bool:
@@ -158,7 +158,7 @@ def problem_page(request: Request, problem: Problem) -> Response:
     headers = problem.response().headers
     told = {name: headers[name] for name in ("retry-after",) if name in headers}
     template = "part_problem.html" if is_part(request) else "problem.html"
-    return html(request, template, status=problem.status, headers=told, problem=problem.document())
+    return html(request, template, code=problem.status, headers=told, problem=problem.document())
 
 
 async def asset(request: Request) -> Response:

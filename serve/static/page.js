@@ -55,7 +55,7 @@ class Chart extends HTMLElement {
       },
       legend: {live: true},
       cursor: {y: false, points: {show: !bars}},
-      series: [{label: spec.time ? "UTC" : "", value: spec.labels ? (_, at) => (at === null ? "–" : label(at)) : spec.time ? "{YYYY}-{MM}-{DD} {HH}:{mm}" : undefined}, ...series],
+      series: [{label: spec.name, value: spec.labels ? (_, at) => (at === null ? "–" : label(at)) : spec.time ? "{YYYY}-{MM}-{DD} {HH}:{mm}" : undefined}, ...series],
       axes: [
         {...axis, grid: {show: false}, ...(spec.labels ? {
           splits: () => spec.x.filter((at) => at % Math.ceil(spec.x.length / Math.max(1, this.clientWidth / 90)) === 0),
