@@ -3,7 +3,7 @@
 What settled less than `log_grace_s` ago stays: a reader under way may still page through it. After that it stays for the cache
 window, while the budget of all logs (`log_bytes_max`) lasts; what is settled gives way first, the oldest before the newest. How
 long ago something settled is known from positions this worker noted by its own monotonic clock, never from a wall clock. A worker
-that just started knows nothing yet and trims later.
+that just started knows nothing yet and trims later. What a group of consumers still needs stays too, for a while (holds.py).
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import msgspec
 
 from thermocline.config import HotSettings
 from thermocline.tiers.block import Position
+from thermocline.tiers.groups import Groups
 from thermocline.tiers.hot import ShardCut
 from thermocline.tiers.ledger import ShardState
 from thermocline.tiers.opening import Tiers
 from thermocline.tiers.steps import Reach, named, unheard
+
+from .holds import Holds
 
 NOTES_MAX = 512
 
@@ -70,6 +73,8 @@ class Trimmer:
         self._reach = reach
         self._settings = tiers.settings.hot
         self._monotonic = monotonic
+        self._groups = Groups(tiers.hot)
+        self._holds = Holds(self._settings)
         self._notes: list[Note] = []
         self._told: dict[int, tuple[int, int, int]] = {}
 
@@ -78,15 +83,29 @@ class Trimmer:
         states = self._tiers.ledger.view().shards
         self._note(states)
         cut = self._tiers.hot.cut()
-        due = due_positions(self._notes, cut, self._monotonic(), self._settings)
+        due = self._unheld(due_positions(self._notes, cut, self._monotonic(), self._settings), cut)
         return sum(self._trim(one, state, upto, cut, states) for one, state, upto in zip(cut, states, due, strict=True))
 
     def over_budget(self) -> bool:
         """Whether the logs hold more than they should, so that waiting for the log grace is worth it."""
         cut = self._tiers.hot.cut()
+        return self._is_full(cut)
+
+    def _is_full(self, cut: Sequence[ShardCut]) -> bool:
         return _kept_bytes(None, cut) > self._settings.log_bytes_max or any(
             2 * one.entries >= self._settings.unsettled_blocks_max for one in cut
         )
+
+    def _unheld(self, due: list[Position | None], cut: Sequence[ShardCut]) -> list[Position | None]:
+        """`due` without what groups of consumers still need."""
+        if not any(due):
+            return due
+        holds = self._groups.holds()
+        if not holds:
+            return due
+        now_ms = self._tiers.hot.facts().now_us // 1000
+        limited = self._holds.limited(due, holds, now_s=self._monotonic(), now_ms=now_ms, full=self._is_full(cut))
+        return [upto if upto is not None and upto > one.trimmed else None for upto, one in zip(limited, cut, strict=True)]
 
     def forget(self) -> None:
         """Tell every shard again at the next pass: Redis was restarted and may have forgotten."""

@@ -47,7 +47,7 @@ class Part(NamedTuple):
 
 
 class Span(NamedTuple):
-    """What of one shard is being read from segments and files: the blocks after its place up to `us`, which ends at `position`."""
+    """What is read of one shard from segments and files: the blocks after its place up to `us`, which ends at `position`."""
 
     shard: int
     us: int
@@ -84,9 +84,7 @@ class Cursor(msgspec.Struct, frozen=True, kw_only=True):
         places = [number for place in self.places for number in _packed(place.position, place.us, base_ms)]
         catch_up = None
         if self.catch_up is not None:
-            spans = [
-                number for span in self.catch_up.spans for number in (span.shard, *_packed(span.position, span.us, base_ms))
-            ]
+            spans = [number for span in self.catch_up.spans for number in (span.shard, *_packed(span.position, span.us, base_ms))]
             catch_up = [*self.catch_up.after, spans]
         parts = [
             self.incarnation[:INCARNATION_CHARS],
@@ -134,11 +132,13 @@ def _position(ms_before: int, seq: int, us_more: int, base_ms: int) -> tuple[Pos
 
 def _unpacked(parts: Sequence[Any]) -> Cursor:
     incarnation, era, conversation_id, seq, from_us, base_ms, flat, part, catching, told = parts
-    places = tuple(Place(*_position(*three, base_ms)) for three in zip(*[iter(flat)] * 3, strict=True))
+    threes = [flat[start : start + 3] for start in range(0, len(flat), 3)]
+    places = tuple(Place(*_position(before, place, more, base_ms)) for before, place, more in threes)
     catch_up = None
     if catching is not None:
         us, name, at, spans = catching
-        found = [(shard, *_position(*three, base_ms)) for shard, *three in zip(*[iter(spans)] * 4, strict=True)]
+        fours = [spans[start : start + 4] for start in range(0, len(spans), 4)]
+        found = [(shard, *_position(before, place, more, base_ms)) for shard, before, place, more in fours]
         catch_up = CatchUp(Key(us, name, at), tuple(Span(shard, upto, position) for shard, position, upto in found))
     return Cursor(
         incarnation=incarnation,

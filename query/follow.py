@@ -15,7 +15,6 @@ ingestion. Pages are bounded in bytes, and nothing is read ahead of them.
 
 from __future__ import annotations
 
-import datetime as dt
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,26 +24,24 @@ import msgspec
 import pyarrow.compute as pc
 
 from thermocline.config import MIB
-from thermocline.errors import QueryRefused, StoreReplaced, TierUnavailable
+from thermocline.errors import QueryRefused, TierUnavailable
 from thermocline.tiers.block import Position, shard_of
 from thermocline.tiers.hot import ShardCut
 from thermocline.tiers.hot_watch import LogWatch
 from thermocline.tiers.ledger import View
 from thermocline.tiers.opening import Tiers
 
-from .cursor import CatchUp, Cursor, Key, Part, Place, Span, parse_cursor
+from .cursor import CatchUp, Cursor, Key, Part, Place, Span
 from .gaps import Continuity, Gap, Reason, may_lack, reason_of
 from .log_rows import BlockRows, last_position, read_blocks
 from .patterns import Patterns
 from .settled import SettledEvents
+from .starts import Start, begun, era_of, require_same
 
 PAGE_BYTES_MAX: Final = 4 * MIB
 """Payload that a reader holds at most, and at least one event."""
 PAGE_BYTES_MIN: Final = 64 << 10
 """Of a page of one log."""
-START_MARGIN_MS: Final = 60_000
-"""A log's ids are ingestion times, but for what a clock that was set back adds."""
-Start = str | int | dt.datetime
 
 
 class Followed:
@@ -103,12 +100,14 @@ class Tail:
         self._continuity = Continuity()
         self._ready: deque[tuple[dict[str, Any] | Gap, Cursor]] = deque()
         self._closed = False
-        self._cursor = self._begun(conversation_id, start)
+        self.caught_up = False
+        """Whether `read` has given everything that was there when it looked last."""
+        self._cursor = begun(conversation_id, start, self._cut())
         self._read_upto = self._cursor
         """Where the last item given by `read` ends."""
         if self._cursor.told is not None:
             self._continuity.note(*self._cursor.told)
-        if self._cursor.conversation_id is not None and (self._cursor.seq or start == "begin"):
+        if self._cursor.conversation_id is not None and (self._cursor.seq or start in ("begin", 1)):
             self._continuity.note(self._cursor.conversation_id, self._cursor.seq)
 
     @property
@@ -130,9 +129,11 @@ class Tail:
             raise QueryRefused(f"limit must be at least 1, not {limit!r}")
         deadline_s = time.monotonic() + timeout_s
         while not self._ready:
+            self._shared.watch.require_open()
             if self._closed:
                 raise TierUnavailable("this tail is closed: make another, from its position")
-            if not self._advance():
+            self.caught_up = not self._advance()
+            if self.caught_up:
                 left_s = deadline_s - time.monotonic()
                 if left_s <= 0:
                     return []
@@ -160,38 +161,7 @@ class Tail:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # How it begins
-
-    def _begun(self, conversation_id: str | None, start: Start) -> Cursor:
-        cut = self._cut()
-        if isinstance(start, str) and start not in ("now", "begin"):
-            cursor = parse_cursor(start)
-            if conversation_id is not None and cursor.conversation_id != conversation_id:
-                raise QueryRefused(f"this position is not of a tail of conversation {conversation_id!r}: give none, or its own")
-            shards = 1 if cursor.conversation_id is not None else len(cut)
-            self._require(cursor, cut)
-            if len(cursor.places) != shards:
-                raise QueryRefused(f"this position is of {len(cursor.places)} shards, the store has {shards}")
-            return cursor
-        shards_cut = [cut[shard_of(conversation_id, len(cut))]] if conversation_id is not None else list(cut)
-        fresh = Cursor(
-            incarnation=cut[0].incarnation, era=_era(cut), conversation_id=conversation_id, places=(Place(),) * len(shards_cut)
-        )
-        if start == "begin":
-            return fresh
-        if start == "now":
-            return msgspec.structs.replace(fresh, places=tuple(Place(one.last, one.newest_us) for one in shards_cut))
-        if isinstance(start, dt.datetime):
-            if start.tzinfo is None:
-                raise QueryRefused("start must be an aware datetime: give its time zone")
-            us = max(0, (start - _EPOCH) // dt.timedelta(microseconds=1))
-            place = Place(Position(max(0, us // 1000 - START_MARGIN_MS), 0), max(0, us - 1))
-            return msgspec.structs.replace(fresh, places=(place,) * len(shards_cut), from_us=us)
-        if isinstance(start, int) and not isinstance(start, bool) and conversation_id is not None and start >= 1:
-            return msgspec.structs.replace(fresh, seq=start - 1)
-        raise QueryRefused(
-            f'start must be "now", "begin", an aware datetime, a position, or with a conversation a seq from 1 on, not {start!r}'
-        )
+    # Where it is
 
     def _shards(self) -> Sequence[int]:
         if self._cursor.conversation_id is None:
@@ -203,20 +173,14 @@ class Tail:
         view = self._shared.tiers.ledger.view()
         try:
             cut = self._hot.cut()
-            if all(one.incarnation == view.incarnation and one.era == state.era for one, state in zip(cut, view.shards, strict=True)):
+            if all(
+                one.incarnation == view.incarnation and one.era == state.era for one, state in zip(cut, view.shards, strict=True)
+            ):
                 return cut
         except TierUnavailable:
             pass
         self._shared.tiers.reconfirm()
         return self._hot.cut()
-
-    def _require(self, cursor: Cursor, cut: Sequence[ShardCut]) -> None:
-        if not cursor.holds(cut[0].incarnation):
-            again = f"start={cursor.seq + 1}" if cursor.conversation_id is not None else "a datetime or 'begin' as start"
-            raise StoreReplaced(
-                "Redis was wiped, or the store restored, since this position was taken: events that had not settled are gone, and "
-                f"the ledger declares them lost (`thermocline verify`); begin anew with {again}"
-            )
 
     # One turn
 
@@ -226,8 +190,8 @@ class Tail:
             self._read_settled(self._cursor.catch_up)
             return True
         cut = self._cut()
-        self._require(self._cursor, cut)
-        if _era(cut) != self._cursor.era:
+        require_same(self._cursor, cut)
+        if era_of(cut) != self._cursor.era:
             self._go_back(cut)
         mine = [cut[shard] for shard in self._shards()]
         self._shared.watch.note({one.shard: one.last for one in mine})
@@ -236,13 +200,13 @@ class Tail:
         return self._tell_of_end()
 
     def _go_back(self, cut: Sequence[ShardCut]) -> None:
-        """Redis came back older: places in its logs that had not settled may be given again. What was read is known by its time."""
+        """Redis came back older: places that had not settled may be given again. What was read is known by its time."""
         settled = self._shared.tiers.ledger.view().shards
         places = [
             Place(min(place.position, max(cut[shard].trimmed, settled[shard].position)), place.us)
             for shard, place in zip(self._shards(), self._cursor.places, strict=True)
         ]
-        self._cursor = msgspec.structs.replace(self._cursor, era=_era(cut), places=tuple(places))
+        self._cursor = msgspec.structs.replace(self._cursor, era=era_of(cut), places=tuple(places))
 
     def _tell_of_end(self) -> bool:
         """Tell of a gap at the end of a conversation of which everything was read, if there is one."""
@@ -278,15 +242,13 @@ class Tail:
         trimmed = self._hot.trimmed()
         if any(trimmed[shard] > self._cursor.places[index].position for shard, index in behind.items()):
             return True  # a page may lack entries, which have settled: look again
-        lock, con = self._shared.settled.connection()
-        with lock:
-            blocks = read_blocks(con, list(pages.values()), self._cursor.conversation_id, self._types)
+        blocks = read_blocks(self._shared.settled.parser, list(pages.values()), self._cursor.conversation_id, self._types)
+        part = self._cursor.part
+        blocks.sort(key=lambda block: part is None or (part.shard, part.us) != block[:2])  # first the one that was begun
         for block in blocks:
             index = behind[block.shard]
-            place, part = self._cursor.places[index], self._cursor.part
-            if block.us > place.us and block.us >= self._cursor.from_us:
-                begun = part is not None and (part.shard, part.us) == (block.shard, block.us)
-                self._give(block, part.seq if part is not None and begun else 0)
+            if block.us > self._cursor.places[index].us and block.us >= self._cursor.from_us:
+                self._give(block, part.seq if part is not None and (part.shard, part.us) == block[:2] else 0)
             self._move(index, block.position, block.us)
         for shard, index in behind.items():
             last_us = pc.max(pages[shard].column("ingested_us")).as_py() or 0
@@ -407,9 +369,7 @@ class Tail:
         if row is not None:
             self._ready.append((row, self._cursor))
 
-    def _gap(
-        self, name: str, from_seq: int, to_seq: int, reason: Reason | None = None, *, view: View | None = None
-    ) -> None:
+    def _gap(self, name: str, from_seq: int, to_seq: int, reason: Reason | None = None, *, view: View | None = None) -> None:
         """Make a gap ready."""
         shard = shard_of(name, self._hot.shards)
         view = view or self._shared.tiers.ledger.view()
@@ -418,10 +378,3 @@ class Tail:
         seq = to_seq if self._cursor.conversation_id is not None else 0
         self._cursor = msgspec.structs.replace(self._cursor, seq=seq, told=(name, to_seq))
         self._ready.append((Gap(name, from_seq, to_seq, reason, self._cursor.text()), self._cursor))
-
-
-_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-
-
-def _era(cut: Sequence[ShardCut]) -> int:
-    return max(one.era for one in cut)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 import pyarrow as pa
 
-from thermocline.config import MIB
 from thermocline.errors import QueryRefused
 from thermocline.tiers.ledger import ColdFile
 from thermocline.tiers.opening import Tiers
@@ -82,8 +81,8 @@ class Lender:
         needed = sum(file.file_bytes for file in files)
         if needed > bytes_max:
             raise QueryRefused(
-                f"the query reads {needed // MIB} MiB of archived events, more than sandbox.copied_bytes_max "
-                f"({bytes_max // MIB} MiB) lets it copy from S3: bound it by timestamp or conversation_id"
+                f"the query reads {needed:,} bytes of archived events, more than sandbox.copied_bytes_max ({bytes_max:,}) "
+                "lets it copy from S3: bound it by timestamp or conversation_id"
             )
         try:
             self._tiers.copies.ensure(file.key for file in files)

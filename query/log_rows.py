@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from .lines import PLACES, decoded, few
 from .patterns import Patterns
 from .relations import COLUMNS_SQL
 
+Parser = Callable[[], AbstractContextManager[Connection]]
 _HEADERS = ("shard", "position_ms", "position_seq", "ingested_us", "conversation_id", "seq_first", "events")
 
 
@@ -23,9 +25,9 @@ class BlockRows(NamedTuple):
     """One block."""
 
     shard: int
-    position: Position
     us: int
     """Its ingested_at."""
+    position: Position
     conversation_id: str
     seq_first: int
     seq_last: int
@@ -42,10 +44,10 @@ def last_position(page: pa.Table) -> Position | None:
     return Position(page.column("position_ms")[-1].as_py(), page.column("position_seq")[-1].as_py())
 
 
-def read_blocks(con: Connection, pages: Sequence[pa.Table], conversation_id: str | None, types: Patterns) -> list[BlockRows]:
+def read_blocks(parser: Parser, pages: Sequence[pa.Table], conversation_id: str | None, types: Patterns) -> list[BlockRows]:
     """The blocks of these pages, of one conversation or all, about in the order they were ingested in; of a log, in its order.
 
-    con  parses what is not a few plain blocks, by the rule of settle
+    parser  gives a database that parses what is not a few plain blocks, by the rule of settle
     """
     blocks = pa.concat_tables(pages)
     if conversation_id is not None:
@@ -53,24 +55,25 @@ def read_blocks(con: Connection, pages: Sequence[pa.Table], conversation_id: str
     if not blocks.num_rows:
         return []
     rows: dict[tuple[int, int, int], dict[int, dict[str, Any]]] = {}
-    for row in _table(con, blocks).to_pylist():
+    for row in _table(parser, blocks).to_pylist():
         place = tuple(row.pop(name) for name in PLACES.names)
         rows.setdefault(place, {})[row["seq"]] = row
     found = []
     for shard, ms, seq, us, name, first, events in zip(*(blocks.column(one).to_pylist() for one in _HEADERS), strict=True):
         here = rows.get((shard, ms, seq), {})
         wanted = {at: row for at, row in here.items() if types.match(row["event_type"])}
-        found.append(BlockRows(shard, Position(ms, seq), us, name, first, first + events - 1, sorted(here), wanted))
+        found.append(BlockRows(shard, us, Position(ms, seq), name, first, first + events - 1, sorted(here), wanted))
     return sorted(found, key=lambda block: block.us)
 
 
-def _table(con: Connection, blocks: pa.Table) -> pa.Table:
+def _table(parser: Parser, blocks: pa.Table) -> pa.Table:
     rows = decoded(blocks.to_pydict()) if few(blocks) else None
     if rows is not None:
         return rows
     parsed = fresh_name("followed")
-    try:
-        parse_blocks(con, blocks, parsed)
-        return con.execute(f"SELECT {COLUMNS_SQL}, {', '.join(PLACES.names)} FROM temp.{parsed}").to_arrow_table()
-    finally:
-        con.execute(f"DROP TABLE IF EXISTS temp.{parsed}")
+    with parser() as con:
+        try:
+            parse_blocks(con, blocks, parsed)
+            return con.execute(f"SELECT {COLUMNS_SQL}, {', '.join(PLACES.names)} FROM temp.{parsed}").to_arrow_table()
+        finally:
+            con.execute(f"DROP TABLE IF EXISTS temp.{parsed}")

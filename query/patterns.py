@@ -24,6 +24,8 @@ class Patterns:
         self._known: dict[str, bool] = {}
         texts = "|".join(".*".join(map(re.escape, one.split("*"))) for one in self.patterns or ())
         self._matches = re.compile(texts, re.DOTALL).fullmatch
+        self.expression = texts if any("*" in one for one in self.patterns or ()) else None
+        """A regular expression of the same; None when there is no * among them."""
 
     def match(self, name: str) -> bool:
         """Whether events of this type are wanted."""

@@ -123,6 +123,34 @@ class Runner:
         """A connection to the database that holds the decoded tail of every plan in use. The caller closes it."""
         return self._base.cursor()
 
+    @contextmanager
+    def stream(self, query: str, parameters: Parameters, *, rows: int) -> Iterator[tuple[pa.RecordBatchReader, Coverage]]:
+        """The answer to a SELECT of our own in batches of about `rows`, all of one cut, and what it rests on. Batches are made as
+        they are asked for; errors are as of `sql`."""
+        with self._borrowed() as place:
+            reading = self._read(query, parameters, ("SELECT",))
+            for retries in range(self._settings.view_retries_max):
+                cut = self._reader.take(self._shards_of(reading.bounds))
+                try:
+                    sources = self._archived.narrowed(sources_of(cut, reading.bounds), reading.bounds)
+                    self._reader.attach(segment for source in sources.values() for segment in source.segments)
+                    sources = self._conversations.narrowed(sources, reading.bounds)
+                    coverage = _coverage(cut, sources, retries=cut.retries + retries, not_pruned=reading.not_pruned)
+                    self._archived.prepare(sources.values())
+                    place.define(cut.tail, sources)
+                except BaseException as exc:
+                    self._reader.release(cut)
+                    if isinstance(exc, SegmentGone) and retries + 1 < self._settings.view_retries_max:
+                        continue
+                    raise
+                break
+            try:
+                yield place.con.execute(query, parameters).to_arrow_reader(rows), coverage
+            except (DuckError, pa.ArrowException, OSError) as exc:
+                raise self._archived.failure(sources.values()) or QueryRefused(first_line(exc)) from exc
+            finally:
+                self._reader.release(cut)
+
     def _shards_of(self, bounds: Mapping[str, Bounds]) -> frozenset[int] | None:
         """The shards of the conversations that a query is about; None when it may be about any."""
         names: set[str] = set()

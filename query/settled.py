@@ -1,4 +1,4 @@
-"""Events that have settled, page by page, in an order that no merge, archive or trim changes: by (ingested_at, conversation_id, seq).
+"""Events that have settled, page by page, in an order that no merge or archive changes: (ingested_at, conversation_id, seq).
 
 One query finds the keys of the next events, a second how large these are, a third their values: so a page is bounded in bytes,
 and what a reader does not want is never read. Segments and files whose events were ingested later than the page ends are not
@@ -8,13 +8,15 @@ touched: when each of them begins and ends is looked up once.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
 
 import msgspec
 
-from thermocline.errors import TierCorrupt
+from thermocline.errors import TierCorrupt, TierUnavailable
 from thermocline.event import COLUMNS
+from thermocline.tiers.cold_copies import SCHEME
 from thermocline.tiers.duck import Connection, duckdb_errors, quoted
 from thermocline.tiers.ledger import ColdFile, Segment, View
 from thermocline.tiers.opening import Tiers
@@ -33,6 +35,14 @@ CREATED_MARGIN_US: Final = 7_200_000_000
 _NONE: Final = ", ".join(f"NULL::{column.sql_type} AS {column.name}" for column in COLUMNS)
 Source = Segment | ColdFile
 Row = dict[str, Any]
+T = TypeVar("T")
+
+
+class _NotHere(Exception):
+    """Internal: archived files that have to be copied first."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.keys = keys
 
 
 class Page(msgspec.Struct, frozen=True):
@@ -51,9 +61,12 @@ class Page(msgspec.Struct, frozen=True):
 class SettledEvents:
     """Reads segments and cold files for all readers of a store that follow. Thread-safe; one page at a time."""
 
-    def __init__(self, tiers: Tiers) -> None:
+    def __init__(self, tiers: Tiers, *, keys_max: int = KEYS_MAX) -> None:
         self._tiers = tiers
+        self._keys_max = keys_max
         self._lock = threading.RLock()
+        self._parsing = threading.Lock()
+        self._parser: Connection | None = None
         self._opened: tuple[Connection, Attached, Archived] | None = None
         self._extents: dict[str, tuple[int, int]] = {}
 
@@ -65,28 +78,35 @@ class SettledEvents:
         conversation_id: str | None,
         wanted: Callable[[Key, str], bool],
         bytes_max: int,
-        keys_max: int = KEYS_MAX,
     ) -> Page:
         """The events after `after` that were ingested up to `upto_us`; of one conversation in the order of seq.
 
         wanted  of a key and its type: whether the event's values are. TierUnavailable, TierCorrupt: a tier cannot be read
         """
-        return self._retried(lambda view: self._page(view, after, upto_us, conversation_id, wanted, bytes_max, keys_max))
+        return self._retried(lambda view: self._page(view, after, upto_us, conversation_id, wanted, bytes_max))
 
     def before(self, met: Mapping[str, int]) -> dict[str, int]:
         """conversation → the highest seq below `met[conversation]` there is among settled events; 0 when there is none."""
         return self._retried(lambda view: self._before(view, met))
 
+    def rows_of(self, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Row]:
+        """(conversation, seq) → the values of these events, of those there are among settled ones."""
+        return self._retried(lambda view: self._rows_of(view, places))
+
     def close(self) -> None:
         with self._lock:
             if self._opened is not None:
                 self._opened[0].close()
-                self._opened = None
+                self._opened, self._parser = None, None
 
-    def connection(self) -> tuple[threading.RLock, Connection]:
-        """(what to hold meanwhile, a database in memory to parse blocks with)."""
-        with self._lock:
-            return self._lock, self._open()[0]
+    @contextmanager
+    def parser(self) -> Iterator[Connection]:
+        """A database in memory to parse blocks with. Does not wait for pages."""
+        with self._parsing:
+            if self._parser is None:
+                with self._lock:
+                    self._parser = self._open()[0].cursor()
+            yield self._parser
 
     def _open(self) -> tuple[Connection, Attached, Archived]:
         if self._opened is None:
@@ -94,14 +114,20 @@ class SettledEvents:
             self._opened = con, Attached(con, self._tiers.warm), Archived(self._tiers, con)
         return self._opened
 
-    def _retried(self, read: Callable[[View], Any]) -> Any:
+    def _retried(self, read: Callable[[View], T]) -> T:
         gone: Exception | None = None
-        with self._lock:
-            for _ in range(self._tiers.settings.query.view_retries_max):
-                try:
-                    return read(self._tiers.ledger.view())
-                except SegmentGone as exc:
-                    gone = exc
+        retries_max = self._tiers.settings.query.view_retries_max
+        for _ in range(retries_max):
+            try:
+                for _ in range(retries_max):
+                    try:
+                        with self._lock:
+                            return read(self._tiers.ledger.view())
+                    except _NotHere as exc:
+                        self._tiers.copies.ensure(exc.keys)  # other readers need not wait for it
+                raise TierUnavailable("copies of archived files are removed faster than read: raise cold.cache_bytes_max")
+            except SegmentGone as exc:
+                gone = exc
         raise TierCorrupt(f"{gone} is missing, but the ledger lists it: run `thermocline verify`") from gone
 
     def _page(
@@ -112,17 +138,21 @@ class SettledEvents:
         conversation_id: str | None,
         wanted: Callable[[Key, str], bool],
         bytes_max: int,
-        keys_max: int,
     ) -> Page:
         keys: list[tuple[Key, str]] = []
         read: list[Source] = []
         at: Key | None = after
         while at is not None and not keys:
             sources, before_us = self._sources(view, at, upto_us, conversation_id)
+            files = [one.key for one in sources if isinstance(one, ColdFile)]
+            if files and conversation_id is None:  # every page reads them from end to end: not over the network
+                missing = [key for key in files if self._tiers.copies.place(key).startswith(f"{SCHEME}://")]
+                if missing:
+                    raise _NotHere(missing)
             relation = self._relation(view, sources)
-            keys = self._keys(relation, at, min(upto_us, before_us - 1), conversation_id, keys_max, sources)
+            keys = self._keys(relation, at, min(upto_us, before_us - 1), conversation_id, self._keys_max, sources)
             read = sources
-            if len(keys) == keys_max:
+            if len(keys) == self._keys_max:
                 at = keys[-1][0]
             else:
                 at = Key(before_us, "", 0) if before_us <= upto_us and conversation_id is None else None
@@ -140,17 +170,10 @@ class SettledEvents:
             rows = self._rows(relation, fitting, conversation_id, read)
         return Page(keys, rows, at, view)
 
-    def _sources(
-        self, view: View, after: Key, upto_us: int, conversation_id: str | None
-    ) -> tuple[list[Source], int]:
+    def _sources(self, view: View, after: Key, upto_us: int, conversation_id: str | None) -> tuple[list[Source], int]:
         """(what may hold the next events, before when the others begin)."""
         if conversation_id is not None:
-            bounds = Bounds(conversations=Texts.of([conversation_id]))
-            segments: list[Segment] = chosen(view.segments, bounds)
-            files: list[ColdFile] = chosen(view.files, bounds)
-            events = {"events": Sources.of("events", segments, files)}
-            narrowed = self._open()[2].narrowed(events, {"events": bounds})["events"]
-            return [*narrowed.segments, *narrowed.files], upto_us + 1
+            return self._of_conversations(view, [conversation_id]), upto_us + 1
         old_us = after.us - CREATED_MARGIN_US
         found: list[Source] = list(view.segments)
         found += [file for file in view.files if file.kind == "events" and file.created_us >= old_us]
@@ -165,7 +188,7 @@ class SettledEvents:
 
     def _known_extents(self, view: View, sources: Sequence[Source]) -> dict[str, tuple[int, int]]:
         """source → first and last ingested_at in it, µs."""
-        live = {_id(one) for one in (*view.segments, *view.files)}
+        live = {one.segment_id for one in view.segments} | {one.file_id for one in view.files}
         self._extents = {name: extent for name, extent in self._extents.items() if name in live}
         for one in sources:
             if _id(one) not in self._extents:
@@ -173,9 +196,7 @@ class SettledEvents:
                     self._extents[_id(one)] = (1 << 62, 0)
                     continue
                 relation = self._relation(view, [one])
-                found = self._fetched(
-                    f"SELECT epoch_us(min(ingested_at)), epoch_us(max(ingested_at)) FROM {relation}", [], [one]
-                )
+                found = self._fetched(f"SELECT epoch_us(min(ingested_at)), epoch_us(max(ingested_at)) FROM {relation}", [], [one])
                 self._extents[_id(one)] = found[0][0], found[0][1]
         return self._extents
 
@@ -241,13 +262,28 @@ class SettledEvents:
                 rows[place] = row
         return rows
 
-    def _before(self, view: View, met: Mapping[str, int]) -> dict[str, int]:
-        bounds = Bounds(conversations=Texts.of(met))
+    def _rows_of(self, view: View, places: Sequence[tuple[str, int]]) -> dict[tuple[str, int], Row]:
+        sources = self._of_conversations(view, {name for name, _ in places})
+        if not sources:
+            return {}
+        names, seqs = [name for name, _ in places], [seq for _, seq in places]
+        relation = self._relation(view, sources)
+        query = f"""SELECT {COLUMNS_SQL} FROM {relation} WHERE (conversation_id, seq) IN
+            (SELECT (unnest(?::VARCHAR[]), unnest(?::BIGINT[]))) AND conversation_id BETWEEN ? AND ?"""
+        rows = self._run(query, [names, seqs, min(names), max(names)], sources).to_arrow_table().to_pylist()
+        return {(row["conversation_id"], row["seq"]): row for row in rows}
+
+    def _of_conversations(self, view: View, names: Iterable[str]) -> list[Source]:
+        """The segments and files that may have events of these."""
+        bounds = Bounds(conversations=Texts.of(names))
         segments: list[Segment] = chosen(view.segments, bounds)
         files: list[ColdFile] = chosen(view.files, bounds)
         events = {"events": Sources.of("events", segments, files)}
         narrowed = self._open()[2].narrowed(events, {"events": bounds})["events"]
-        sources: list[Source] = [*narrowed.segments, *narrowed.files]
+        return [*narrowed.segments, *narrowed.files]
+
+    def _before(self, view: View, met: Mapping[str, int]) -> dict[str, int]:
+        sources = self._of_conversations(view, met)
         found = dict.fromkeys(met, 0)
         if sources:
             rows = self._fetched(

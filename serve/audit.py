@@ -15,6 +15,7 @@ from typing import Any, Final
 import orjson
 
 from thermocline.config import Settings
+from thermocline.masking import mask_of
 
 log = logging.getLogger("thermocline.serve")
 FILE_NAME: Final = "audit.ndjson"
@@ -29,13 +30,14 @@ class Audit:
         self.path = settings.namespace_dir / FILE_NAME
         self._bytes_max = settings.serve.audit_bytes_max
         self._files_max = settings.serve.audit_files_max
+        self._mask = mask_of(settings)
         self.lines = 0
         self.failures = 0
 
     def write(self, **facts: Any) -> None:
         """Keep one line: the time, and these."""
         record = {"at": f"{dt.datetime.now(dt.UTC):%Y-%m-%dT%H:%M:%S.%fZ}"}
-        record |= {name: _short(value) for name, value in facts.items() if value is not None}
+        record |= {name: self._shown(value) for name, value in facts.items() if value is not None}
         line = orjson.dumps(record) + b"\n"
         try:
             self._append(line)
@@ -70,8 +72,9 @@ class Audit:
     def _numbered(self, number: int) -> Path:
         return self.path.with_name(f"{FILE_NAME}.{number}")
 
-
-def _short(value: Any) -> Any:
-    if isinstance(value, str) and len(value) > TEXT_MAX:
-        return f"{value[:TEXT_MAX]}… ({len(value):,} characters)"
-    return value.encode(errors="backslashreplace").decode() if isinstance(value, str) else value
+    def _shown(self, value: Any) -> Any:
+        """The value without secrets, cut when it is long, and always UTF-8."""
+        if not isinstance(value, str):
+            return value
+        text = self._mask.text(value).encode(errors="backslashreplace").decode()
+        return text if len(text) <= TEXT_MAX else f"{text[:TEXT_MAX]}… ({len(text):,} characters)"

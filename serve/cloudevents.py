@@ -30,6 +30,8 @@ COLUMNS: Final = {
     for name in ("agent_id", "task_id", "correlation_id", "parent_id", "model", "tool_name", "status", "duration_ms", "cost_usd",
                  "input_tokens", "output_tokens")
 }  # fmt: skip
+OWN_SOURCE: Final = "/thermocline/"
+_DATA: Final = {*COLUMNS.values(), "content", "metadata"}
 _NUMBERS: Final = {"duration_ms": float, "cost_usd": float, "input_tokens": int, "output_tokens": int}
 _NAME: Final = re.compile(r"[a-z0-9]{1,64}")
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -51,9 +53,27 @@ def event_of(raw: bytes) -> Event:
     for name, column in COLUMNS.items():
         if name in attributes:
             fields[column] = _number(column, attributes[name])
+    if attributes["source"].startswith(OWN_SOURCE) and attributes.get("data", b"")[:1] == b"{":
+        return Event(**fields, **_exported(attributes["data"]))
     fields["content"] = _content(attributes)
     fields["metadata"] = _metadata(attributes)
     return Event(**fields)
+
+
+def _exported(data: bytes) -> dict[str, Any]:
+    """The columns that an export of ours has in `data`; metadata as its bytes."""
+    try:
+        found = _envelope.decode(data)
+        unknown = found.keys() - _DATA
+        if unknown:
+            raise InvalidEvent("data", f"has {min(unknown)[:40]!r}, which is no column of an event: is the source right?")
+        metadata = found.pop("metadata", None)
+        values: dict[str, Any] = {name: msgspec.json.decode(value) for name, value in found.items()}
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as exc:
+        raise InvalidEvent("data", f"is no JSON object: {exc}") from exc
+    if metadata is not None and bytes(metadata) != b"null":
+        values["metadata"] = _text.decode(metadata) if bytes(metadata)[:1] == b'"' else metadata
+    return values
 
 
 def _attributes(raw: bytes) -> dict[str, Any]:

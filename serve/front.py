@@ -21,6 +21,7 @@ from .limits import Rates
 from .page import PAGES
 from .page_login import refused
 from .problems import Problem, internal
+from .protocol import ABORT
 from .service import Service
 
 log = logging.getLogger("thermocline.serve")
@@ -59,25 +60,21 @@ class Front:
         scope["caller"] = Caller("open", frozenset(), _address(scope))
         self._service.metrics.open_requests.inc()
         try:
-            try:
-                await self._admit(scope, needed)
-                await self._app(scope, receive, answer)
-            except Problem as problem:
-                self._service.metrics.refused(problem.kind)
-                await self._refusal(scope, route, problem)(scope, receive, answer)
-            except SlowReader:
-                self._service.metrics.slow_reader()
-                raise
-            except Exception:
-                log.exception("%s %s failed: please report this", scope["method"], route or "?")
-                if answer.status:
-                    raise
-                await internal().response()(scope, receive, answer)
+            await self._admit(scope, needed)
+            await self._app(scope, receive, answer)
+        except Problem as problem:
+            self._service.metrics.refused(problem.kind)
+            await self._refusal(scope, route, problem)(scope, receive, answer)
         except SlowReader:
-            log.info(
-                "%s %s: closed, nothing was read for %g s", scope["method"], route, self._service.settings.serve.write_timeout_s
-            )
-            raise _Closed from None
+            self._service.metrics.slow_reader()
+            log.info("%s %s: closed, because nothing was read (serve.write_timeout_s)", scope["method"], route)
+            await _abort(scope)
+        except Exception:
+            log.exception("%s %s failed: please report this", scope["method"], route or "?")
+            if answer.status:
+                await _abort(scope)
+            else:
+                await internal().response()(scope, receive, answer)
         finally:
             self._service.metrics.open_requests.dec()
             self._service.metrics.answered(
@@ -149,10 +146,6 @@ class SlowReader(Exception):
     """Nothing of the answer was read for serve.write_timeout_s."""
 
 
-class _Closed(Exception):
-    """The connection is closed on purpose, in the middle of an answer."""
-
-
 class _Answer:
     """`send` with the headers every answer gets, and with an end."""
 
@@ -172,6 +165,12 @@ class _Answer:
                 await self._send(message)
         except TimeoutError as exc:
             raise SlowReader from exc
+
+
+async def _abort(scope: Scope) -> None:
+    """End the connection at once: what it has not read is dropped with it."""
+    scope["state"][ABORT]()
+    await asyncio.sleep(0)  # the server learns of it, and does not look for the rest of the answer
 
 
 def _address(scope: Scope) -> str:

@@ -18,6 +18,7 @@ from .problems import MEDIA_TYPE as PROBLEM_TYPE
 from .rows import ARROW, CSV, JSON, NDJSON, PARQUET
 
 Document = dict[str, Any]
+ID_PATTERN: Final = "^[A-Za-z0-9_-]{1,64}$"
 ALWAYS: Final = {
     "400": "The request cannot be understood",
     "401": "A token is missing or not good",
@@ -129,10 +130,8 @@ def _conversation(settings: Settings) -> Document:
 
 def _query() -> Document:
     binary = {"schema": {"type": "string", "format": "binary"}}
-    content = {
-        JSON: {"schema": ref("Answer")}, ARROW: binary, NDJSON: {"schema": {"type": "string"}}, CSV: {"schema": {"type": "string"}},
-        PARQUET: binary,
-    }  # fmt: skip
+    text = {"schema": {"type": "string"}}
+    content = {JSON: {"schema": ref("Answer")}, ARROW: binary, NDJSON: text, CSV: text, PARQUET: binary}
     operation = _operation("One SELECT, or EXPLAIN of one, over all tiers", content, "406", "409", "413", "415")
     sql = {"schema": {"type": "string", "maxLength": 65_536}}
     operation["requestBody"] = {
@@ -140,14 +139,14 @@ def _query() -> Document:
         "content": {JSON: {"schema": ref("Query")}, "application/sql": sql, "text/plain": sql},
     }
     operation["parameters"] = [
-        _parameter("Thermocline-Query-Id", "header", {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"}, "To cancel it by")
+        _parameter("Thermocline-Query-Id", "header", {"type": "string", "pattern": ID_PATTERN}, "To cancel it by")
     ]
     return operation
 
 
 def _cancel() -> Document:
     operation = _operation("Cancel a query that runs", {}, "404")
-    operation["parameters"] = [_parameter("query_id", "path", {"type": "string", "pattern": "^[A-Za-z0-9_-]{1,64}$"}, "Its id")]
+    operation["parameters"] = [_parameter("query_id", "path", {"type": "string", "pattern": ID_PATTERN}, "Its id")]
     operation["responses"]["204"] = {"description": "It is told to end"}
     del operation["responses"]["200"]
     return operation

@@ -155,6 +155,7 @@ async def on_problem(request: Request, exc: Exception) -> Response:
         return exc.response()
     if isinstance(exc, ThermoclineError):
         found = problem_of(exc)
+        found.detail = request.app.state.service.mask.text(found.detail)
         if found.status >= 500:
             log.warning("%s %s: %s", request.method, request.url.path, exc)
         return found.response()

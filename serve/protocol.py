@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from typing import Any, Final
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .problems import RETRY_AFTER_S, Problem
+
+ABORT: Final = "abort"
+"""In a request's state: ends its connection at once, whatever is still to be sent."""
 
 
 class BoundedProtocol(H11Protocol):
@@ -25,6 +28,7 @@ class BoundedProtocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
+        self.app_state = {**self.app_state, ABORT: transport.abort}
         if len(self.connections) > self.connections_max:
             detail = f"{self.connections_max} connections are open (serve.connections_max): try again later"
             self._refuse(Problem(503, "too-busy", detail, retry_after_s=RETRY_AFTER_S))

@@ -14,6 +14,7 @@ import anyio.to_thread
 
 from thermocline.config import Settings
 from thermocline.ingest.append import Client
+from thermocline.masking import mask_of
 from thermocline.query.status import Status
 from thermocline.store import Store, connect
 
@@ -43,6 +44,7 @@ class Service:
         self.sandbox = sandbox
         self.access = access
         self.audit = audit
+        self.mask = mask_of(settings)
         self.metrics = Metrics(settings)
         self.started_s = time.time()
         self.connections: Callable[[], int] = lambda: 0

@@ -22,8 +22,8 @@ from thermocline.config import Settings, load
 from thermocline.serve.server import Server, config_of, listening_on
 from thermocline.serve.service import Service, open_service
 
-START_WAIT_S = 120
-TIMEOUT_S = 120.0
+START_WAIT_S = 600
+TIMEOUT_S = 600.0
 
 
 class Served(NamedTuple):
@@ -65,7 +65,8 @@ def served(settings: Settings) -> Iterator[Served]:
 def settings_for(redis_url: str, data_dir: Any, **serve: Any) -> Settings:
     """Settings of a small store, with these of `serve`."""
     hot = {"shards": 4, "timeout_s": 5, "connect_timeout_s": 5}
-    return load({"data_dir": data_dir, "redis_url": redis_url, "hot": hot, "serve": serve}, environ={})
+    patient = {"deadline_s": 600, "wait_s": 600}
+    return load({"data_dir": data_dir, "redis_url": redis_url, "hot": hot, "serve": serve, "sandbox": patient}, environ={})
 
 
 def event(conversation_id: str = "c", event_type: str = "t", **more: Any) -> dict[str, Any]:

@@ -133,6 +133,12 @@ class Hot(Protocol):
         """Blocks in (after, upto], BLOCKS_SCHEMA, log order: at least one if there is one, about `bytes_max` payload
         at most. Checksums are verified: a bad block comes with `fault` set."""
 
+    def first_us(self, shard: int, after: Position) -> int | None:
+        """ingested_at of the first block after `after` that the log has; None when there is none."""
+
+    def head(self, conversation_id: str) -> int:
+        """The conversation's last seq; 0 when it has none."""
+
     def trim(self, shard: int, upto: Position | None, *, settled_events: int, settled_bytes: int, others_bytes: int) -> int:
         """Drop entries up to and including `upto` (None: none) and tell the shard what is settled; entries dropped."""
 

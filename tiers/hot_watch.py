@@ -16,7 +16,7 @@ from thermocline.errors import TierUnavailable
 from .block import Position
 from .hot import OutcomeLost
 from .hot_redis import RedisHot
-from .redis_link import CommandFailed, Connection, exchange
+from .redis_link import Command, CommandFailed, Connection, exchange
 
 BLOCK_S_MAX: Final = 1.0
 """The longest that Redis is asked to wait at once: who leads hands on after it."""
@@ -35,6 +35,11 @@ class LogWatch:
         """Ends of the logs, as far as they are known."""
         self._connection: Connection | None = None
         self._closed = False
+
+    def require_open(self) -> None:
+        """TierUnavailable when the store was closed."""
+        if self._closed:
+            raise TierUnavailable("this store is closed: connect() again")
 
     def wait(self, after: Mapping[int, Position], timeout_s: float) -> None:
         """Return when the log of a shard may go on after `after[shard]`, or after `timeout_s`. TierUnavailable: Redis is away."""
@@ -74,7 +79,7 @@ class LogWatch:
         if self._last:
             hot, block_ms = self._hot, max(1, int(1000 * block_s))
             logs = [hot.keys.log(shard) for shard in range(hot.shards)]
-            command = ("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *logs, *map(str, self._last))
+            command: Command = ("XREAD", "COUNT", 1, "BLOCK", block_ms, "STREAMS", *logs, *map(str, self._last))
             if self._connection is None:
                 self._connection = hot.link.connection()
             shown_url = hot.link.shown_url

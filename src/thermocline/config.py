@@ -52,6 +52,9 @@ class HotSettings(_Section):
     log_bytes_max: int = Field(GIB, ge=MIB, description="payload in the logs, settled and not; the settled gives way first")
     cache_window_s: float = Field(3600, ge=0, description="how long Redis keeps what is settled, if the budget allows")
     log_grace_s: float = Field(5, ge=0, description="what is settled stays in the log at least this long, for readers under way")
+    hold_s_max: float = Field(
+        3600, ge=0, description="how long a group of consumers may keep what it has not had from being trimmed"
+    )
     durable_lag_s: float = Field(
         2, ge=0, le=60, description="under everysec, settle leaves what is younger than this; below 1.2 that proves nothing"
     )
@@ -160,7 +163,7 @@ class SandboxSettings(_Section):
     memory_bytes_max: int = Field(512 * MIB, ge=64 * MIB, description="memory of one query; its process may not take more")
     spill_bytes_max: int = Field(GIB, ge=0, description="disk of one query for what does not fit in memory; 0 is none")
     threads: int = Field(2, ge=1, le=64, description="of one query, at low priority")
-    copied_bytes_max: int = Field(GIB, ge=MIB, description="archived events that one query may have copied from S3")
+    copied_bytes_max: int = Field(GIB, ge=0, description="archived events that one query may have copied from S3; 0 is none")
 
 
 class WorkerSettings(_Section):
@@ -190,6 +193,7 @@ class Settings(BaseModel):
     redis_url: str | None = Field(None, description="redis://, rediss:// or unix://; none means embedded")
     ledger_url: str | None = Field(None, description="SQLAlchemy URL; none means SQLite in the data directory")
     cold_url: str | None = Field(None, description="file:// or s3:// folder; none means cold/ in the data directory")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="of worker and server, on stderr")
     hot: HotSettings = HotSettings()  # type: ignore[call-arg]
     ingest: IngestSettings = IngestSettings()  # type: ignore[call-arg]
     warm: WarmSettings = WarmSettings()  # type: ignore[call-arg]

@@ -72,13 +72,20 @@ class _Filter(logging.Filter):
             record.msg, record.args = masked, None
         if record.exc_info and record.exc_info[0] is not None:
             record.exc_text = self._mask.text(logging.Formatter().formatException(record.exc_info))
+        if record.stack_info:
+            record.stack_info = self._mask.text(record.stack_info)
         return True
 
 
-def mask_logs(settings: Settings, environ: Mapping[str, str] | None = None) -> Mask:
+def mask_of(settings: Settings, environ: Mapping[str, str] | None = None) -> Mask:
+    """What masks the secrets of this process. environ: default os.environ, where the keys of S3 are."""
+    return Mask(secrets_of(settings, os.environ if environ is None else environ))
+
+
+def mask_logs(settings: Settings) -> Mask:
     """Log to stderr, if nothing is set up yet, and mask what every handler writes from now on."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    mask = Mask(secrets_of(settings, os.environ if environ is None else environ))
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    mask = mask_of(settings)
     for handler in logging.getLogger().handlers:
         _put_filter(handler, mask)
     return mask

@@ -24,9 +24,16 @@ from thermocline.tiers.opening import Tiers, open_tiers
 
 if TYPE_CHECKING:
     import datetime as dt
+    from collections.abc import Iterator
+    from typing import BinaryIO
 
     from thermocline.archiver.verify import Verification
-    from thermocline.query.follow import Following, Tail
+    from thermocline.query.export import Exported, ExportFormat
+    from thermocline.query.follow import Followed, Following, Tail
+    from thermocline.query.gaps import Gap
+    from thermocline.query.groups import GroupStatus, StoreGroups
+    from thermocline.query.subscribe import Subscription
+    from thermocline.tiers.groups import ParkedEvent
 
 
 class Store:
@@ -113,6 +120,118 @@ class Store:
         shared = self._shared_following()
         page_bytes = PAGE_BYTES_MAX if page_bytes_max is None else page_bytes_max
         return Tail(shared, conversation_id, event_types=event_types, start=start, page_bytes_max=page_bytes)
+
+    def subscribe(
+        self,
+        group: str,
+        *,
+        event_types: Sequence[str] | None = None,
+        start: str | dt.datetime = "now",
+        ack_wait_s: float = 30.0,
+        deliveries_max: int = 5,
+        prefetch: int = 100,
+        pending_max: int = 1000,
+    ) -> Subscription:
+        """One consumer of a group, which is made when it is new: docs/following.md.
+
+        start           of a new group: "now", "begin" or a datetime (of ingestion)
+        ack_wait_s      without an answer for so long an event is delivered again
+        deliveries_max  then it is parked
+        prefetch        events leased at once
+        pending_max     events of a shard that may be without an answer; then the group waits
+
+        StoreReplaced: Redis was wiped since the group was made.
+        """
+        from thermocline.query.subscribe import Subscription, check_limits
+
+        self._check_open()
+        check_limits(ack_wait_s, deliveries_max, prefetch, pending_max)
+        groups = self._groups()
+        record = groups.require(group, start, event_types)
+        return Subscription(
+            self._shared_following(),
+            groups,
+            record,
+            ack_wait_s=ack_wait_s,
+            deliveries_max=deliveries_max,
+            prefetch=prefetch,
+            pending_max=pending_max,
+        )
+
+    def groups(self) -> list[GroupStatus]:
+        """The groups of consumers: what each has taken, has pending and has parked, and how far behind it is."""
+        self._check_open()
+        return self._groups().statuses()
+
+    def delete_group(self, group: str) -> None:
+        """Forget a group, what it has pending and what it has parked."""
+        self._check_open()
+        self._groups().delete(group)
+
+    def parked(self, group: str, limit: int = 100) -> list[ParkedEvent]:
+        """Events that were set aside, the oldest first; those of `store.sql` have their contents."""
+        self._check_open()
+        return self._groups().parked(group, limit)
+
+    def replay_parked(self, group: str, events: Sequence[ParkedEvent] | None = None) -> int:
+        """Deliver parked events anew, all of them unless given; how many."""
+        self._check_open()
+        return self._groups().take_out(group, "replay", events)
+
+    def discard_parked(self, group: str, events: Sequence[ParkedEvent] | None = None) -> int:
+        """Forget parked events, all of them unless given; how many. They stay in the store."""
+        self._check_open()
+        return self._groups().take_out(group, "discard", events)
+
+    def _groups(self) -> StoreGroups:
+        from thermocline.query.groups import StoreGroups
+
+        return StoreGroups(self.tiers)
+
+    def replay(
+        self,
+        conversation_id: str,
+        *,
+        speed: float = 1.0,
+        until: dt.datetime | int | None = None,
+        from_seq: int = 1,
+        pause_s_max: float = 10.0,
+    ) -> Iterator[Followed | Gap]:
+        """The events of a conversation once more, each when it is due by the original pauses; gaps where events are gone.
+
+        speed        2.0 halves the pauses; math.inf makes none
+        until        the last: its seq, or a datetime (of `timestamp`); None: the last there is now
+        pause_s_max  no pause is longer, whatever there was
+        """
+        from thermocline.query.replay import check_replay, replayed
+
+        check_replay(speed, until, pause_s_max)
+        return replayed(self.tail(conversation_id, start=from_seq), speed=speed, until=until, pause_s_max=pause_s_max)
+
+    def export(
+        self,
+        target: str | Path | BinaryIO,
+        *,
+        format: ExportFormat = "ndjson",
+        conversation_id: str | None = None,
+        since: dt.datetime | None = None,
+        until: dt.datetime | None = None,
+        event_types: Sequence[str] | None = None,
+    ) -> Exported:
+        """Write events of one cut to a file, by conversation and seq; how many, and what they rest on.
+
+        target       a path, which is replaced when all of it is written, or a binary file to write to
+        format       ndjson (what `thermocline append` takes), parquet, cloudevents (one a line), cloudevents-batch (a JSON array)
+        since until  of `timestamp`: from, and before
+
+        Memory stays within query.memory_bytes_max; beyond it, sorting spills into the namespace's folder.
+        """
+        from thermocline.query.export import Exporter
+
+        self._check_open()
+        return Exporter(self._runner, self.settings.namespace).export(
+            target, format=format, conversation_id=conversation_id, since=since, until=until, event_types=event_types
+        )
 
     def _shared_following(self) -> Following:
         from thermocline.query.follow import Following

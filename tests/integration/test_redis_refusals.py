@@ -18,14 +18,14 @@ from thermocline.archiver.worker import Worker
 from thermocline.config import Settings, load
 from thermocline.errors import Backpressure, ConfigError, OutcomeUnknown, TierCorrupt, TierUnavailable
 from thermocline.ingest.append import Client
-from thermocline.store import connect
+from thermocline.store import Store, connect
 from thermocline.tiers.block import Position
 from thermocline.tiers.hot_redis import RedisHot
 from thermocline.tiers.opening import open_tiers
 from thermocline.tiers.redis_link import CONNECTIONS_MAX, Link
 
 OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
-LISTED = re.compile(r"The Redis user needs `([^`]+)`, and should have `([^`]+)`")
+LISTED = re.compile(r"The Redis user needs `([^`]+)`[^`]*, and should have `([^`]+)`")
 SettingsOf = Callable[..., Settings]
 
 
@@ -83,9 +83,16 @@ def test_a_user_with_just_the_rights_that_the_docs_list_can_do_everything(server
             assert receipt.durability == ("fsync" if number == 0 else "memory")
             tiers.hot.put_meta(0, {"run": "0" * 40})
             tiers.hot.put_meta(1, {"run": "0" * 40})
-            client.append("c", "t", "2")
-            for _ in range(2):
-                Worker(tiers).once()
+            with Store(open_tiers(settings)) as store, store.subscribe("g", deliveries_max=1) as subscription:
+                client.append("c", "t", "2")
+                assert len(store.tail(start="begin").read(timeout_s=30)) == 2
+                [delivery] = subscription.read(timeout_s=30)
+                assert delivery.extend() and delivery.park() and store.replay_parked("g") == 1
+                [delivery] = subscription.read(timeout_s=30)
+                assert delivery.ack() and subscription.read(timeout_s=0) == []
+                for _ in range(2):
+                    Worker(tiers).once()
+                store.delete_group("g")
             tiers.hot.raise_last_id(1, Position(1, 0))
             assert tiers.hot.drop() > 0
             tiers.reconfirm()

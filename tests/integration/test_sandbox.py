@@ -17,6 +17,7 @@ import psutil
 import pyarrow as pa
 import pytest
 
+from tests.s3_servers import Bucket
 from tests.waiting import wait_until
 from thermocline.archiver.worker import Worker
 from thermocline.config import SandboxSettings, Settings, load
@@ -309,6 +310,26 @@ def test_a_file_that_leaves_meanwhile_means_another_cut(store: Store, sandbox: S
         assert answer.to_arrow().to_pylist() == [{"n": store.sql(query).fetchall()[0][0]}]
         assert answer.coverage.retries == 1
     assert len(given) == 2
+
+
+def test_what_is_on_s3_is_copied_before_within_a_limit(moto_bucket: Bucket, tmp_path: Path) -> None:
+    found = load({"data_dir": tmp_path / "data", "cold_url": moto_bucket.url}, environ={})
+    query = "SELECT count(*) AS n, sum(strlen(content)) AS bytes, min(sample_rate) AS rate FROM events"
+    try:
+        with connect(found) as store, Client(found, tiers=store.tiers) as client:
+            client.append_many(events_of(load_runs(), end_us=store.tiers.hot.facts().now_us))
+            Worker(store.tiers).once()
+            files = [file for file in store.tiers.ledger.view().files if file.kind == "events"]
+            assert len(files) > 1
+            with Sandbox(store, limits(copied_bytes_max=0)) as sandbox:
+                assert "more than sandbox.copied_bytes_max (0)" in refused(sandbox, query)
+            assert all(store.tiers.copies.place(file.key).startswith("cold://") for file in files)
+            with Sandbox(store, limits()) as sandbox, sandbox.run(query) as answer:
+                assert answer.to_arrow().to_pylist() == store.sql(query).to_arrow().to_pylist()
+                assert answer.coverage.files_read == len(files)
+            assert all(Path(store.tiers.copies.place(file.key)).exists() for file in files)
+    finally:
+        embedded.stop(found.data_dir)
 
 
 def test_a_segment_that_is_lost_is_said_to_be(settings: Settings, tmp_path: Path) -> None:

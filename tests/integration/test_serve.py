@@ -96,11 +96,8 @@ def test_json_takes_one_event_or_an_array_and_keeps_the_bytes_of_metadata(client
 
 def test_when_every_event_is_refused_the_answer_is_a_problem_with_the_outcomes(client: httpx.Client, name: str) -> None:
     found = problem(client.post("/v1/events", json=[event(name, content=1)]), 422, "invalid-events")
-    assert found["outcomes"] == [
-        {"index": 0, "outcome": "refused", "field": "content", "problem": "must be text, not an integer"}
-    ] or (
-        found["outcomes"][0]["field"] == "content"  # type: ignore[index]
-    )
+    [outcome] = found["outcomes"]  # type: ignore[misc]
+    assert (outcome["index"], outcome["outcome"], outcome["field"]) == (0, "refused", "content")
 
 
 def test_an_event_id_sent_again_is_stored_once(client: httpx.Client, name: str) -> None:
@@ -146,7 +143,7 @@ def test_cloud_events_come_one_by_one_and_in_batches(client: httpx.Client, name:
     assert (first.status_code, more.status_code) == (200, 200), (first.text, more.text)
     assert client.post("/v1/events", json=one, headers={"Content-Type": "application/cloudevents+json"}).json()["duplicates"] == 1
     found = client.get(path(name)).json()["events"]
-    assert [one["content"] for one in found] == ['{"parcel": 4711}', "text", "ü"] or found[0]["content"] == '{"parcel":4711}'
+    assert [one["content"] for one in found] == ['{"parcel":4711}', "text", "ü"]
     assert found[0]["timestamp"] == "2026-11-20T09:41:00Z"
     assert (found[0]["tool_name"], found[0]["duration_ms"]) == ("track", 12.5)
     assert found[0]["metadata"]["cloudevent"] == {"source": "/agents/1", "flag": True, "id": "7"}
@@ -241,7 +238,8 @@ def test_parameters_of_a_page_are_checked(client: httpx.Client, query: str) -> N
 
 # Queries
 
-SQL = """SELECT 1::BIGINT AS n, 'ü,"x' AS text, TIMESTAMPTZ '2026-11-20 09:41:00.25Z' AS at, NULL AS nothing, 1.50::DECIMAL(9,2) AS d
+SQL = """SELECT 1::BIGINT AS n, 'ü,"x' AS text, TIMESTAMPTZ '2026-11-20 09:41:00.25Z' AS at, NULL AS nothing,
+                1.50::DECIMAL(9,2) AS d
          UNION ALL SELECT 2, '', TIMESTAMPTZ '2026-11-20 00:00:00Z', NULL, 2"""
 
 
@@ -368,7 +366,7 @@ def test_a_tail_that_is_left_frees_its_place(server: Served, client: httpx.Clien
     with client.stream("GET", "/v1/tail") as stream:
         next(stream.iter_lines())
         assert server.service.tails.taken == 1
-    wait_until(lambda: server.service.tails.taken == 0, 60, "the tail is closed")
+    wait_until(lambda: server.service.tails.taken == 0, 300, "the tail is closed")
 
 
 # The rest

@@ -26,6 +26,14 @@ DRIVERS = {
     "apscheduler": ("archiver/schedule.py",),
     "boto3": ("tiers/s3_requests.py",),
     "botocore": ("tiers/s3_requests.py",),
+    "uvicorn": ("serve/server.py", "serve/protocol.py"),
+    "h11": ("serve/protocol.py",),
+    "sse_starlette": ("serve/tail.py",),
+    "prometheus_client": ("serve/metrics.py",),
+    "jwt": ("serve/jwt_tokens.py",),
+    "cryptography": ("serve/jwt_tokens.py",),
+    "httpx": ("serve/jwks.py", "src/thermocline/remote.py", "src/thermocline/remote_tail.py"),
+    "starlette": tuple(sorted(str(path.relative_to(ROOT)) for path in (ROOT / "serve").glob("*.py"))),
     "mcp": ("serve/mcp.py",),
 }
 LINES_MAX = 400

@@ -35,9 +35,17 @@ def images() -> list[str]:
     return [*steps("FROM"), *(service["image"] for service in SERVICES.values())]
 
 
-def test_there_are_the_three_tiers_and_the_worker() -> None:
-    assert SERVICES.keys() == {"redis", "objects", "bucket", "worker"}
-    assert [name for name, service in SERVICES.items() if "build" in service] == ["bucket", "worker"]
+def test_there_are_the_three_tiers_the_worker_and_the_server() -> None:
+    assert SERVICES.keys() == {"redis", "objects", "bucket", "worker", "serve"}
+    assert [name for name, service in SERVICES.items() if "build" in service] == ["bucket", "worker", "serve"]
+
+
+def test_the_server_starts_when_asked_for_as_it_needs_a_token_first() -> None:
+    assert [name for name, service in SERVICES.items() if "profiles" in service] == ["serve"]
+    assert SERVICES["serve"]["command"][:3] == ["thermocline", "serve", "--no-worker"]
+    port = load(environ={}).serve.port
+    assert SERVICES["serve"]["ports"] == [f"127.0.0.1:{port}:{port}"]
+    assert f"127.0.0.1:{port}/readyz" in SERVICES["serve"]["healthcheck"]["test"][-1]
 
 
 @pytest.mark.parametrize("image", images())
@@ -49,7 +57,7 @@ def test_every_image_has_a_version_and_none_is_minio(image: str) -> None:
 
 
 def test_what_keeps_running_is_watched_and_starts_again() -> None:
-    for name in ("redis", "objects"):
+    for name in ("redis", "objects", "serve"):
         check = SERVICES[name]["healthcheck"]
         assert check["test"][0] in ("CMD", "CMD-SHELL")
         assert {"interval", "timeout", "retries"} <= check.keys()
@@ -58,20 +66,22 @@ def test_what_keeps_running_is_watched_and_starts_again() -> None:
         "redis",
         "objects",
         "worker",
+        "serve",
     }
 
 
 def test_nobody_starts_before_what_he_needs_is_healthy() -> None:
     conditions = {
-        name: {on: how["condition"] for on, how in SERVICES[name]["depends_on"].items()} for name in ("bucket", "worker")
+        name: {on: how["condition"] for on, how in SERVICES[name]["depends_on"].items()} for name in ("bucket", "worker", "serve")
     }
     assert conditions["bucket"] == {"objects": "service_healthy"}
-    assert conditions["worker"] == {"redis": "service_healthy", "bucket": "service_completed_successfully"}
+    assert conditions["serve"] == conditions["worker"] == {"redis": "service_healthy", "bucket": "service_completed_successfully"}
 
 
 def test_what_has_to_stay_is_in_volumes_that_are_declared() -> None:
     mounted = {name: dict(one.split(":") for one in service.get("volumes", [])) for name, service in SERVICES.items()}
-    assert mounted == {"redis": {"redis": "/data"}, "objects": {"objects": "/objects"}, "bucket": {}, "worker": {"data": "/data"}}
+    ours = {"bucket": {}, "worker": {"data": "/data"}, "serve": {"data": "/data"}}
+    assert mounted == {"redis": {"redis": "/data"}, "objects": {"objects": "/objects"}, **ours}
     assert COMPOSE["volumes"].keys() == {volume for places in mounted.values() for volume in places}
     assert SERVICES["objects"]["command"][-1] == mounted["objects"]["objects"]
     assert steps("VOLUME") == [mounted["worker"]["data"]]
@@ -97,7 +107,7 @@ def filled(value: str) -> str:
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", value)
 
 
-@pytest.mark.parametrize("name", ["bucket", "worker"])
+@pytest.mark.parametrize("name", ["bucket", "worker", "serve"])
 def test_the_settings_named_are_settings(name: str) -> None:
     variables = {key: filled(value) for key, value in SERVICES[name]["environment"].items()}
     image = dict(shlex.split(one)[0].split("=", 1) for one in steps("ENV") if one.startswith(ENV_PREFIX))
@@ -147,12 +157,17 @@ def test_the_image_runs_as_a_user_of_its_own() -> None:
     assert any(f"useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin {user}" in step for step in steps("RUN"))
 
 
-@pytest.mark.parametrize("line", [*steps("CMD"), *(step.partition("CMD ")[2] for step in steps("HEALTHCHECK"))])
+@pytest.mark.parametrize(
+    "line",
+    [*steps("CMD"), *(step.partition("CMD ")[2] for step in steps("HEALTHCHECK")), repr(SERVICES["serve"]["command"])],
+)
 def test_the_commands_are_ours(line: str) -> None:
     program, command, *options = ast.literal_eval(line)
     known = typer.main.get_group(app).commands
     assert program == "thermocline"
-    assert set(options) <= {option for parameter in known[command].params for option in parameter.opts}
+    assert {option for option in options if option.startswith("-")} <= {
+        option for parameter in known[command].params for option in parameter.opts
+    }
 
 
 def test_the_script_that_makes_the_bucket_is_in_the_image() -> None:

@@ -170,6 +170,15 @@ def test_what_a_cloud_event_says_beyond_an_event_is_kept_in_metadata() -> None:
     assert cloud(metadata='{"a":1.00}').metadata == '{"a":1.00}'
 
 
+def test_what_was_exported_becomes_the_event_it_was() -> None:
+    data = {"content": "ü", "tool_name": "track", "cost_usd": 1.5, "metadata": {"a": [1]}}
+    found = cloud(source="/thermocline/default", id="01a1fb68-3a43-7654-b3c4-4b98cde469b0", sequence="7", data=data)
+    assert (found.content, found.tool_name, found.cost_usd) == ("ü", "track", 1.5)
+    assert bytes(found.metadata) == b'{"a": [1]}'  # type: ignore[arg-type]
+    with pytest.raises(InvalidEvent, match="no column"):
+        cloud(source="/thermocline/default", data={"other": 1})
+
+
 @pytest.mark.parametrize(
     ("field", "more"),
     [

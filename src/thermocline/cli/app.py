@@ -9,7 +9,7 @@ from typing import Annotated, Final
 
 import typer
 
-from . import append, archive, configuration, demo, mcp, namespaces, query, scrub, serve, tokens, upkeep
+from . import append, archive, configuration, demo, following, groups, mcp, namespaces, query, scrub, serve, tokens, upkeep
 from .options import Chosen
 
 GLOBAL_OPTIONS: Final = ("--config", "--data-dir", "--namespace")
@@ -62,6 +62,11 @@ app.command("query")(query.query)
 app.command("search")(query.search)
 app.command("recent")(query.recent)
 app.command("conversations")(query.conversations)
+app.command("tail")(following.tail)
+app.command("replay")(following.replay)
+app.command("export")(following.export)
+app.add_typer(groups.app, name="groups")
+app.command("parked")(groups.parked)
 app.command("status")(upkeep.status)
 app.command("verify")(upkeep.verify)
 app.command("scrub")(scrub.scrub)

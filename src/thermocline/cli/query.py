@@ -50,7 +50,7 @@ def query(
     note(str(answer.coverage))
 
 
-def _time(text: str) -> dt.datetime:
+def a_time(text: str) -> dt.datetime:
     try:
         found = dt.datetime.fromisoformat(text)
     except ValueError as exc:
@@ -66,9 +66,9 @@ def search(
     agent: Annotated[str | None, typer.Option(help="Only this agent_id.")] = None,
     tool: Annotated[str | None, typer.Option(help="Only this tool_name.")] = None,
     since: Annotated[
-        dt.datetime | None, typer.Option(parser=_time, metavar="TIME", help="Only from then on: RFC 3339, or a UTC day.")
+        dt.datetime | None, typer.Option(parser=a_time, metavar="TIME", help="Only from then on: RFC 3339, or a UTC day.")
     ] = None,
-    until: Annotated[dt.datetime | None, typer.Option(parser=_time, metavar="TIME", help="Only before then.")] = None,
+    until: Annotated[dt.datetime | None, typer.Option(parser=a_time, metavar="TIME", help="Only before then.")] = None,
     phrase: Annotated[bool, typer.Option("--phrase", help="The words one after the other.")] = False,
     whole_words: Annotated[bool, typer.Option("--whole-words", help="Not within longer words.")] = False,
     limit: Annotated[int, typer.Option(min=1, help="How many events.")] = 20,
@@ -149,7 +149,7 @@ def conversations(
     context: typer.Context,
     since: Annotated[
         dt.datetime | None,
-        typer.Option(parser=_time, metavar="TIME", help="Only those with an event at or after it: RFC 3339, or a UTC day."),
+        typer.Option(parser=a_time, metavar="TIME", help="Only those with an event at or after it: RFC 3339, or a UTC day."),
     ] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many conversations.")] = 20,
     output: FormOption = Form.table,
