@@ -49,13 +49,19 @@ def chart(found: pa.Table) -> str:
     first = points.column(0).to_pylist()
     series = [{"name": names[place], "y": [_float(value) for value in points.column(place).to_pylist()]} for place in ys]
     kind = fields[0].type
-    if _is_number(kind) or (pa.types.is_temporal(kind) and not pa.types.is_time(kind) and not pa.types.is_duration(kind)):
+    if _is_number(kind) or pa.types.is_timestamp(kind) or pa.types.is_date(kind):
         xs = [_float(value) for value in first]
         if any(x is None for x in xs) or len(set(xs)) != len(xs):
             return ""
         order = sorted(range(len(xs)), key=lambda place: xs[place] or 0.0)
         ordered = [{"name": one["name"], "y": [one["y"][place] for place in order]} for one in series]
-        spec = {"kind": "lines", "name": names[0], "time": pa.types.is_temporal(kind), "x": [xs[place] for place in order], "series": ordered}
+        spec = {
+            "kind": "lines",
+            "name": names[0],
+            "time": pa.types.is_temporal(kind),
+            "x": [xs[place] for place in order],
+            "series": ordered,
+        }
         return json.dumps(spec)
     if len(first) > LABELS_MAX:
         return ""

@@ -119,7 +119,7 @@ class Overview:
         return {
             "status": status,
             "at": dt.datetime.now(dt.UTC),
-            "tiers": tiers(status),
+            "tiers": tiers(status, max((file.created_us for file in view.files), default=0) / 1e6, time.time()),
             "flow": flow(list(self._marks)),
             "conservation": balance(shards),
             "jobs": jobs(status.worker, time.time()),
@@ -140,7 +140,13 @@ class Overview:
         found = dict(self._store.sql(sql).fetchall())
         now = int(time.time()) // step * step
         xs = [now - step * back for back in reversed(range(SPAN_BARS[span]))]
-        bars = {"kind": "bars", "name": "UTC", "x": xs, "time": True, "series": [{"name": "events", "y": [found.get(x, 0) for x in xs]}]}
+        bars = {
+            "kind": "bars",
+            "name": "UTC",
+            "x": xs,
+            "time": True,
+            "series": [{"name": "events", "y": [found.get(x, 0) for x in xs]}],
+        }
         rows = [(dt.datetime.fromtimestamp(x, dt.UTC), found[x]) for x in reversed(xs) if x in found]
         return {
             "label": label,
@@ -150,8 +156,8 @@ class Overview:
         }
 
 
-def tiers(status: Status) -> list[dict[str, Any]]:
-    """Hot, warm, cold: how much, and how far behind."""
+def tiers(status: Status, archived_s: float, now_s: float) -> list[dict[str, Any]]:
+    """Hot, warm, cold: how much, and how far behind. archived_s: when the newest cold file was made, 0 never. Pure."""
     found = []
     total = sum(tier.events for tier in status.tiers)
     for tier in status.tiers:
@@ -168,12 +174,8 @@ def tiers(status: Status) -> list[dict[str, Any]]:
             }
             note = f"{tier.files:,} segment{'' if tier.files == 1 else 's'}"
         else:
-            at = float((status.worker or {}).get("archived_us") or 0) / 1e6
-            facts = {
-                "lag_s": time.time() - at if at else None,
-                "lag": "" if at else "not yet",
-                "lag_name": "since the last archive",
-            }
+            ago_s = max(0.0, now_s - archived_s) if archived_s else None
+            facts = {"lag_s": ago_s, "lag": "" if archived_s else "not yet", "lag_name": "since the last archive"}
             note = f"{tier.files:,} file{'' if tier.files == 1 else 's'}, rollups included"
         share = tier.events / total if total else 0.0
         found.append({"name": tier.tier, "events": tier.events, "bytes": tier.bytes, "note": note, "share": share, **facts})

@@ -90,6 +90,8 @@ def usd(value: float | None) -> str:
     """Dollars, with as many digits as small sums need."""
     if value is None:
         return "–"
+    if 0 < value < 0.0001:
+        return "< $0.0001"
     return f"${value:,.2f}" if value >= 1 or value == 0 else f"${value:.4f}"
 
 

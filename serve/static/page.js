@@ -44,6 +44,15 @@ class Chart extends HTMLElement {
     }));
     const axis = {stroke: css("--dim"), grid: {stroke: css("--line"), width: 1}, ticks: {stroke: css("--line"), width: 1, size: 4},
       font: "11px system-ui, sans-serif"};
+    const times = (_, places, __, ___, step) => {
+      let day = "";
+      return places.map((at) => {
+        const text = new Date(at * 1000).toISOString();
+        const before = day;
+        day = text.slice(5, 10);
+        return step >= 86400 ? day : before === day ? text.slice(11, 16) : `${text.slice(11, 16)}\n${day}`;
+      });
+    };
     const label = (at) => spec.labels?.[at] ?? "";
     const options = {
       width: this.clientWidth || 600,
@@ -59,7 +68,7 @@ class Chart extends HTMLElement {
       axes: [
         {...axis, grid: {show: false}, ...(spec.labels ? {
           splits: () => spec.x.filter((at) => at % Math.ceil(spec.x.length / Math.max(1, this.clientWidth / 90)) === 0),
-          values: (_, places) => places.map((at) => label(at).slice(0, 14))} : {})},
+          values: (_, places) => places.map((at) => label(at).slice(0, 14))} : spec.time ? {values: times} : {})},
         {...axis, size: 52, values: (_, values) => values.map((value) => short.format(value))},
       ],
     };
