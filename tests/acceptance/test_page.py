@@ -1,4 +1,4 @@
-"""The page in a real browser: it is live, its charts draw, it works without scripts, small, by keyboard, and with hostile content."""
+"""The page in a real browser: live, with charts, without scripts, on a small screen, by keyboard, with hostile content."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             found.append(*talk("talk"))
             found.append(
                 *(event(HOSTILE_NAME, "message.user", text, metadata={"x": text[:900]}) for text in HOSTILE),
-                event(HOSTILE_NAME, SCRIPT[:60], "t", tool_name=SCRIPT[:90], status=SCRIPT[:90], agent_id=SCRIPT[:90]),
+                event(HOSTILE_NAME, "note", "t", tool_name=SCRIPT[:90], status=SCRIPT[:90], agent_id=SCRIPT[:90]),
             )
             yield found
     finally:
