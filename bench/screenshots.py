@@ -132,7 +132,7 @@ def happen(server: Served, ended: threading.Event) -> None:
         for event in priced(events_of([run], end_us=time.time_ns() // 1000, days=1)):
             if ended.is_set():
                 return
-            server.service.client.append({**event, "conversation_id": LIVE, "timestamp": time.time_ns() // 1000})
+            server.service.client.append_many([{**event, "conversation_id": LIVE, "timestamp": time.time_ns() // 1000}])
             pause(0.8)
 
 

@@ -121,7 +121,7 @@ async def conversation(request: Request) -> Response:
         if found is None:
             return None
         part = page_timeline.part(store, name, seq=seq, before=before)
-        return {"summary": found, "part": part, "places": page_timeline.places(store, name)}
+        return {"summary": found, "part": part, "places": page_timeline.places(store, name, part.first)}
 
     found = await service.read(read)
     if found is None:
@@ -133,11 +133,12 @@ async def conversation_head(request: Request) -> Response:
     """What stands above a timeline, as it is now."""
     service: Service = request.app.state.service
     name = check_conversation_id(request.query_params.get("id", ""))
+    first = number(request, "first", default=1, least=1, most=INT64_MAX >> 1)
 
     def read() -> dict[str, Any]:
         return {
             "summary": page_timeline.summary(service.store, name),
-            "places": page_timeline.places(service.store, name),
+            "places": page_timeline.places(service.store, name, first),
         }
 
     return html(request, "part_conversation_head.html", name=name, **await service.read(read))

@@ -21,6 +21,8 @@ Value = TypeVar("Value")
 FLOW_S: Final = 60.0
 """Over which the flow between tiers is measured."""
 SAMPLES_MAX: Final = 240
+REST: Final = 4.0
+"""After a value was made, so many times as long nothing is done for it: who looks may take a fifth of a thread."""
 GB: Final = 1e9
 PRICES: Final[Mapping[str, float]] = {"hot": 3.50, "warm": 0.08, "cold": 0.023}
 """Dollars a month for 10⁹ bytes: memory of a small cloud server, SSD block storage, S3 Standard; list prices of 2026."""
@@ -80,19 +82,31 @@ class Mark(NamedTuple):
 
 
 class Kept:
-    """A value that is made anew when it is older than so many seconds. Thread-safe."""
+    """Values that are made anew when they are older than so many seconds, and than what making them took, many times over.
+    While one is made, others get the one before. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._made: dict[str, tuple[float, Any]] = {}
+        self._being_made: set[str] = set()
 
     def get(self, name: str, age_s: float, make: Callable[[], Value]) -> Value:
         with self._lock:
             found = self._made.get(name)
-            if found is None or time.monotonic() - found[0] > age_s:
-                found = self._made[name] = (time.monotonic(), make())
-            value: Value = found[1]
+            if found is not None and (time.monotonic() < found[0] or name in self._being_made):
+                kept: Value = found[1]
+                return kept
+            self._being_made.add(name)
+        begin_s = time.monotonic()
+        try:
+            value = make()
+            end_s = time.monotonic()
+            with self._lock:
+                self._made[name] = (end_s + max(age_s, REST * (end_s - begin_s)), value)
             return value
+        finally:
+            with self._lock:
+                self._being_made.discard(name)
 
 
 class Overview:

@@ -16,6 +16,9 @@ PAGE_EVENTS: Final = 100
 CONTENT_CHARS: Final = 20_000
 """Of one event on a page; the address of the whole stands beside it."""
 METADATA_CHARS: Final = 20_000
+STRIP_PARTS: Final = 200
+MARKED_MAX: Final = 2000
+"""Seqs from the first of a page on, of which it is told in which tier they are."""
 _COLUMNS: Final = f"""
     seq, event_type, timestamp, ingested_at, agent_id, task_id, correlation_id, parent_id, model, tool_name, status,
     duration_ms, cost_usd, input_tokens, output_tokens, sample_rate,
@@ -46,6 +49,8 @@ class Part(NamedTuple):
     """Give it as `before` for the page before; None when there is none."""
     newer: int | None
     """Give it as `seq` for the next page; None on the newest one."""
+    first: int
+    """The first seq of the page, be it there or not."""
     follow_from: int
     """The first seq that is not on the page."""
     coverage: str
@@ -72,6 +77,7 @@ def part(store: Store, conversation: str, *, seq: int | None = None, before: int
         entries,
         older=first if first > 1 and (more or seq is not None) else None,
         newer=None if reaches_end else end + 1,
+        first=first,
         follow_from=end + 1,
         coverage=str(answer.coverage),
     )
@@ -91,15 +97,23 @@ def summary(store: Store, conversation: str) -> dict[str, Any] | None:
     return found
 
 
-def places(store: Store, conversation: str) -> dict[str, Any]:
-    """Which tier the events are in: runs of seqs, and how many there are in each."""
-    runs = store.whereabouts(conversation).fetchall()
+def places(store: Store, conversation: str, from_seq: int) -> dict[str, Any]:
+    """Which tier the events are in: of all of them how many, spread over the conversation; from a seq on, as many as a page may
+    show, the runs of seqs."""
+    head = max(1, store.tiers.hot.head(conversation))
     counts = dict.fromkeys(("hot", "warm", "cold"), 0)
-    for first, last, tier in runs:
-        counts[tier] += last - first + 1
-    there = sum(counts.values())
-    head = max(store.tiers.hot.head(conversation), runs[-1][1] if runs else 0)
-    return {"runs": runs, "counts": counts, "there": there, "gone": max(0, head - there), "head": head}
+    strip = []
+    for place, tier, events in store.spread(conversation, head, STRIP_PARTS):
+        counts[tier] += events
+        strip.append((100 * place / STRIP_PARTS, tier, min(1.0, max(0.3, events * STRIP_PARTS / head))))
+    runs = store.whereabouts(conversation, from_seq, from_seq + MARKED_MAX).fetchall()
+    return {
+        "runs": runs,
+        "counts": counts,
+        "gone": max(0, head - sum(counts.values())),
+        "strip": strip,
+        "width": 100 / STRIP_PARTS,
+    }
 
 
 def tier_of(runs: Sequence[tuple[int, int, str]], seq: int) -> str:
@@ -171,16 +185,16 @@ def _with_gaps(
     """Events and, where seqs from `first` to `end` are missing, gaps with their reasons."""
     runs = store.whereabouts(conversation, rows[0]["seq"], rows[-1]["seq"]).fetchall() if rows else []
     due, since = first, None
+    view = store.tiers.ledger.view()
+    shard = shard_of(conversation, store.settings.hot.shards)
+
+    def missing(low: int, high: int) -> dict[str, Any]:
+        return gap(conversation, low, high, reason_of(view, conversation, shard, low, high, first=low == 1))
+
     for row in rows:
         if row["seq"] > due:
-            yield _gap(store, conversation, due, row["seq"] - 1)
+            yield missing(due, row["seq"] - 1)
         yield entry(row, tier_of(runs, row["seq"]), since)
         due, since = row["seq"] + 1, row["timestamp"]
     if due <= end:
-        yield _gap(store, conversation, due, end)
-
-
-def _gap(store: Store, conversation: str, first: int, last: int) -> dict[str, Any]:
-    shard = shard_of(conversation, store.settings.hot.shards)
-    reason = reason_of(store.tiers.ledger.view(), conversation, shard, first, last, first=first == 1)
-    return gap(conversation, first, last, reason)
+        yield missing(due, end)

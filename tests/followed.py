@@ -112,7 +112,7 @@ def followed(folder: Path, *, run: int = 0) -> Agreement:
     settings = load({"data_dir": folder / "data", "redis_url": redis.url, "hot": {"shards": 4}, "sampling": KEEP_ALL}, environ={})
     try:
         with served(settings) as server, chromium() as browser, visit(browser, server.url) as seen:
-            server.service.client.append(events[0])
+            server.service.client.append_many(events[:1])
             seen.page.goto(f"{server.url}/conversation?id={quote(name, safe='')}")
             seen.page.wait_for_selector("#following.on")
             readers = TailReader(server, name), SqlReader(server, name)
@@ -150,7 +150,7 @@ def play(server: Served, events: Sequence[dict[str, Any]]) -> None:
     for place, event in enumerate(events):
         if place == len(events) // 2:
             worker.start()
-        server.service.client.append(event)
+        server.service.client.append_many([event])
         pause(PAUSE_S)
         if place == len(events) * 3 // 4:
             worker.join()

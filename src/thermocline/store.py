@@ -88,6 +88,13 @@ class Store:
         self._check_open()
         return whereabouts(self._runner, conversation_id, from_seq, to_seq)
 
+    def spread(self, conversation_id: str, to_seq: int, parts: int = 100) -> Result:
+        """Columns part (from 0), tier, events: how many of the seqs 1 to `to_seq`, cut into equal parts, are in which tier."""
+        from thermocline.query.whereabouts import spread
+
+        self._check_open()
+        return spread(self._runner, conversation_id, to_seq, parts)
+
     def usage(self, conversation_id: str | None = None) -> Result:
         """Events, content_bytes, input_tokens, output_tokens, cost_usd and errors by month and model, the newest month first.
 
