@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 FILE_NAME = "worker.json"
+PROBLEM_CHARS_MAX = 1000
+"""Of what is kept of a job's last failure."""
 _NAMES = re.compile(r"[0-9a-f]{32}")
 """Names of segments: a settle that fails the same way does so under a new one every time."""
 
@@ -26,6 +28,7 @@ class Health:
         self._problems: dict[str, str] = {}
         self._lasting: set[str] = set()
         self._final: dict[str, str] = {}
+        self._ran: dict[str, dict[str, Any]] = {}
         self._facts: dict[str, Any] = {
             "pid": os.getpid(),
             "host": socket.gethostname(),
@@ -49,6 +52,7 @@ class Health:
 
     def worked(self, job: str) -> bool:
         """Whether it had failed before."""
+        self._ran.setdefault(job, {})["worked_us"] = _now_us()
         self._problems.pop(job, None)
         self._lasting.discard(job)
         return self._failures.pop(job, None) is not None
@@ -59,6 +63,7 @@ class Health:
         lasting  red at once: only a change of settings will mend it
         """
         text = f"{job}: {problem}"
+        self._ran.setdefault(job, {}).update(failed_us=_now_us(), problem=problem[:PROBLEM_CHARS_MAX])
         news = _NAMES.sub("", self._problems.get(job, "")) != _NAMES.sub("", text)
         self._failures[job] = self._failures.get(job, 0) + 1
         self._problems[job] = text
@@ -67,6 +72,7 @@ class Health:
 
     def stuck(self, job: str, problem: str) -> None:
         """Red at once, until `freed` or the worker starts again."""
+        self._ran.setdefault(job, {}).update(failed_us=_now_us(), problem=problem[:PROBLEM_CHARS_MAX])
         self._final[job] = f"{job}: {problem}"
 
     def freed(self, job: str) -> None:
@@ -83,6 +89,7 @@ class Health:
             "health": "green" if self.problem is None else "red",
             "problem": self.problem,
             "failures": self._failures,
+            "jobs": self._ran,
             "written_us": _now_us(),
         }
         temporary = self._path.with_name(f"{FILE_NAME}.{os.getpid()}.tmp")

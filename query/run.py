@@ -129,6 +129,16 @@ class Runner:
                 raise IncompleteAnswer(f"{left_out}; ask without require")
         return Plan(cut=cut, sources=sources, coverage=coverage)
 
+    def built(self, reading: Reading, build: Callable[[Plan, Place], str], parameters: Parameters = None) -> Result:
+        """The answer to SQL that `build` makes for a plan: over its segments, its files, and TAIL. Errors are those of `sql`."""
+        with self._borrowed() as place:
+
+            def use(plan: Plan) -> Result:
+                sql = build(plan, self._archived.place)
+                return Result(self._answer(place, plan.cut, plan.sources, sql, parameters), plan.coverage)
+
+            return self.planned(reading, use)
+
     def cursor(self) -> Connection:
         """A connection to the database that holds the decoded tail of every plan in use. The caller closes it."""
         return self._base.cursor()

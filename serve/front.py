@@ -9,11 +9,16 @@ import time
 from http.cookies import CookieError, SimpleCookie
 from typing import Any, Final
 
+from starlette.applications import Starlette
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
 
 from .access import Caller, is_local, require
 from .bodies import too_large
+from .page import PAGES
+from .page_login import refused
 from .problems import Problem, internal
 from .protocol import ABORT
 from .service import Service
@@ -37,7 +42,7 @@ ANSWER_HEADERS: Final = (
 class Front:
     """The outermost layer."""
 
-    def __init__(self, app: ASGIApp, service: Service, scopes: Any) -> None:
+    def __init__(self, app: Starlette, service: Service, scopes: Any) -> None:
         """scopes  (method, path) → (route, scope), as routing.Scopes"""
         self._app = app
         self._service = service
@@ -57,7 +62,7 @@ class Front:
             await self._app(scope, receive, answer)
         except Problem as problem:
             self._service.metrics.refused(problem.kind)
-            await problem.response()(scope, receive, answer)
+            await self._refusal(scope, route, problem)(scope, receive, answer)
         except SlowReader:
             self._service.metrics.slow_reader()
             log.info("%s %s: closed, because nothing was read (serve.write_timeout_s)", scope["method"], route)
@@ -74,6 +79,13 @@ class Front:
                 scope["method"] if route else "other", route or "none", answer.status, time.perf_counter() - begin_s
             )
             self._record(scope, route, needed, answer.status)
+
+    def _refusal(self, scope: Scope, route: str, problem: Problem) -> Response:
+        """The answer to who may not go on; to people at the page, a page."""
+        if route not in PAGES or problem.status in (421, 431):
+            return problem.response()
+        scope["app"] = self._app
+        return refused(Request(scope), problem)
 
     async def _admit(self, scope: Scope, needed: str) -> None:
         """Nothing; Problem when the request may not go on."""

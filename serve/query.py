@@ -115,7 +115,6 @@ class Queries:
 async def query(request: Request) -> Response:
     """The answer, after the whole of it is there."""
     service: Service = request.app.state.service
-    queries: Queries = request.app.state.queries
     media_type = chosen(request.headers.get("accept", ""), FORMS)
     if media_type is None:
         raise Problem(406, "not-acceptable", f"answers come as {', '.join(FORMS)}: name one of them in Accept")
@@ -124,6 +123,14 @@ async def query(request: Request) -> Response:
     query_id = ask.id or request.headers.get(ID_HEADER) or uuid.uuid4().hex
     if not _ID.fullmatch(query_id):
         raise Problem(400, "bad-request", "the query's id may have 1 to 64 letters, digits, '_' and '-'")
+    answered = await answered_to(request, ask, media_type, query_id)
+    return _response(service, answered, media_type, query_id)
+
+
+async def answered_to(request: Request, ask: Ask, media_type: str, query_id: str) -> Answered:
+    """The whole answer; its file is the caller's to close. Counted, audited, and cancelled when the client leaves."""
+    service: Service = request.app.state.service
+    queries: Queries = request.app.state.queries
     caller = request.scope["caller"]
     request.scope["audit"] = {"query_id": query_id, "sql": ask.sql}
     running = queries.begin(query_id, caller.name)
@@ -141,7 +148,7 @@ async def query(request: Request) -> Response:
         queries.end(query_id, caller.name)
     service.metrics.queried("answered", time.perf_counter() - begin_s, answered.rows, answered.size)
     request.scope["audit"] |= {"rows": answered.rows, "truncated": answered.truncated}
-    return _response(service, answered, media_type, query_id)
+    return answered
 
 
 async def cancel(request: Request) -> Response:

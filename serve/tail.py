@@ -34,22 +34,28 @@ Value = TypeVar("Value")
 SSE: Final = "text/event-stream"
 START_BYTES_MAX: Final = 8192
 TYPES_MAX: Final = 100
+Shown = Callable[[Any], ServerSentEvent]
 RETRY_MS: Final = 1000
 """After which a browser that lost the connection comes back."""
 
 
 async def tail(request: Request) -> Response:
     """A stream of `event` and `gap` messages, each with the id to resume after it, and comments while nothing comes."""
-    service: Service = request.app.state.service
     if chosen(request.headers.get("accept", ""), (SSE,)) is None:
         raise Problem(406, "not-acceptable", f"a tail comes as {SSE}: name it in Accept")
     conversation = request.query_params.get("conversation_id")
     if conversation is not None:
         check_conversation_id(conversation)
     request.scope["audit"] = {"conversation_id": conversation}
+    return await followed(request, conversation, types=_types(request), start=_start(request, conversation))
+
+
+async def followed(
+    request: Request, conversation: str | None, *, types: list[str] | None, start: Any, shown: Shown | None = None
+) -> Response:
+    """The stream of a tail. shown: what is sent of an item; None: JSON."""
+    service: Service = request.app.state.service
     limits = service.settings.serve
-    types = _types(request)
-    start = _start(request, conversation)
     place = service.tails.place("tails", "serve.tails_max")
     place.__enter__()
     try:
@@ -58,7 +64,7 @@ async def tail(request: Request) -> Response:
     except BaseException:
         place.__exit__(None, None, None)
         raise
-    return _Stream(_messages(service, opened), opened, place)
+    return _Stream(_messages(service, opened, shown or _message), opened, place)
 
 
 class _Stream(EventSourceResponse):
@@ -77,14 +83,14 @@ class _Stream(EventSourceResponse):
             self._place.__exit__(None, None, None)
 
 
-async def _messages(service: Service, opened: Tail) -> AsyncIterator[ServerSentEvent]:
+async def _messages(service: Service, opened: Tail, shown: Shown) -> AsyncIterator[ServerSentEvent]:
     shards = range(service.settings.hot.shards)
     mine = shards if opened.conversation_id is None else [shard_of(opened.conversation_id, len(shards))]
     reason = "left"
     try:
         yield ServerSentEvent(id=opened.position, comment="follows", retry=RETRY_MS, sep="\n")
         with service.pulse.listener(mine) as listener:
-            async for message in _followed(service, opened, listener):
+            async for message in _followed(service, opened, listener, shown):
                 yield message
             reason = "stopped"
             yield ServerSentEvent(comment="the server ends: come back", sep="\n")
@@ -95,7 +101,7 @@ async def _messages(service: Service, opened: Tail) -> AsyncIterator[ServerSentE
         service.metrics.tail_closed(reason)
 
 
-async def _followed(service: Service, opened: Tail, listener: Listener) -> AsyncIterator[ServerSentEvent]:
+async def _followed(service: Service, opened: Tail, listener: Listener, shown: Shown) -> AsyncIterator[ServerSentEvent]:
     """Messages until the server stops."""
     limits = service.settings.serve
     while not service.stopping.is_set():
@@ -104,7 +110,7 @@ async def _followed(service: Service, opened: Tail, listener: Listener) -> Async
         items = await _read(service, opened, limits.tail_events_max)
         for item in items:
             service.metrics.tailed(1)
-            yield _message(item)
+            yield shown(item)
         passed_over = not items and opened.position != before  # what nobody asked for: there may be more
         if not items and not passed_over and not await _woken(service, listener, limits.heartbeat_s):
             yield ServerSentEvent(id=opened.position, comment="nothing new", sep="\n")

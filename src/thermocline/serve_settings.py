@@ -48,6 +48,7 @@ class ServeSettings(BaseModel):
     read_threads: int = Field(4, ge=1, le=64, description="reads of conversations and of status at once")
     page_events_max: int = Field(1000, ge=1, le=10_000, description="events in one answer of a conversation")
     page_bytes_max: int = Field(8 * MIB, ge=KIB, le=256 * MIB, description="text of them, but for a single larger event")
+    page_rows_max: int = Field(5000, ge=1, le=100_000, description="rows of an answer in the page's SQL console")
     answers_max: int = Field(16, ge=1, le=10_000, description="answers being sent at once, each in a file; beyond it 503")
     answer_memory_bytes_max: int = Field(256 * KIB, ge=0, le=64 * MIB, description="of an answer; what is more is in a file")
     tails_max: int = Field(250, ge=1, le=10_000, description="tails open at once; beyond it 503")

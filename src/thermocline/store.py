@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from thermocline.config import Settings, load
 from thermocline.errors import ConfigError, TierUnavailable
+from thermocline.event import INT64_MAX
 from thermocline.following import Followable
 from thermocline.query.handover import Lender
 from thermocline.query.instants import Instant
@@ -94,6 +95,30 @@ class Store(Followable):
         """The newest `limit` events of a conversation, columns as in `events`, ordered by seq."""
         self._check_open()
         return self._recent.recent(conversation_id, limit)
+
+    def whereabouts(self, conversation_id: str, from_seq: int = 1, to_seq: int = INT64_MAX) -> Result:
+        """Which tier a conversation's events are in: columns from_seq, to_seq (included) and tier (hot, warm, cold), in order."""
+        from thermocline.query.whereabouts import whereabouts
+
+        self._check_open()
+        return whereabouts(self._runner, conversation_id, from_seq, to_seq)
+
+    def spread(self, conversation_id: str, to_seq: int, parts: int = 100) -> Result:
+        """Columns part (from 0), tier, events: how many of the seqs 1 to `to_seq`, cut into equal parts, are in which tier."""
+        from thermocline.query.whereabouts import spread
+
+        self._check_open()
+        return spread(self._runner, conversation_id, to_seq, parts)
+
+    def usage(self, conversation_id: str | None = None) -> Result:
+        """Events, content_bytes, input_tokens, output_tokens, cost_usd and errors by month and model, the newest month first.
+
+        From rollups, so exact after sampling. conversation_id: of that conversation only.
+        """
+        from thermocline.query.usage import usage
+
+        self._check_open()
+        return usage(self._runner, conversation_id)
 
     def search(
         self,

@@ -36,6 +36,8 @@ DRIVERS = {
     "cryptography": ("serve/jwt_tokens.py",),
     "httpx": ("serve/jwks.py", "src/thermocline/remote.py", "src/thermocline/remote_tail.py"),
     "starlette": tuple(sorted(str(path.relative_to(ROOT)) for path in (ROOT / "serve").glob("*.py"))),
+    "jinja2": ("serve/page_view.py",),
+    "markupsafe": ("serve/page_conversations.py",),
 }
 LINES_MAX = 400
 

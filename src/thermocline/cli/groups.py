@@ -45,7 +45,7 @@ def parked(
     limit: Annotated[int, typer.Option(min=1, help="How many to show.")] = 100,
     output: ReportOption = ReportForm.table,
 ) -> None:
-    """Show the events that a group has set aside after too many deliveries."""
+    """Show the events that a group has set aside."""
     from thermocline.store import connect
 
     if again and discard:

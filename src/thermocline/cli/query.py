@@ -125,7 +125,7 @@ def estimate(
     output: FormOption = Form.table,
     coverage: CoverageOption = False,
 ) -> None:
-    """Estimate over all events ever, sampled ones too, with 95 % intervals.
+    """Estimate over all events ever, with 95 % intervals.
 
     What rollups know is exact; the rest agrees with them.
     """

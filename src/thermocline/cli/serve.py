@@ -20,9 +20,9 @@ def serve(
     ] = None,
     no_worker: Annotated[bool, typer.Option("--no-worker", help="Another process runs the worker.")] = False,
 ) -> None:
-    """Serve appends, queries, tails and the page over HTTP, until SIGTERM.
+    """Serve the store over HTTP, until SIGTERM.
 
-    Runs the worker too, unless another has the namespace. Without tokens only this machine can reach it.
+    Appends, queries, tails and the page. Runs the worker too, unless another has the namespace. Without tokens only this machine can reach it.
     """
     from thermocline.serve.server import serve as serve_store
     from thermocline.serve_settings import effective
