@@ -22,7 +22,8 @@ def serve(
 ) -> None:
     """Serve the store over HTTP, until SIGTERM.
 
-    Appends, queries, tails and the page. Runs the worker too, unless another has the namespace. Without tokens only this machine can reach it.
+    Appends, queries, tails and the page. Runs the worker too, unless another has the namespace. Without tokens only this
+    machine can reach it.
     """
     from thermocline.serve.server import serve as serve_store
     from thermocline.serve_settings import effective
