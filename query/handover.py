@@ -99,9 +99,13 @@ class Lender:
 def tail_filter(bounds: Mapping[str, Bounds]) -> tuple[str, list[Any]]:
     """(condition, parameters) of the unsettled events that a query with these bounds can use; FALSE if it uses none."""
     either: Bounds | None = None
-    for relation, found in bounds.items():
+    for found in bounds.values():
         bound = found
+<<<<<<< HEAD
         if relation in BY_HOUR and found.time_max_us is not None:  # its times are those of whole hours
+=======
+        if found.time_max_us is not None:  # of a relation by hours it bounds the hour's start; to read more is never wrong
+>>>>>>> sandbox
             bound = msgspec.structs.replace(found, time_max_us=found.time_max_us + HOUR_US)
         either = bound if either is None else either | bound
     if either is None or either.empty:

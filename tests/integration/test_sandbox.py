@@ -358,7 +358,7 @@ def test_spare_processes_wait_ready_in_the_number_asked_for_and_go_with_the_sand
     wait_until(lambda: len(sandbox.pids) == 2, WAIT_S, "there are two again")
     pids = sandbox.pids
     os.kill(pids[0], signal.SIGKILL)
-    wait_until(lambda: psutil.Process(pids[0]).status() == "zombie", WAIT_S, "one of them is dead")
+    wait_until(lambda: sandbox._children._spare[0].has_ended, WAIT_S, "one of them is dead, with all its threads")
     with sandbox.run("SELECT 2 AS i") as answer:
         assert answer.to_arrow().to_pylist() == [{"i": 2}]
     sandbox.close()
