@@ -20,7 +20,7 @@ from .attached import SegmentGone, alias
 from .bounds import HOUR_US, Bounds, Texts
 from .coverage import Coverage
 from .handed import TAIL, Handover
-from .relations import BY_HOUR, COLUMNS_SQL, relation_sql, tail_sql
+from .relations import COLUMNS_SQL, relation_sql, tail_sql
 from .run import Plan, Runner
 
 if TYPE_CHECKING:
@@ -101,11 +101,7 @@ def tail_filter(bounds: Mapping[str, Bounds]) -> tuple[str, list[Any]]:
     either: Bounds | None = None
     for found in bounds.values():
         bound = found
-<<<<<<< HEAD
-        if relation in BY_HOUR and found.time_max_us is not None:  # its times are those of whole hours
-=======
         if found.time_max_us is not None:  # of a relation by hours it bounds the hour's start; to read more is never wrong
->>>>>>> sandbox
             bound = msgspec.structs.replace(found, time_max_us=found.time_max_us + HOUR_US)
         either = bound if either is None else either | bound
     if either is None or either.empty:
