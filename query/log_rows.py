@@ -15,6 +15,7 @@ from thermocline.tiers.rows import parse_blocks
 
 from .lines import PLACES, decoded, few
 from .patterns import Patterns
+from .plain import plain_rows
 from .relations import COLUMNS_SQL
 
 Parser = Callable[[], AbstractContextManager[Connection]]
@@ -55,7 +56,7 @@ def read_blocks(parser: Parser, pages: Sequence[pa.Table], conversation_id: str 
     if not blocks.num_rows:
         return []
     rows: dict[tuple[int, int, int], dict[int, dict[str, Any]]] = {}
-    for row in _table(parser, blocks).to_pylist():
+    for row in plain_rows(_table(parser, blocks)):
         place = tuple(row.pop(name) for name in PLACES.names)
         rows.setdefault(place, {})[row["seq"]] = row
     found = []

@@ -25,6 +25,7 @@ from .archived import Archived
 from .attached import Attached, SegmentGone, alias
 from .bounds import Bounds, Texts, chosen
 from .cursor import Key
+from .plain import plain_rows
 from .relations import COLUMNS_SQL, Sources
 from .run import open_memory
 
@@ -256,7 +257,7 @@ class SettledEvents:
         wanted = {(key.conversation_id, key.seq) for key in keys}
         table = self._run(query, parameters, sources).to_arrow_table()
         rows = {}
-        for row in table.to_pylist():
+        for row in plain_rows(table):
             place = row["conversation_id"], row["seq"]
             if place in wanted:
                 rows[place] = row
@@ -270,7 +271,7 @@ class SettledEvents:
         relation = self._relation(view, sources)
         query = f"""SELECT {COLUMNS_SQL} FROM {relation} WHERE (conversation_id, seq) IN
             (SELECT (unnest(?::VARCHAR[]), unnest(?::BIGINT[]))) AND conversation_id BETWEEN ? AND ?"""
-        rows = self._run(query, [names, seqs, min(names), max(names)], sources).to_arrow_table().to_pylist()
+        rows = plain_rows(self._run(query, [names, seqs, min(names), max(names)], sources).to_arrow_table())
         return {(row["conversation_id"], row["seq"]): row for row in rows}
 
     def _of_conversations(self, view: View, names: Iterable[str]) -> list[Source]:
