@@ -2,9 +2,9 @@
 
     python -m bench.slow_readers [--connections 200] [--seconds 10] [--turns 3] [--scratch FOLDER]
 
-Half of the connections are tails from the beginning, half ask for the same large answer of a query again and again; each reads
-4 KiB a second. Turns alternate, so that what else the machine does falls on both. Every process is its own: the server, the
-readers, the one that appends and measures.
+Of 20 connections 15 are tails from the beginning, 4 ask for large pages of conversations, 1 for a large answer of a query, again
+and again; each reads 4 KiB a second. Turns alternate, so that what else the machine does falls on both. Every process is its own:
+the server, the readers, the one that appends and measures.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ import psutil
 CONTENT = "x" * 1000
 EVENTS = 20_000
 READ_BYTES = 4096
-SQL = "SELECT * FROM events, range(3) LIMIT 60000"
+SQL = "SELECT * FROM events LIMIT 5000"
 HEADERS = {"Content-Type": "application/json"}
+POST = b"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
 
 def started(folder: Path) -> tuple[subprocess.Popen[bytes], str, int]:
@@ -50,12 +51,12 @@ def started(folder: Path) -> tuple[subprocess.Popen[bytes], str, int]:
 
 def asked(number: int) -> bytes:
     """The request of one reader."""
-    if number % 2:
+    place = number % 20
+    if place == 0:
         body = json.dumps({"sql": SQL}).encode()
-        head = (
-            f"POST /v1/query HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        )
-        return head.encode() + body
+        return POST % len(body) + body
+    if place < 5:
+        return b"GET /v1/conversations/c%d/events?limit=1000 HTTP/1.1\r\nHost: localhost\r\n\r\n" % (number % 10)
     return b"GET /v1/tail?start=begin HTTP/1.1\r\nHost: localhost\r\n\r\n"
 
 
@@ -112,8 +113,7 @@ def filled(host: str, port: int) -> None:
     line = http.client.HTTPConnection(host, port)
     for start in range(0, EVENTS, 1000):
         events = [
-            {"conversation_id": f"c{number % 100}", "event_type": "t", "content": CONTENT}
-            for number in range(start, start + 1000)
+            {"conversation_id": f"c{number % 10}", "event_type": "t", "content": CONTENT} for number in range(start, start + 1000)
         ]
         line.request("POST", "/v1/events", json.dumps(events), HEADERS)
         line.getresponse().read()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import logging
 import time
 from collections.abc import Mapping
 from typing import Final, NamedTuple
@@ -14,9 +15,10 @@ from thermocline.serve_settings import is_loopback
 
 from .jwt_tokens import Issuer
 from .limits import Rates
-from .problems import Problem
+from .problems import RETRY_AFTER_S, Problem
 from .tokens import SCOPES, Tokens
 
+log = logging.getLogger("thermocline.serve")
 COOKIE: Final = "thermocline_token"
 """Where a browser keeps a token: HttpOnly, SameSite=Strict, set by the page."""
 CREDENTIAL_BYTES_MAX: Final = 8192
@@ -73,7 +75,12 @@ class Access:
 
     async def caller(self, headers: Mapping[str, str], cookies: Mapping[str, str], address: str) -> Caller:
         """Who it is. Problem 401 when that is not shown, 403 when it is not for this namespace, 429 after too many tries."""
-        self.tokens.reload()
+        try:
+            self.tokens.reload()
+        except ConfigError as exc:
+            log.error("%s", exc)
+            detail = "the tokens cannot be read, so none is good: the server's log says why"
+            raise Problem(503, "misconfigured", detail, retry_after_s=RETRY_AFTER_S) from exc
         if not self.required:
             return Caller("local", frozenset(SCOPES), address)
         wait_s = self._denied.wait_s(address, time.monotonic(), take=False)

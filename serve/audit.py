@@ -1,4 +1,4 @@
-"""The audit log: one JSON object a line, for every query and every act of an administrator; rotated, so many and no more.
+"""The audit log: one JSON object a line, for whatever was read and every act of an administrator; rotated, so many and no more.
 
 `<data dir>/<namespace>/audit.ndjson`, then `.1` (newest) to `.n`. Lines of several processes do not mix.
 """

@@ -36,6 +36,7 @@ async def conversation_events(request: Request) -> Response:
     service: Service = request.app.state.service
     settings = service.settings.serve
     conversation = check_conversation_id(request.path_params["conversation_id"])
+    request.scope["audit"] = {"conversation_id": conversation}
     limit = number(request, "limit", default=min(LIMIT_DEFAULT, settings.page_events_max), least=1, most=settings.page_events_max)
     from_seq = number(request, "from_seq", default=1, least=0, most=INT64_MAX)
     newest = request.query_params.get("newest", "false")

@@ -17,7 +17,6 @@ from starlette.types import Message, Receive, Scope, Send
 
 from .access import Caller, is_local, require
 from .bodies import too_large
-from .limits import Rates
 from .page import PAGES
 from .page_login import refused
 from .problems import Problem, internal
@@ -29,6 +28,7 @@ OPEN: Final = "open"
 """Instead of a scope: nobody is asked who he is."""
 METRICS: Final = "metrics"
 """Instead of a scope: open to this machine when only it can reach the server; else `query`."""
+LENGTH_DIGITS_MAX: Final = 15
 ANSWER_HEADERS: Final = (
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
@@ -47,8 +47,6 @@ class Front:
         self._app = app
         self._service = service
         self._scopes = scopes
-        limits = service.settings.serve
-        self._rates = Rates(limits.requests_per_s, limits.requests_per_s)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -106,7 +104,7 @@ class Front:
         access.check_host(headers.get("host", ""))
         access.check_origin(scope["method"], headers)
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > limits.body_bytes_max:
+        if length.isdigit() and (len(length) > LENGTH_DIGITS_MAX or int(length) > limits.body_bytes_max):
             raise too_large(limits.body_bytes_max)
         address = _address(scope)
         local = limits.loopback and is_local(address)
@@ -114,7 +112,7 @@ class Front:
             scope["caller"] = await access.caller(headers, _cookies(headers), address)
         caller: Caller = scope["caller"]
         who = caller.name if caller.name not in ("open", "local") else address
-        wait_s = self._rates.wait_s(who, time.monotonic())
+        wait_s = service.rates.wait_s(who, time.monotonic())
         if wait_s:
             detail = (
                 f"more than {limits.requests_per_s:g} requests a second (serve.requests_per_s): wait, or send more events in each"
@@ -126,11 +124,12 @@ class Front:
             require(caller, "query")
 
     def _record(self, scope: Scope, route: str, needed: str, status: int) -> None:
-        """A line of the audit log, for queries and what only an administrator may do."""
+        """A line of the audit log: for what was read, what only an administrator may do, and who may not do what he asks."""
         more = scope.get("audit")
-        if more is None and needed != "admin":
-            return
         caller: Caller = scope["caller"]
+        denied = status == 403 and caller.name != "open"
+        if more is None and needed != "admin" and not denied:
+            return
         self._service.audit.write(
             caller=caller.name,
             address=caller.address,

@@ -53,12 +53,16 @@ class Room:
         self.size = size
         self.taken = 0
 
-    @contextmanager
-    def place(self, what: str, setting: str) -> Iterator[None]:
-        """One of the places, for as long as the block runs. Problem 503 when all are taken."""
+    def check(self, what: str, setting: str) -> None:
+        """Problem 503 when all places are taken."""
         if self.taken >= self.size:
             detail = f"{self.size} {what} are under way ({setting}), and that is all there may be: try again later, or raise it"
             raise Problem(503, "too-busy", detail, retry_after_s=RETRY_AFTER_S)
+
+    @contextmanager
+    def place(self, what: str, setting: str) -> Iterator[None]:
+        """One of the places, for as long as the block runs. Problem 503 when all are taken."""
+        self.check(what, setting)
         self.taken += 1
         try:
             yield

@@ -15,7 +15,7 @@ from thermocline.query.status import Status
 if TYPE_CHECKING:
     from .service import Service
 
-disable_created_metrics()  # a series more for every counter, which says nothing that a restart does not
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a series more for every counter, which says nothing that a restart does not
 MEDIA_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 HEALTH: Final = {"green": 0, "yellow": 1, "red": 2}

@@ -82,12 +82,10 @@ def _item(raw: bytes, depth_max: int, cloud: bool) -> Item:
 def with_ids(items: list[tuple[int, Item]], key: str) -> list[tuple[int, Item]]:
     """The items with an event_id made from `key` and their number where they have none: the same request, the same ids."""
     space = uuid.uuid5(uuid.NAMESPACE_OID, f"thermocline:{key}")
-    return [
-        (place, msgspec.structs.replace(item, event_id=str(uuid.uuid5(space, str(number)))) if needs(item) else item)
-        for number, (place, item) in enumerate(items)
-    ]
+    return [(place, _with_id(item, space, number)) for number, (place, item) in enumerate(items)]
 
 
-def needs(item: Item) -> bool:
-    """Whether it is an event without an id."""
-    return isinstance(item, Event) and item.event_id is None
+def _with_id(item: Item, space: uuid.UUID, number: int) -> Item:
+    if isinstance(item, InvalidEvent) or item.event_id is not None:
+        return item
+    return msgspec.structs.replace(item, event_id=str(uuid.uuid5(space, str(number))))

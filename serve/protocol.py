@@ -24,7 +24,6 @@ class BoundedProtocol(H11Protocol):
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
         self._headers_timer: asyncio.TimerHandle | None = None
-        self._requests = 0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)

@@ -48,6 +48,8 @@ class Pulse:
         self._hot = store.tiers.hot
         self._listeners: set[Listener] = set()
         self._thread: threading.Thread | None = None
+        self._ending: threading.Thread | None = None
+        """One that was told to stop, and does within BLOCK_S."""
         self._stop = threading.Event()
 
     @contextmanager
@@ -66,7 +68,14 @@ class Pulse:
             self._listeners.discard(found)
             if not self._listeners:
                 self._stop.set()
-                self._thread = None
+                self._thread, self._ending = None, self._thread
+
+    def close(self) -> None:
+        """Wait for the thread to be through with Redis. Nobody listens any more."""
+        self._stop.set()
+        for thread in (self._thread, self._ending):
+            if thread is not None:
+                thread.join(2 * BLOCK_S)
 
     def _run(self, loop: asyncio.AbstractEventLoop, stop: threading.Event) -> None:
         watch = LogWatch(self._hot)
@@ -82,6 +91,8 @@ class Pulse:
                     stop.wait(PAUSE_S)
                     watch.wait(dict(enumerate(last)), BLOCK_S)
                 except ThermoclineError as exc:
+                    if stop.is_set():
+                        return
                     log.warning("tails wait: %s", exc)
                     loop.call_soon_threadsafe(self._wake, None)  # who follows finds out by itself
                     stop.wait(AGAIN_S)

@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from thermocline.errors import IncompleteAnswer, QueryRefused, ThermoclineError
+from thermocline.tiers.whole_file import file_errors
 
 from .accepting import chosen
 from .bodies import body_of
@@ -88,27 +89,27 @@ class Queries:
     """The queries under way, by id."""
 
     def __init__(self) -> None:
-        self.running: dict[str, Running] = {}
+        self.running: dict[tuple[str, str], Running] = {}
+        """By caller and id: one caller's ids say nothing to another."""
 
     def begin(self, query_id: str, caller: str) -> Running:
         """Problem 409 when the id is in use."""
-        if query_id in self.running:
+        if (caller, query_id) in self.running:
             raise Problem(
                 409, "query-id-in-use", f"a query with the id {query_id!r} is running: choose another, or cancel it first"
             )
-        found = self.running[query_id] = Running(caller, threading.Event(), asyncio.Event())
+        found = self.running[caller, query_id] = Running(caller, threading.Event(), asyncio.Event())
         return found
 
-    def end(self, query_id: str) -> None:
-        self.running.pop(query_id, None)
+    def end(self, query_id: str, caller: str) -> None:
+        self.running.pop((caller, query_id), None)
 
     def cancel(self, query_id: str, caller: str, *, any_callers: bool) -> bool:
-        """Whether there was such a query of this caller."""
-        found = self.running.get(query_id)
-        if found is None or (found.caller != caller and not any_callers):
-            return False
-        found.cancel()
-        return True
+        """Whether there was such a query of this caller, or of anybody."""
+        found = [one for (whose, name), one in self.running.items() if name == query_id and (any_callers or whose == caller)]
+        for one in found:
+            one.cancel()
+        return bool(found)
 
 
 async def query(request: Request) -> Response:
@@ -135,6 +136,7 @@ async def answered_to(request: Request, ask: Ask, media_type: str, query_id: str
     running = queries.begin(query_id, caller.name)
     begin_s = time.perf_counter()
     try:
+        service.answers.check("answers being sent", "serve.answers_max")
         with service.queries.place("queries", "sandbox.children_max, sandbox.waiting_max"):
             answered = await _watched(request, service, ask, media_type, query_id, running)
     except Exception as exc:
@@ -143,7 +145,7 @@ async def answered_to(request: Request, ask: Ask, media_type: str, query_id: str
             raise Problem(409, "query-cancelled", f"query {query_id} was cancelled") from exc
         raise
     finally:
-        queries.end(query_id)
+        queries.end(query_id, caller.name)
     service.metrics.queried("answered", time.perf_counter() - begin_s, answered.rows, answered.size)
     request.scope["audit"] |= {"rows": answered.rows, "truncated": answered.truncated}
     return answered
@@ -214,9 +216,15 @@ def _answered(service: Service, ask: Ask, media_type: str, query_id: str, cancel
     """The whole answer in a file. Blocks."""
     if cancelled.is_set():
         raise QueryRefused("the query was cancelled before it began")
+    folder = service.settings.namespace_dir
+    with file_errors(str(folder), setting="data_dir"):
+        return _written(service, ask, media_type, query_id, cancelled)
+
+
+def _written(service: Service, ask: Ask, media_type: str, query_id: str, cancelled: threading.Event) -> Answered:
     memory = service.settings.serve.answer_memory_bytes_max
     bounds: dict[str, Any] = {"rows_max": ask.rows_max, "deadline_s": ask.deadline_s}
-    file: Any = tempfile.SpooledTemporaryFile(max_size=memory, dir=service.settings.namespace_dir)  # noqa: SIM115  # it is sent later
+    file: Any = tempfile.SpooledTemporaryFile(max_size=memory, dir=str(service.settings.namespace_dir))  # noqa: SIM115  # it is sent later
     try:
         with service.sandbox.run(ask.sql, ask.params, **bounds, cancelled=cancelled) as answer:
             if ask.complete and not answer.coverage.exact:

@@ -15,7 +15,7 @@ import uvicorn
 from thermocline.archiver.termination import ending
 from thermocline.config import Settings
 from thermocline.errors import ConfigError
-from thermocline.masking import mask_logs
+from thermocline.masking import log_to_stderr
 
 from .app import application
 from .protocol import bounded
@@ -64,7 +64,7 @@ def serve(settings: Settings, *, ready: Callable[[str], None] = lambda url: None
     ConfigError: without tokens it listens on loopback only; TierUnavailable, TierCorrupt: the store cannot be opened.
     """
     limits = settings.serve
-    mask_logs(settings)
+    log_to_stderr(settings)
     service, opened = open_service(settings)
     beside = Beside(settings) if limits.worker else None
     with opened:
@@ -73,8 +73,10 @@ def serve(settings: Settings, *, ready: Callable[[str], None] = lambda url: None
 
         def stop() -> None:
             server.should_exit = True
+            if beside is not None:
+                beside.tell()
 
-        within_s = limits.stop_within_s + settings.worker.stop_within_s
+        within_s = max(limits.stop_within_s, settings.worker.stop_within_s)
         with ending(stop, within_s=within_s):
             if beside is not None:
                 beside.start()

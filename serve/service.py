@@ -20,7 +20,7 @@ from thermocline.store import Store, connect
 
 from .access import Access
 from .audit import Audit
-from .limits import Budget, Room
+from .limits import Budget, Rates, Room
 from .metrics import Metrics
 from .pulse import Pulse
 from .sandbox import Sandbox
@@ -57,6 +57,7 @@ class Service:
         self.answers = Room(limits.answers_max)
         self.tails = Room(limits.tails_max)
         self.pulse = Pulse(store)
+        self.rates = Rates(limits.requests_per_s, limits.requests_per_s)
         self.bodies = Budget(limits.bodies_bytes_max)
         self._status: Status | None = None
         self._status_s = -1e9
@@ -87,4 +88,5 @@ def open_service(settings: Settings) -> tuple[Service, ExitStack]:
         client = opened.enter_context(Client(settings, tiers=store.tiers))
         sandbox = opened.enter_context(Sandbox(store, settings.sandbox))
         service = Service(settings, store, client, sandbox, access=access, audit=Audit(settings))
+        opened.callback(service.pulse.close)
         return service, opened.pop_all()

@@ -11,7 +11,7 @@ import datetime as dt
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import anyio.to_thread
 from sse_starlette import EventSourceResponse, ServerSentEvent
@@ -30,6 +30,7 @@ from .pulse import Listener
 from .rows import dumped, event_objects
 from .service import Service
 
+Value = TypeVar("Value")
 SSE: Final = "text/event-stream"
 START_BYTES_MAX: Final = 8192
 TYPES_MAX: Final = 100
@@ -53,6 +54,7 @@ async def followed(
 ) -> Response:
     """The stream of a tail. shown: what is sent of an item; None: JSON."""
     service: Service = request.app.state.service
+    request.scope["audit"] = {"conversation_id": conversation}
     limits = service.settings.serve
     place = service.tails.place("tails", "serve.tails_max")
     place.__enter__()
@@ -62,7 +64,7 @@ async def followed(
     except BaseException:
         place.__exit__(None, None, None)
         raise
-    return _Stream(_messages(service, opened, conversation, shown or _message), opened, place)
+    return _Stream(_messages(service, opened, shown or _message), opened, place)
 
 
 class _Stream(EventSourceResponse):
@@ -81,9 +83,9 @@ class _Stream(EventSourceResponse):
             self._place.__exit__(None, None, None)
 
 
-async def _messages(service: Service, opened: Tail, conversation: str | None, shown: Shown) -> AsyncIterator[ServerSentEvent]:
+async def _messages(service: Service, opened: Tail, shown: Shown) -> AsyncIterator[ServerSentEvent]:
     shards = range(service.settings.hot.shards)
-    mine = shards if conversation is None else [shard_of(conversation, len(shards))]
+    mine = shards if opened.conversation_id is None else [shard_of(opened.conversation_id, len(shards))]
     reason = "left"
     try:
         yield ServerSentEvent(id=opened.position, comment="follows", retry=RETRY_MS, sep="\n")
@@ -104,12 +106,13 @@ async def _followed(service: Service, opened: Tail, listener: Listener, shown: S
     limits = service.settings.serve
     while not service.stopping.is_set():
         listener.woken.clear()  # before the read: what comes during it wakes again
-        begin_s = time.monotonic()
+        begin_s, before = time.monotonic(), opened.position
         items = await _read(service, opened, limits.tail_events_max)
         for item in items:
             service.metrics.tailed(1)
             yield shown(item)
-        if not items and not await _woken(service, listener, limits.heartbeat_s):
+        passed_over = not items and opened.position != before  # what nobody asked for: there may be more
+        if not items and not passed_over and not await _woken(service, listener, limits.heartbeat_s):
             yield ServerSentEvent(id=opened.position, comment="nothing new", sep="\n")
         pace_s = service.tails.taken / limits.tail_reads_per_s - (time.monotonic() - begin_s)
         if pace_s > 0 and len(items) < limits.tail_events_max:
@@ -136,7 +139,7 @@ async def _woken(service: Service, listener: Listener, timeout_s: float) -> bool
             wait.cancel()
 
 
-async def _threaded(service: Service, act: Any) -> Any:
+async def _threaded(service: Service, act: Callable[[], Value]) -> Value:
     return await anyio.to_thread.run_sync(act, limiter=service.tailing)
 
 

@@ -29,6 +29,10 @@ class Beside:
     def start(self) -> None:
         self._thread.start()
 
+    def tell(self) -> None:
+        """Let it begin to stop; returns at once."""
+        self._stop.set()
+
     def stop(self, within_s: float) -> bool:
         """Finish the step in hand; False when it did not end in time: the next start repeats it."""
         self._stop.set()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 from urllib.parse import unquote, urlsplit
 
@@ -60,13 +60,19 @@ def shown(key: str, value: Any) -> Any:
     return mask_url(value) if isinstance(value, str) and "://" in value else value
 
 
-class _Filter(logging.Filter):
-    def __init__(self, mask: Mask) -> None:
-        super().__init__()
+class _Masked:
+    """Makes records of the log, as `make` does, without secrets: whatever handler writes them."""
+
+    def __init__(self, mask: Mask, make: Callable[..., logging.LogRecord]) -> None:
+        self.make = make
         self._mask = mask
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        text = record.getMessage()
+    def __call__(self, *arguments: Any, **named: Any) -> logging.LogRecord:
+        record = self.make(*arguments, **named)
+        try:
+            text = record.getMessage()
+        except (TypeError, ValueError):
+            return record  # its handler says what is wrong with it
         masked = self._mask.text(text)
         if masked != text:
             record.msg, record.args = masked, None
@@ -74,7 +80,7 @@ class _Filter(logging.Filter):
             record.exc_text = self._mask.text(logging.Formatter().formatException(record.exc_info))
         if record.stack_info:
             record.stack_info = self._mask.text(record.stack_info)
-        return True
+        return record
 
 
 def mask_of(settings: Settings, environ: Mapping[str, str] | None = None) -> Mask:
@@ -82,16 +88,13 @@ def mask_of(settings: Settings, environ: Mapping[str, str] | None = None) -> Mas
     return Mask(secrets_of(settings, os.environ if environ is None else environ))
 
 
-def mask_logs(settings: Settings) -> Mask:
-    """Log to stderr, if nothing is set up yet, and mask what every handler writes from now on."""
+def mask_records(settings: Settings) -> None:
+    """Mask whatever this process logs from now on, at any level and by any handler. For programs, not for libraries."""
+    made = logging.getLogRecordFactory()
+    logging.setLogRecordFactory(_Masked(mask_of(settings), made.make if isinstance(made, _Masked) else made))
+
+
+def log_to_stderr(settings: Settings) -> None:
+    """Log from `log_level` on, if nothing is set up yet, without secrets."""
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    mask = mask_of(settings)
-    for handler in logging.getLogger().handlers:
-        _put_filter(handler, mask)
-    return mask
-
-
-def _put_filter(handler: Any, mask: Mask) -> None:
-    for old in [one for one in handler.filters if isinstance(one, _Filter)]:
-        handler.removeFilter(old)
-    handler.addFilter(_Filter(mask))
+    mask_records(settings)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import queue
+import socket
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import closing, suppress
 from types import TracebackType
 from typing import Any, Final, NamedTuple
 
@@ -77,7 +79,9 @@ class RemoteTail:
     def close(self) -> None:
         """End it. Safe to repeat."""
         self._closed.set()
-        self._stream.close()
+        line = self._stream.extensions["network_stream"].get_extra_info("socket")
+        with suppress(OSError):
+            line.shutdown(socket.SHUT_RDWR)  # closing it would not wake the thread that waits for it
         while self._thread.is_alive():  # it may wait for room
             try:
                 self._held.get_nowait()
@@ -92,33 +96,33 @@ class RemoteTail:
 
     def _opened(self) -> httpx.Response:
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": self._last_id} if self._last_id else {})}
-        timeout = httpx.Timeout(self._client.timeout, read=QUIET_S)
+        base = self._client.timeout
+        timeout = httpx.Timeout(connect=base.connect, read=QUIET_S, write=base.write, pool=base.pool)
         try:
             asked = self._client.build_request("GET", "/v1/tail", params=self._params, headers=headers, timeout=timeout)
             answer = self._client.send(asked, stream=True)
         except httpx.TransportError as exc:
             raise TierUnavailable(f"{self._client.base_url}: {type(exc).__name__}: is the server running?") from exc
         if answer.status_code != 200:
-            with answer:
+            with closing(answer):
                 raise error_of(answer.status_code, answer.read())
         return answer
 
     def _run(self) -> None:
         while not self._closed.is_set():
-            try:
-                with self._stream:
-                    self._read_stream()
-            except (httpx.HTTPError, httpx.StreamError, RuntimeError, ValueError, OSError):
-                pass  # it broke off: come back with the last id
-            if self._closed.wait(AGAIN_S):
-                return
-            try:
-                self._stream = self._opened()
-            except ThermoclineError as exc:
-                self._held.put(exc)
+            with closing(self._stream), suppress(httpx.HTTPError, httpx.StreamError, ValueError, OSError):
+                self._read_stream()
+            while not self._closed.wait(AGAIN_S):  # it broke off: come back with the last id
+                try:
+                    self._stream = self._opened()
+                    break
+                except ThermoclineError as exc:
+                    self._held.put(exc)
+        self._stream.close()
 
     def _read_stream(self) -> None:
-        kind, data, last_id = "message", [], self._last_id
+        kind, last_id = "message", self._last_id
+        data: list[str] = []
         for line in self._stream.iter_lines():
             name, _, value = line.partition(":")
             value = value.removeprefix(" ")

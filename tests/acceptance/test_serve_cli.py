@@ -34,9 +34,10 @@ def test_it_serves_settles_and_ends_in_order(folder: Path) -> None:
 
         wait_until(settled, 600, "the worker beside it settles")
         with client.stream("GET", "/v1/tail") as stream:
-            next(stream.iter_lines())
+            lines = stream.iter_lines()
+            next(lines)
             assert running.stop() == 0
-            assert any("the server ends" in line for line in stream.iter_lines())
+            assert any("the server ends" in line for line in lines)
         assert "worker stopped" in running.said
         assert "Traceback" not in running.said
     assert json.loads(succeeded(folder, "query", "SELECT count(*) AS n FROM events", "-o", "json")) == [{"n": 10}]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Iterator
+from urllib.parse import quote
 
 import httpx
 import pyarrow as pa
@@ -13,6 +14,7 @@ import pytest
 
 from tests.servers import RedisServer, redis_binaries
 from tests.serving import NDJSON, Served, event, messages, ndjson, served, settings_for
+from tests.waiting import wait_until
 from thermocline.query.coverage import Coverage
 
 PROBLEM = "application/problem+json"
@@ -44,8 +46,6 @@ def name() -> str:
 
 
 def path(conversation: str) -> str:
-    from urllib.parse import quote
-
     return f"/v1/conversations/{quote(conversation, safe='')}/events"
 
 
@@ -355,16 +355,28 @@ def test_a_tail_may_be_of_some_types_only(client: httpx.Client, name: str) -> No
         assert [next(found).data["event_type"] for _ in range(2)] == ["tool.call", "tool.result"]
 
 
+def test_a_tail_does_not_rest_before_it_has_passed_over_what_is_not_wanted(client: httpx.Client, name: str) -> None:
+    for _ in range(10):
+        client.post("/v1/events", json=[event(name, "noise", content="x" * 10_000)] * 50).raise_for_status()
+    client.post("/v1/events", json=event(name, "wanted")).raise_for_status()
+    asked = {"conversation_id": name, "start": "begin", "event_types": "wanted"}
+    with client.stream("GET", "/v1/tail", params=asked) as stream:
+        lines = stream.iter_lines()
+        before = []
+        while not before or not before[-1].startswith("data: "):
+            before.append(next(lines))
+    assert ": nothing new" not in before
+
+
 @pytest.mark.parametrize("start", ["yesterday", "t1.xx", "2026-11-20T09:41:00", "x" * 9000, "-1"])
 def test_a_start_that_is_none_is_refused(client: httpx.Client, start: str) -> None:
     assert client.get("/v1/tail", params={"start": start}).status_code == 400
 
 
 def test_a_tail_that_is_left_frees_its_place(server: Served, client: httpx.Client) -> None:
-    from tests.waiting import wait_until
-
     with client.stream("GET", "/v1/tail") as stream:
-        next(stream.iter_lines())
+        lines = stream.iter_lines()  # kept: the stream ends with it
+        next(lines)
         assert server.service.tails.taken == 1
     wait_until(lambda: server.service.tails.taken == 0, 300, "the tail is closed")
 

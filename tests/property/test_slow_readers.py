@@ -58,7 +58,7 @@ def idle(server_url: str, sent: bytes) -> Iterator[None]:
         yield
 
 
-@settings(max_examples=4, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+@settings(max_examples=3, deadline=None, suppress_health_check=list(HealthCheck), database=None)
 @given(st.lists(st.sampled_from(sorted(KINDS)), min_size=1, max_size=18))
 def test_appends_go_through_whatever_others_leave_unread(server: Served, kinds: list[str]) -> None:
     service = server.service
@@ -66,14 +66,15 @@ def test_appends_go_through_whatever_others_leave_unread(server: Served, kinds: 
         for kind in kinds:
             opened.enter_context(idle(server.url, KINDS[kind]))
         tails, answers = kinds.count("a tail that is not read"), kinds.count("an answer that is not read")
-        wait_until(lambda: service.tails.taken == tails and service.answers.taken == answers, 300, "they are under way")
+        wait_until(lambda: service.tails.taken == tails and service.answers.taken == answers, 900, "they are under way")
         for number in range(5):
             answer = client.post("/v1/events", json=event("live", content=str(number)))
             assert (answer.status_code, answer.json()["stored"]) == (200, 1)
         assert service.queries.taken == 0, "an answer that is not read holds no query"
-        assert service.appending.borrowed_tokens == service.reading.borrowed_tokens == service.tailing.borrowed_tokens == 0
+        pools = (service.appending, service.reading, service.tailing, service.querying)
+        wait_until(lambda: not any(pool.borrowed_tokens for pool in pools), 900, "nobody who does not read holds a thread")
         assert service.bodies.taken <= service.bodies.size
-    wait_until(lambda: service.tails.taken == service.answers.taken == service.bodies.taken == 0, 300, "all is given back")
+    wait_until(lambda: service.tails.taken == service.answers.taken == service.bodies.taken == 0, 900, "all is given back")
 
 
 def test_two_hundred_slow_readers_cost_the_memory_that_the_limits_say(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -89,7 +90,8 @@ def test_two_hundred_slow_readers_cost_the_memory_that_the_limits_say(tmp_path_f
             for _ in range(EVENTS // 100):
                 client.post("/v1/events", json=[event(content=CONTENT)] * 100).raise_for_status()
             with client.stream("GET", "/v1/tail?start=begin") as first:
-                next(first.iter_lines())
+                lines = first.iter_lines()
+                next(lines)
             before = psutil.Process(running.process.pid).memory_info().rss
             for _ in range(200):
                 opened.enter_context(idle(running.url, KINDS["a tail that is not read"]))

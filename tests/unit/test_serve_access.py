@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -73,6 +74,20 @@ def test_a_token_made_meanwhile_is_asked_for_at_once(tmp_path: Path) -> None:
     made = create(tmp_path, "agent", ["query"])
     refused(401, checked, {})
     assert who(checked, bearer(made.text)).name == f"token:{made.token.id}"
+
+
+def test_tokens_that_cannot_be_read_any_more_let_nobody_in(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = create(tmp_path, "agent", ["query"])
+    checked = access(tmp_path)
+    (tmp_path / "tokens.json").chmod(0o644)
+    create_time = (tmp_path / "tokens.json").stat().st_mtime
+    os.utime(tmp_path / "tokens.json", (create_time + 1, create_time + 1))
+    for _ in range(2):
+        found = refused(503, checked, bearer(made.text))
+        assert "chmod" not in found.detail
+    assert "chmod 600" in caplog.text
+    (tmp_path / "tokens.json").chmod(0o600)
+    assert who(checked, bearer(made.text)).scopes == {"query"}
 
 
 # Hosts and origins

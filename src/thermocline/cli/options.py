@@ -57,6 +57,9 @@ def chosen_of(context: typer.Context) -> Chosen:
 def settings_of(context: typer.Context, **overrides: Any) -> Settings:
     """The settings a command runs with. ConfigError names every problem."""
     from thermocline.config import load
+    from thermocline.masking import mask_records
 
     chosen = chosen_of(context)
-    return load(chosen.overrides(**overrides), file=chosen.config)
+    settings = load(chosen.overrides(**overrides), file=chosen.config)
+    mask_records(settings)
+    return settings

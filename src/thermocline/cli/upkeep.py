@@ -22,12 +22,12 @@ def worker(
     archived yet.
     """
     from thermocline.archiver.worker import Worker
-    from thermocline.masking import mask_logs
+    from thermocline.masking import log_to_stderr
     from thermocline.tiers.opening import open_tiers
 
     settings = settings_of(context)
     if not once:
-        mask_logs(settings)
+        log_to_stderr(settings)
     with open_tiers(settings) as tiers:
         work = Worker(tiers)
         if not once:
