@@ -37,13 +37,10 @@ SQL = """SELECT date_trunc('day', timestamp) AS day, sum(1 / sample_rate) AS eve
 FROM events GROUP BY day ORDER BY day"""
 VIEWS = {
     "overview": ("/", "light", 1400),
-    "overview-dark": ("/", "dark", 1400),
     "timeline": (f"/conversation?id={LIVE}", "light", 1400),
     "timeline-sampled": ("", "dark", 1400),
     "sql": (f"/sql?q={quote(SQL)}", "light", 1400),
-    "conversations": ("/conversations", "light", 1400),
     "overview-small": ("/", "dark", 400),
-    "timeline-small": (f"/conversation?id={LIVE}", "light", 400),
 }
 
 
@@ -100,6 +97,9 @@ def photograph(server: Served, settings: Settings, archived: str) -> None:
                 with visit(browser, server.url, viewport=size, color_scheme=scheme) as seen:
                     seen.page.goto(server.url + (address or f"/conversation?id={archived}"))
                     settled(seen.page)
+                    if LIVE in address:
+                        seen.page.evaluate("scrollTo(0, document.body.scrollHeight)")
+                        pause(2)
                     seen.page.screenshot(path=FOLDER / f"{name}.png")
                     print(name, seen.problems or "")
     finally:

@@ -102,17 +102,18 @@ def places(store: Store, conversation: str, from_seq: int) -> dict[str, Any]:
     show, the runs of seqs."""
     head = max(1, store.tiers.hot.head(conversation))
     counts = dict.fromkeys(("hot", "warm", "cold"), 0)
+    parts = min(STRIP_PARTS, head)
     strip = []
-    for place, tier, events in store.spread(conversation, head, STRIP_PARTS):
+    for place, tier, events in store.spread(conversation, head, parts):
         counts[tier] += events
-        strip.append((100 * place / STRIP_PARTS, tier, min(1.0, max(0.3, events * STRIP_PARTS / head))))
+        strip.append((100 * place / parts, tier, min(1.0, max(0.3, events * parts / head))))
     runs = store.whereabouts(conversation, from_seq, from_seq + MARKED_MAX).fetchall()
     return {
         "runs": runs,
         "counts": counts,
         "gone": max(0, head - sum(counts.values())),
         "strip": strip,
-        "width": 100 / STRIP_PARTS,
+        "width": 100 / parts,
     }
 
 

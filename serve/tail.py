@@ -46,7 +46,6 @@ async def tail(request: Request) -> Response:
     conversation = request.query_params.get("conversation_id")
     if conversation is not None:
         check_conversation_id(conversation)
-    request.scope["audit"] = {"conversation_id": conversation}
     return await followed(request, conversation, types=_types(request), start=_start(request, conversation))
 
 
@@ -55,6 +54,7 @@ async def followed(
 ) -> Response:
     """The stream of a tail. shown: what is sent of an item; None: JSON."""
     service: Service = request.app.state.service
+    request.scope["audit"] = {"conversation_id": conversation}
     limits = service.settings.serve
     place = service.tails.place("tails", "serve.tails_max")
     place.__enter__()
