@@ -23,3 +23,5 @@ class Handover(msgspec.Struct, frozen=True, kw_only=True):
     """Paths of the Parquet files that the relations read."""
     relations: dict[str, str]
     """Name → SELECT over TAIL, segments and files."""
+    sampled: tuple[str, ...] = ()
+    """Of these relations, those of which rows are missing."""

@@ -18,7 +18,7 @@ from thermocline.tiers.opening import Tiers
 
 from .attached import SegmentGone, alias
 from .bounds import HOUR_US, Bounds, Texts
-from .coverage import Coverage
+from .coverage import SAMPLE, Coverage
 from .handed import TAIL, Handover
 from .relations import COLUMNS_SQL, relation_sql, tail_sql
 from .run import Plan, Runner
@@ -68,6 +68,7 @@ class Lender:
                 )
                 for name, source in plan.sources.items()
             },
+            sampled=tuple(name for name, label in plan.coverage.relations.items() if label == SAMPLE),
         )
         where, values = tail_filter(bounds)
         con = self._runner.cursor()

@@ -11,15 +11,17 @@ what `Coverage.exact` says.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sqlglot import exp
 
 from thermocline.event import COLUMN_NAMES
 
-from .coverage import Label
 from .prune import parsed
 from .sums import SELECT_ARGS, TABLE_ARGS
+
+if TYPE_CHECKING:
+    from .coverage import Label
 
 _ORDER: Final[tuple[Label, ...]] = ("exact", "estimated", "unknown")
 _COLUMNS: Final[Mapping[str, tuple[str, ...]]] = {

@@ -258,10 +258,12 @@ class _Running:
                 Path(self._spill).mkdir(exist_ok=True)
         self.send(wire.HANDED, wire.encode(wire.Handed(handover, self._spill)))
         self._send_tail(tail)
+        labels = self.talk(wire.LABELS, wire.Labels).columns
         first = self._next()
-        if isinstance(first, wire.End) or first.num_rows:
+        if isinstance(first, wire.End) or first.num_rows or len(first.schema) != len(labels):
             raise _misbehaved("no schema")
-        return Answer(self, first.schema, coverage)
+        columns = tuple(zip(first.schema.names, labels, strict=True))
+        return Answer(self, first.schema, msgspec.structs.replace(coverage, columns=columns))
 
     def _send_tail(self, tail: pa.RecordBatchReader) -> None:
         """What stops it is that the process has ended: what it said last, or how it ended, says why."""

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from thermocline.query.estimates import define
 from thermocline.query.handed import SCHEMA, TAIL, TAIL_COLUMNS, Handover
+from thermocline.query.labels import labels
 from thermocline.query.prune import Reading, read
 from thermocline.tiers.duck import Connection, DuckError, connect, quoted, registered
 
@@ -91,7 +92,8 @@ def _answer(parser: Connection, say: Callable[..., None]) -> None:
         file_bytes=limits.spill_bytes_max,
         open_files=OPEN_FILES,
     )
-    say(wire.READING, wire.encode(reading_of(parser, ask)))
+    reading = reading_of(parser, ask)
+    say(wire.READING, wire.encode(reading))
     parser.close()
     kind, content = wire.read_frame(source.read, bytes_max=sys.maxsize)
     assert kind == wire.HANDED
@@ -99,13 +101,21 @@ def _answer(parser: Connection, say: Callable[..., None]) -> None:
     con = prepared(handed, limits, source)
     cutter = Cutter(limits)
     try:
-        for found in cutter.frames(*rows_of(con, ask)):
+        rows, types = rows_of(con, ask)
+        say(wire.LABELS, wire.encode(wire.Labels(_labels(ask.query, rows.schema.names, reading, handed.handover.sampled))))
+        for found in cutter.frames(rows, types):
             say(wire.BATCH, found)
     except BrokenPipeError:
         raise
     except (DuckError, RuntimeError, pa.ArrowException, OSError) as exc:
         raise _explained(exc, handed.handover, limits) from exc
     say(wire.END, wire.encode(wire.End(cutter.rows, cutter.cut_by)))
+
+
+def _labels(query: str, names: Sequence[str], reading: Reading, sampled: Sequence[str]) -> tuple[Any, ...]:
+    if sampled or reading.foreign or reading.not_pruned:
+        return labels(query, names, sampled)
+    return tuple("exact" for _ in names)
 
 
 def locked_parser() -> Connection:

@@ -3,6 +3,7 @@
     server → child   ASK      the query and its limits
     child → server   READING  which rows it can use, as query/prune.py has it
     server → child   HANDED   what to attach; then the unsettled events, as an Arrow stream outside of frames
+    child → server   LABELS   how far each column of the answer can be trusted
     child → server   BATCH    an Arrow stream of at most one batch; the first has the schema alone
                      END      the last word of an answer
                      FAILED   the last word of anything else
@@ -25,6 +26,7 @@ READY: Final = b"r"
 ASK: Final = b"q"
 READING: Final = b"p"
 HANDED: Final = b"h"
+LABELS: Final = b"l"
 BATCH: Final = b"b"
 END: Final = b"e"
 FAILED: Final = b"x"
@@ -64,6 +66,10 @@ class Handed(msgspec.Struct, frozen=True):
     handover: Handover
     spill: str
     """Folder of its own for what does not fit in memory; empty: none."""
+
+
+class Labels(msgspec.Struct, frozen=True):
+    columns: tuple[Literal["exact", "estimated", "unknown"], ...]
 
 
 class End(msgspec.Struct, frozen=True):

@@ -102,6 +102,15 @@ def in_thread(work: Callable[[], object]) -> tuple[threading.Thread, list[BaseEx
     return thread, raised
 
 
+def timeless(coverage: dict[str, Any]) -> dict[str, Any]:
+    """A receipt without what depends on when it was asked for."""
+    bounds = {
+        relation: {name: name.startswith("time") or value for name, value in found.items()}
+        for relation, found in coverage["bounds"].items()
+    }
+    return {**coverage, "taken_at": None, "bounds": bounds}
+
+
 def test_its_answers_and_receipts_are_those_of_the_library(store: Store) -> None:
     with Sandbox(store, limits(children_max=2, spare=2)) as sandbox, ThreadPoolExecutor(2) as pool:
 
@@ -113,8 +122,7 @@ def test_its_answers_and_receipts_are_those_of_the_library(store: Store) -> None
             wanted = store.sql(query)
             assert table.equals(wanted.to_arrow()), query
             assert not truncated
-            known = wanted.coverage.as_dict()
-            assert {**coverage, "taken_at": 0} == {**known, "taken_at": 0}, query
+            assert timeless(coverage) == timeless(wanted.coverage.as_dict()), query
 
 
 def test_an_event_is_seen_as_soon_as_it_is_acknowledged(store: Store, sandbox: Sandbox) -> None:
