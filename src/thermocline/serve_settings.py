@@ -45,17 +45,18 @@ class ServeSettings(BaseModel):
 
     append_threads: int = Field(16, ge=1, le=64, description="appends at once; the others wait")
     batch_events_max: int = Field(10_000, ge=1, le=100_000, description="events in one request")
-    read_threads: int = Field(4, ge=1, le=64, description="reads of conversations and of status at once")
+    read_threads: int = Field(2, ge=1, le=64, description="reads of conversations and of status at once")
     page_events_max: int = Field(1000, ge=1, le=10_000, description="events in one answer of a conversation")
     page_bytes_max: int = Field(8 * MIB, ge=KIB, le=256 * MIB, description="text of them, but for a single larger event")
     answers_max: int = Field(16, ge=1, le=10_000, description="answers being sent at once, each in a file; beyond it 503")
     answer_memory_bytes_max: int = Field(256 * KIB, ge=0, le=64 * MIB, description="of an answer; what is more is in a file")
     tails_max: int = Field(250, ge=1, le=10_000, description="tails open at once; beyond it 503")
-    tail_threads: int = Field(4, ge=1, le=64, description="tails that read at once")
+    tail_threads: int = Field(2, ge=1, le=64, description="tails that read at once")
     tail_events_max: int = Field(100, ge=1, le=1000, description="events a tail holds for its reader")
     tail_bytes_max: int = Field(256 * KIB, ge=64 * KIB, le=4 * MIB, description="text of them, but for a single larger event")
-    tail_reads_per_s: float = Field(100, gt=0, le=10_000, description="reads of all tails; the more tails, the longer each waits")
-    heartbeat_s: float = Field(15, gt=0, le=600, description="after which a quiet tail sends a comment")
+    tail_reads_per_s: float = Field(
+        50, gt=0, le=10_000, description="reads of all tails together; beyond it they wait their turn"
+    )
 
     audit_bytes_max: int = Field(64 * MIB, ge=4 * KIB, description="of the audit log before it is rotated")
     audit_files_max: int = Field(8, ge=1, le=1000, description="rotated audit logs that are kept")
