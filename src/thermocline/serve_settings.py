@@ -54,9 +54,8 @@ class ServeSettings(BaseModel):
     tail_threads: int = Field(2, ge=1, le=64, description="tails that read at once")
     tail_events_max: int = Field(100, ge=1, le=1000, description="events a tail holds for its reader")
     tail_bytes_max: int = Field(256 * KIB, ge=64 * KIB, le=4 * MIB, description="text of them, but for a single larger event")
-    tail_reads_per_s: float = Field(
-        50, gt=0, le=10_000, description="reads of all tails together; beyond it they wait their turn"
-    )
+    tail_reads_per_s: float = Field(50, gt=0, le=10_000, description="reads of all tails; beyond it they wait their turn")
+    heartbeat_s: float = Field(15, gt=0, le=600, description="after which a quiet tail sends a comment")
 
     audit_bytes_max: int = Field(64 * MIB, ge=4 * KIB, description="of the audit log before it is rotated")
     audit_files_max: int = Field(8, ge=1, le=1000, description="rotated audit logs that are kept")
