@@ -101,6 +101,7 @@ async def conversations(request: Request) -> Response:
     asked = {name: request.query_params.get(name, "")[:1000] for name in ("q", "within", "before")}
     text, before = asked["q"].strip(), asked["before"]
     if asked["within"] == "content" and text:
+        request.scope["audit"] = {"search": text}
         found = await service.read(lambda: page_conversations.found(service.store, text, before))
         return html(request, "search.html", text=text, within="content", **found)
     found = await service.read(lambda: page_conversations.listed(service.store, text, before))
@@ -112,6 +113,7 @@ async def conversation(request: Request) -> Response:
     service: Service = request.app.state.service
     store = service.store
     name = check_conversation_id(request.query_params.get("id", ""))
+    request.scope["audit"] = {"conversation_id": name}
     given = request.query_params
     seq = number(request, "seq", default=1, least=1, most=INT64_MAX - 1) if "seq" in given else None
     before = number(request, "before", default=1, least=2, most=INT64_MAX) if "before" in given and seq is None else None

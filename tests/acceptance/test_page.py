@@ -264,6 +264,9 @@ def test_with_tokens_the_page_asks_for_one_and_keeps_it_from_scripts(
         assert page.evaluate("document.cookie") == ""
         page.get_by_role("button", name="Run").click()
         expect(page.locator("#result td")).to_have_text("1")
+        audit = (other.namespace_dir / "audit.ndjson").read_text()
+        assert "SELECT 1" in audit
+        assert not any(one in audit for one in (may, may_not))
         page.get_by_role("button", name="Sign out").click()
         page.goto(server.url)
         assert page.url.startswith(f"{server.url}/login")
