@@ -24,7 +24,8 @@ QUIET = (
 INK = """canvas => {
   const {width, height} = canvas, drawn = new Set();
   const {data} = canvas.getContext("2d").getImageData(0, 0, width, height);
-  for (let place = 0; place < data.length; place += 4 * 7) if (data[place + 3] > 0) drawn.add(data.slice(place, place + 3).join());
+  for (let place = 0; place < data.length; place += 4 * 7)
+    if (data[place + 3] > 0) drawn.add(data.slice(place, place + 3).join());
   return [...drawn].length;
 }"""
 """How many colours a canvas shows."""
