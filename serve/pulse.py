@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -39,6 +40,22 @@ class Listener:
             return False
         self.woken.clear()
         return True
+
+
+class Pace:
+    """So many turns a second for all who share it, in the order they ask; none waits while there are fewer."""
+
+    def __init__(self, per_s: float) -> None:
+        self._every_s = 1 / per_s
+        self._next_s = 0.0
+
+    async def turn(self) -> None:
+        """Return when it is one's turn."""
+        now_s = time.monotonic()
+        at_s = max(now_s, self._next_s)
+        self._next_s = at_s + self._every_s
+        if at_s > now_s:
+            await asyncio.sleep(at_s - now_s)
 
 
 class Pulse:

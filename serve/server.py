@@ -24,6 +24,8 @@ from .working import Beside
 
 log = logging.getLogger("thermocline.serve")
 BACKLOG: Final = 512
+SWITCH_S: Final = 0.001
+"""How long a thread that computes may keep an append's thread from going on; Python's default is 5 ms, for each such thread."""
 HEADERS_HARD_MAX: Final = 512 << 10
 """Beyond it HTTP itself is refused; serve.headers_bytes_max is the bound below it."""
 
@@ -65,6 +67,7 @@ def serve(settings: Settings, *, ready: Callable[[str], None] = lambda url: None
     """
     limits = settings.serve
     log_to_stderr(settings)
+    sys.setswitchinterval(SWITCH_S)
     service, opened = open_service(settings)
     beside = Beside(settings) if limits.worker else None
     with opened:

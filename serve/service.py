@@ -22,7 +22,7 @@ from .access import Access
 from .audit import Audit
 from .limits import Budget, Rates, Room
 from .metrics import Metrics
-from .pulse import Pulse
+from .pulse import Pace, Pulse
 from .sandbox import Sandbox
 
 Value = TypeVar("Value")
@@ -57,6 +57,7 @@ class Service:
         self.answers = Room(limits.answers_max)
         self.tails = Room(limits.tails_max)
         self.pulse = Pulse(store)
+        self.tail_pace = Pace(limits.tail_reads_per_s)
         self.rates = Rates(limits.requests_per_s, limits.requests_per_s)
         self.bodies = Budget(limits.bodies_bytes_max)
         self._status: Status | None = None

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import datetime as dt
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
@@ -106,8 +105,9 @@ async def _followed(service: Service, opened: Tail, listener: Listener, shown: S
     """Messages until the server stops."""
     limits = service.settings.serve
     while not service.stopping.is_set():
+        await service.tail_pace.turn()
         listener.woken.clear()  # before the read: what comes during it wakes again
-        begin_s, before = time.monotonic(), opened.position
+        before = opened.position
         items = await _read(service, opened, limits.tail_events_max)
         for item in items:
             service.metrics.tailed(1)
@@ -116,9 +116,6 @@ async def _followed(service: Service, opened: Tail, listener: Listener, shown: S
         passed_over = not items and opened.position != before  # what nobody asked for: there may be more
         if not items and not passed_over and not await _woken(service, listener, limits.heartbeat_s):
             yield ServerSentEvent(id=opened.position, comment="nothing new", sep="\n")
-        pace_s = service.tails.taken / limits.tail_reads_per_s - (time.monotonic() - begin_s)
-        if pace_s > 0 and len(items) < limits.tail_events_max:
-            await asyncio.sleep(pace_s)
 
 
 async def _read(service: Service, opened: Tail, limit: int) -> Sequence[Any]:
