@@ -94,12 +94,13 @@ def photograph(server: Served, settings: Settings, archived: str) -> None:
         with chromium() as browser:
             for name, (address, scheme, width) in VIEWS.items():
                 size = {"width": width, "height": 800 if width > 500 else 850}
-                with visit(browser, server.url, viewport=size, color_scheme=scheme) as seen:
+                with visit(browser, server.url, viewport=size, color_scheme=scheme, reduced_motion="reduce") as seen:
                     seen.page.goto(server.url + (address or f"/conversation?id={archived}"))
                     settled(seen.page)
                     if LIVE in address:
                         seen.page.evaluate("scrollTo(0, document.body.scrollHeight)")
-                        pause(2)
+                        pause(4)
+                        seen.page.evaluate("scrollTo(0, document.body.scrollHeight)")
                     seen.page.screenshot(path=FOLDER / f"{name}.png")
                     print(name, seen.problems or "")
     finally:

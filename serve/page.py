@@ -8,7 +8,6 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import pyarrow as pa
-from sse_starlette import ServerSentEvent
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
@@ -151,10 +150,9 @@ async def follow(request: Request) -> Response:
     name = check_conversation_id(request.query_params.get("id", ""))
     seq = number(request, "seq", default=1, least=1, most=INT64_MAX - 1)
 
-    def piece(item: Any) -> ServerSentEvent:
+    def piece(item: Any) -> tuple[str, str]:
         entry = page_timeline.gap_of(item) if isinstance(item, Gap) else page_timeline.followed(item.event)
-        text = filled("part_entry.html", entry=entry, name=name)
-        return ServerSentEvent(event="entry", id=item.position, data=text, sep="\n")
+        return "entry", filled("part_entry.html", entry=entry, name=name)
 
     return await followed(request, name, types=None, start=request.headers.get("last-event-id") or seq, shown=piece)
 

@@ -16,6 +16,7 @@ PAGE_EVENTS: Final = 100
 CONTENT_CHARS: Final = 20_000
 """Of one event on a page; the address of the whole stands beside it."""
 METADATA_CHARS: Final = 20_000
+NEW_S: Final = 5
 STRIP_PARTS: Final = 200
 MARKED_MAX: Final = 2000
 """Seqs from the first of a page on, of which it is told in which tier they are."""
@@ -141,7 +142,8 @@ def entry(row: Mapping[str, Any], tier: str, since: dt.datetime | None = None) -
 
 
 def followed(event: Mapping[str, Any]) -> dict[str, Any]:
-    """An event of a tail as it is shown: the newest are hot. Pure."""
+    """An event of a tail as it is shown. What was ingested just now is hot; of the others the page is told later."""
+    new = dt.datetime.now(dt.UTC) - event["ingested_at"] < dt.timedelta(seconds=NEW_S)
     content, metadata = event["content"], event["metadata"]
     cut = {
         "content": content[:CONTENT_CHARS],
@@ -149,7 +151,7 @@ def followed(event: Mapping[str, Any]) -> dict[str, Any]:
         "metadata": metadata and metadata[:METADATA_CHARS],
         "metadata_chars": len(metadata or ""),
     }
-    return entry({**event, **cut}, "")
+    return entry({**event, **cut}, "hot" if new else "")
 
 
 def gap(conversation: str, first: int, last: int, reason: str) -> dict[str, Any]:

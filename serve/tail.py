@@ -33,7 +33,8 @@ Value = TypeVar("Value")
 SSE: Final = "text/event-stream"
 START_BYTES_MAX: Final = 8192
 TYPES_MAX: Final = 100
-Shown = Callable[[Any], ServerSentEvent]
+Shown = Callable[[Any], tuple[str, str]]
+"""The name and the data of the message that is sent of an event or a gap."""
 RETRY_MS: Final = 1000
 """After which a browser that lost the connection comes back."""
 
@@ -110,7 +111,8 @@ async def _followed(service: Service, opened: Tail, listener: Listener, shown: S
         items = await _read(service, opened, limits.tail_events_max)
         for item in items:
             service.metrics.tailed(1)
-            yield shown(item)
+            name, data = shown(item)
+            yield ServerSentEvent(event=name, id=item.position, data=data, sep="\n")
         passed_over = not items and opened.position != before  # what nobody asked for: there may be more
         if not items and not passed_over and not await _woken(service, listener, limits.heartbeat_s):
             yield ServerSentEvent(id=opened.position, comment="nothing new", sep="\n")
@@ -140,12 +142,12 @@ async def _threaded(service: Service, act: Callable[[], Value]) -> Value:
     return await anyio.to_thread.run_sync(act, limiter=service.tailing)
 
 
-def _message(item: Any) -> ServerSentEvent:
+def _message(item: Any) -> tuple[str, str]:
     if isinstance(item, Gap):
         told = {name: value for name, value in item._asdict().items() if name != "position"}
-        return ServerSentEvent(event="gap", id=item.position, data=dumped(told).decode(), sep="\n")
+        return "gap", dumped(told).decode()
     [text] = event_objects([item.event])
-    return ServerSentEvent(event="event", id=item.position, data=text.decode(), sep="\n")
+    return "event", text.decode()
 
 
 def _types(request: Request) -> list[str] | None:

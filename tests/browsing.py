@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
 PATIENCE_MS = 120_000
-"""How long a page may take to show what it will: a loaded machine is slow, and a test that waits less tests the machine."""
+"""How long a page may take to show what it will: a test that waits less would test the machine."""
 QUIET = (
     *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"),
     *("--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"),

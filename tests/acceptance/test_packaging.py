@@ -54,6 +54,8 @@ def test_the_wheel_holds_every_module_script_and_the_sample(wheel: Path) -> None
     for folder in FOLDERS:
         files = [*(ROOT / folder).rglob("*.py"), *(ROOT / folder).rglob("*.lua")]
         expected |= {f"thermocline/{path.relative_to(ROOT)}" for path in files}
+    for part in ("static", "templates"):
+        expected |= {f"thermocline/serve/{part}/{path.name}" for path in (ROOT / "serve" / part).iterdir()}
     home = ROOT / "src" / "thermocline"
     for pattern in ("*.py", "cli/*.py", "sample/*"):
         expected |= {f"thermocline/{path.relative_to(home)}" for path in home.glob(pattern)}

@@ -89,3 +89,16 @@ def test_a_disk_that_is_full_leaves_what_was_said_before_and_nothing_half_writte
     health.write()
     assert [path.name for path in tmp_path.iterdir()] == [FILE_NAME]
     assert "settled_us" not in said(tmp_path)
+
+
+def test_the_last_run_and_the_last_failure_of_every_job_are_told(tmp_path: Path) -> None:
+    health = Health(tmp_path, failures_red=3, epoch=1)
+    health.worked("settle")
+    health.failed("merge", "no space" * 1000)
+    health.stuck("verify", "a gap")
+    health.write()
+    jobs = said(tmp_path)["jobs"]
+    assert isinstance(jobs, dict)
+    assert set(jobs) == {"settle", "merge", "verify"}
+    assert set(jobs["settle"]) == {"worked_us"}
+    assert (len(jobs["merge"]["problem"]), jobs["verify"]["problem"]) == (1000, "a gap")
