@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from thermocline.tiers import rollups
-from thermocline.tiers.duck import quoted
+from typing import Final
 
-from .attached import alias
-from .bounds import Bounds, Texts
-from .prune import Reading
-from .relations import Place
 from .result import Result
-from .run import TAIL, Plan, Runner
+from .run import Runner
+
+_SUMS: Final = ", ".join(
+    f"sum({name})::{kind} AS {name}"
+    for name, kind in {
+        **dict.fromkeys(("events", "content_bytes", "input_tokens", "output_tokens"), "BIGINT"),
+        "cost_usd": "DOUBLE",
+        "errors": "BIGINT",
+    }.items()
+)
 
 
 def usage(runner: Runner, conversation_id: str | None = None) -> Result:
@@ -18,21 +22,9 @@ def usage(runner: Runner, conversation_id: str | None = None) -> Result:
 
     Exact for everything ever appended that has not expired. conversation_id: of that conversation only
     """
-    bounds = Bounds() if conversation_id is None else Bounds(conversations=Texts.of([conversation_id]))
-    return runner.built(Reading({"hourly_stats": bounds}), _sql, {"conversation": conversation_id})
-
-
-def _sql(plan: Plan, place: Place) -> str:
-    sources = plan.sources["hourly_stats"]
-    rolled = [f"{alias(one.segment_id)}.rollup_hourly" for one in sources.segments if one.has_rollups]
-    raw = [TAIL, *(f"{alias(one.segment_id)}.events" for one in sources.segments if not one.has_rollups)]
-    if sources.files:
-        places = ", ".join(quoted(place(file)) for file in sources.files)
-        rolled.append(f"read_parquet([{places}], hive_partitioning = false)")
-    return f"""
-        SELECT date_trunc('month', hour) AS month, model, sum(events)::BIGINT AS events,
-               sum(content_bytes)::BIGINT AS content_bytes, sum(input_tokens)::BIGINT AS input_tokens,
-               sum(output_tokens)::BIGINT AS output_tokens, sum(cost_usd) AS cost_usd, sum(errors)::BIGINT AS errors
-        FROM ({rollups.combined("rollup_hourly", rolled, raw)})
-        WHERE $conversation IS NULL OR conversation_id = $conversation
-        GROUP BY month, model ORDER BY month DESC, cost_usd DESC, model"""
+    where, parameters = ("", None) if conversation_id is None else (" WHERE conversation_id = ?", [conversation_id])
+    return runner.sql(
+        f"SELECT date_trunc('month', hour) AS month, model, {_SUMS} FROM usage{where}"
+        " GROUP BY ALL ORDER BY month DESC, cost_usd DESC, model",
+        parameters,
+    )
