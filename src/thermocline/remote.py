@@ -33,11 +33,10 @@ from thermocline.errors import (
 from thermocline.event import Event, Metadata, Receipt, TextId
 from thermocline.ingest.line import line_of as checked_line
 from thermocline.ingest.validate import check_conversation_id, check_expected_seq, event_of, fields_of
-from thermocline.query.coverage import Coverage
 from thermocline.query.result import Result
 from thermocline.query.status import Status
 
-from .remote_answers import error_of, line_of, receipt_of
+from .remote_answers import coverage_of, error_of, line_of, receipt_of
 from .remote_tail import RemoteTail
 
 BATCH_EVENTS_MAX: Final = 1000
@@ -122,7 +121,7 @@ class RemoteStore:
         with pa.ipc.open_stream(pa.py_buffer(answer.content)) as stream:
             table = stream.read_all()
         noted = dict(table.schema.metadata or {})
-        coverage = msgspec.convert(orjson.loads(noted.pop(b"thermocline.coverage")), Coverage, strict=False)
+        coverage = coverage_of(orjson.loads(noted.pop(b"thermocline.coverage")))
         noted.pop(b"thermocline.query_id", None)
         return Result(table.replace_schema_metadata(noted or None), coverage)
 

@@ -21,10 +21,17 @@ from thermocline.errors import (
     TierUnavailable,
 )
 from thermocline.event import COLUMN_NAMES, Event, Receipt
+from thermocline.query.coverage import Coverage
 
 KIND: Final = "urn:thermocline:problem:"
 _TIMES: Final = ("timestamp", "ingested_at")
 _raw: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+def coverage_of(told: dict[str, Any]) -> Coverage:
+    """The coverage that a server tells as Coverage.as_dict does; what is worked out from the ledger stays with the server."""
+    columns = [(one["name"], one["label"]) for one in told["columns"]]
+    return msgspec.convert({**told, "columns": columns}, Coverage, strict=False)
 
 
 def error_of(status: int, body: bytes, *, conversation_id: str = "") -> ThermoclineError:

@@ -208,7 +208,7 @@ def test_what_is_not_understood_reads_everything_and_says_so(query: str) -> None
 
 def test_only_relations_that_are_named_are_read() -> None:
     assert read("SELECT 1", None, now_us=NOW_US) == Reading({})
-    assert read("FROM people WHERE name = 'events'", None, now_us=NOW_US) == Reading({})
+    assert read("FROM people WHERE name = 'events'", None, now_us=NOW_US) == Reading({}, foreign=True)
     reading = read('FROM HOURLY_STATS h JOIN "Conversation_Summary" c USING (conversation_id)', None, now_us=NOW_US)
     assert reading.bounds == {"hourly_stats": ANY_ROW, "conversation_summary": ANY_ROW}
 
