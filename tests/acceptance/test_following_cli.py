@@ -62,7 +62,14 @@ def test_a_tail_that_follows_shows_what_is_appended_until_it_is_interrupted(
     out = (tmp_path / "out").open("wb")
     with (
         out,
-        subprocess.Popen(command, cwd=tmp_path, env=environment(**variables), stdout=out, stderr=subprocess.PIPE) as process,
+        subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=environment(**variables),
+            stdout=out,
+            stderr=subprocess.PIPE,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it is ignored in what a shell runs behind
+        ) as process,
     ):
         wait_until(lambda: "11" in (tmp_path / "out").read_text(), 120, "the newest event is shown")
         with Client(store.settings, tiers=store.tiers) as client:
