@@ -502,10 +502,10 @@ def test_a_rewrite_that_puts_fsync_off_is_no_healthy_disk(redis_server: StartSer
     own = redis_server(redis_binary)
     slow_hot = open_hot(own)
     call = slow_hot.link.call
-    assert slow_hot.facts().disk_ok
+    wait_until(lambda: slow_hot.facts().disk_ok, 30, "what was begun at the start is on disk")
     call("CONFIG", "SET", "rdb-key-save-delay", "200000")  # µs per key: the 16 shards of this namespace take three seconds
     call("BGSAVE")
-    assert slow_hot.facts().disk_ok
+    wait_until(lambda: slow_hot.facts().disk_ok, 30, "the save is no fault")
     call("CONFIG", "SET", "no-appendfsync-on-rewrite", "yes")
     assert not slow_hot.facts().disk_ok
     wait_until(lambda: slow_hot.facts().disk_ok, 30, "the save has ended")

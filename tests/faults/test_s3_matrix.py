@@ -12,12 +12,14 @@ from tests.s3_matrix import Report, judge, lives_in, run
 from tests.s3_servers import S3Server
 
 SEED = 1
+MARGIN_S = 60
+"""How much longer than its deadline a call may take here, where tests share the machine: none waits for ever."""
 
 
 def test_every_fault_at_every_kind_of_request_is_overcome(
     moto_server: S3Server, aws_environ: None, server: Any, tmp_path: Path
 ) -> None:
-    report = Report(store="moto", seed=SEED, shared=True)
+    report = Report(store="moto", seed=SEED, shared=True, margin_s=MARGIN_S)
     run(lives_in(tmp_path, server.url, moto_server, report), CELLS, report)
     check(report)
 
@@ -28,7 +30,7 @@ def test_every_fault_at_every_kind_of_request_is_overcome_by_itself(
     store: str, request: pytest.FixtureRequest, aws_environ: None, server: Any, tmp_path: Path
 ) -> None:
     s3_server: S3Server = request.getfixturevalue(f"{store}_server")
-    report = Report(store=store, seed=SEED, shared=False)
+    report = Report(store=store, seed=SEED, shared=False, margin_s=MARGIN_S)
     run(lives_in(tmp_path, server.url, s3_server, report), CELLS, report)
     check(report)
 

@@ -382,7 +382,9 @@ def test_bytes_that_change_on_the_way_are_read_again(moto_bucket: Bucket, tmp_pa
     assert (front.met["GET"], front.count["GET"]) == (1, 2)
 
 
-@every_read
+@pytest.mark.parametrize(
+    "read", [CALLS["get"], lambda cold, folder: cold.get(KEY, offset=0, length=7000), CALLS["fetch"]], ids=READS.keys()
+)
 def test_bytes_that_change_at_every_reading_are_not_taken_for_a_damaged_object(
     moto_bucket: Bucket, tmp_path: Path, read: Call
 ) -> None:
