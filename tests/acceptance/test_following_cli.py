@@ -58,7 +58,9 @@ def test_a_tail_ends_with_a_position_that_another_begins_at(store: Store, tmp_pa
 def test_a_tail_that_follows_shows_what_is_appended_until_it_is_interrupted(
     store: Store, tmp_path: Path, variables: dict[str, str]
 ) -> None:
-    command = [sys.executable, "-m", "thermocline", "tail", "-f", "-n", "1"]
+    # A shell that starts the tests in the background has them ignore SIGINT, and their children with them.
+    heeded = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.executable, sys.argv[1:])"
+    command = [sys.executable, "-c", heeded, sys.executable, "-m", "thermocline", "tail", "-f", "-n", "1"]
     out = (tmp_path / "out").open("wb")
     with (
         out,
@@ -68,7 +70,6 @@ def test_a_tail_that_follows_shows_what_is_appended_until_it_is_interrupted(
             env=environment(**variables),
             stdout=out,
             stderr=subprocess.PIPE,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # it is ignored in what a shell runs behind
         ) as process,
     ):
         wait_until(lambda: "11" in (tmp_path / "out").read_text(), 120, "the newest event is shown")
