@@ -23,7 +23,7 @@ WITH_OTHERS = {"append", "producer", *READS}
 """Tables with peers that do not come with the tests' packages."""
 
 
-RARELY = ("append", "producer", "recent", "archive", "visible", "memory", "stress", "shards", "limits")
+RARELY = ("estimates", "append", "producer", "recent", "archive", "visible", "memory", "stress", "shards", "limits")
 """They take longest, and are measured small by the long ring."""
 ALONE = [table.name for table in TABLES if table.name not in READS]
 
