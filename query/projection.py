@@ -13,6 +13,7 @@ class Messages(Projection):
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -25,7 +26,7 @@ Event = Mapping[str, Any]
 """A row of `events`: column → value; times are aware datetimes, metadata is JSON text or None."""
 
 
-class Projection:
+class Projection(ABC):
     """A fold: state = apply(apply(initial(), event 1), event 2) …, over a conversation's events in the order of seq.
 
     A state is plain data, what JSON gives back as it was: dicts with str keys, lists, str, int, float, bool, None. `apply` may
@@ -36,13 +37,13 @@ class Projection:
     version: int | str = 1
     """Change it with the code: states of another version are not used."""
 
+    @abstractmethod
     def initial(self) -> Any:
         """The state before the first event."""
-        raise NotImplementedError
 
+    @abstractmethod
     def apply(self, state: Any, event: Event) -> Any:
         """The state after `event`."""
-        raise NotImplementedError
 
     gap: Any = None
     """None: IncompleteAnswer when events are missing, as a state made from a sample is not the state. A method
@@ -52,7 +53,10 @@ class Projection:
 
 def checked(projection: Any) -> Projection:
     """An object with name, version, initial and apply; given a class, what it makes. QueryRefused says what is wrong with it."""
-    found = projection() if isinstance(projection, type) else projection
+    try:
+        found = projection() if isinstance(projection, type) else projection
+    except TypeError as exc:  # a method is missing, or its constructor wants arguments
+        raise QueryRefused(f"projection {projection.__name__}: it cannot be made without arguments ({exc})") from exc
     name, version = getattr(found, "name", None), getattr(found, "version", None)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise QueryRefused(f"a projection's name must be like order-totals: {_NAME.pattern}, not {name!r}")

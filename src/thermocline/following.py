@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
+from thermocline.errors import TierUnavailable
 from thermocline.tiers.opening import Tiers
 
 if TYPE_CHECKING:
@@ -25,10 +26,11 @@ class Followable:
         self.tiers = tiers
         self._lock = threading.Lock()
         self._following: Following | None = None
+        self._closed = False
 
     def _check_open(self) -> None:
-        """TierUnavailable when the store is closed."""
-        raise NotImplementedError
+        if self._closed:
+            raise TierUnavailable("this store is closed: connect() again")
 
     def tail(
         self,

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from thermocline.config import Settings, load
-from thermocline.errors import ConfigError, TierUnavailable
+from thermocline.errors import ConfigError
 from thermocline.event import INT64_MAX
 from thermocline.following import Followable
 from thermocline.query.handover import Lender
@@ -45,7 +45,6 @@ class Store(Followable):
         """For processes that answer queries in this one's place."""
         self._states = States(tiers, self._runner)
         self._pinned: Pinned | None = None
-        self._closed = False
 
     @property
     def settings(self) -> Settings:
@@ -267,10 +266,6 @@ class Store(Followable):
         if self._pinned is not None:
             self._pinned.close()
         self.tiers.close()
-
-    def _check_open(self) -> None:
-        if self._closed:
-            raise TierUnavailable("this store is closed: connect() again")
 
     def __enter__(self) -> Store:
         return self

@@ -214,3 +214,14 @@ def test_no_more_is_kept_than_allowed(site: Site, monkeypatch: pytest.MonkeyPatc
     assert sum(len(one.state) for one in left) <= 2_000
     assert all(one.sound for one in left)
     assert left[-1].seq == 100
+
+
+def test_a_projection_that_lacks_a_method_is_refused_by_its_name(site: Site) -> None:
+    class Half(Projection):
+        name = "half"
+
+        def initial(self) -> int:
+            return 0
+
+    with pytest.raises(QueryRefused, match=r"projection Half: .*apply"):
+        site.store.state("c", projection=Half)
