@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
@@ -15,13 +17,19 @@ from thermocline.store import Store, connect
 from thermocline.tiers import embedded
 
 FLIGHT = "content ILIKE '%flight%'"
+DAY_US = 86_400_000_000
+EVENTS = [
+    event | {"event_id": UUID(int=number)}
+    for number, event in enumerate(aged_events(end_us=time.time_ns() // 1000 // DAY_US * DAY_US), start=1)
+]
+"""Twelve whole days with ids of their own: the same days are archived, and the same events kept, whenever this runs."""
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     folder = tmp_path_factory.mktemp("estimate") / "data"
     made = load({"data_dir": folder}, environ={})
-    append_and_work(made, aged_events())
+    append_and_work(made, EVENTS)
     assert archive(made).archived_events
     yield made
     embedded.stop(Path(folder))
@@ -106,18 +114,18 @@ def test_estimates_are_functions_of_sql_in_both_ways_to_ask(store: Store) -> Non
 
 
 def test_what_the_rollups_know_is_exact(store: Store) -> None:
-    appended = len(aged_events())
+    appended = len(EVENTS)
     (estimate, low, high, basis, kept) = store.estimate("count(*)").fetchall()[0]
     assert (estimate, low, high, basis, kept) == (appended, appended, appended, "exact", appended)
     by_type = store.estimate("count(*)", by="event_type")
     assert sum(row[1] for row in by_type) == appended
     assert by_type.coverage.exact
     conversations = store.estimate("count(DISTINCT conversation_id)").fetchall()[0][0]
-    assert conversations == len({event["conversation_id"] for event in aged_events()})
+    assert conversations == len({event["conversation_id"] for event in EVENTS})
 
 
 def test_the_rest_is_estimated_and_agrees_with_them(store: Store) -> None:
-    truth = sum("flight" in (event.get("content") or "").lower() for event in aged_events())
+    truth = sum("flight" in (event.get("content") or "").lower() for event in EVENTS)
     found = store.estimate("count(*)", where=FLIGHT)
     (estimate, low, high, basis, kept) = found.fetchall()[0]
     assert basis == "estimated"
@@ -125,14 +133,14 @@ def test_the_rest_is_estimated_and_agrees_with_them(store: Store) -> None:
     assert 0.6 * truth < estimate < 1.6 * truth
     assert found.coverage.columns[:2] == (("estimate", "estimated"), ("low", "estimated"))
     other = store.estimate("count(*)", where=f"NOT ({FLIGHT})").fetchall()[0][0]
-    assert estimate + other == pytest.approx(len(aged_events()))
+    assert estimate + other == pytest.approx(len(EVENTS))
     days = store.estimate("count(*)", where=FLIGHT, by=["day"]).fetchall()
     assert {row[4] for row in days} == {"exact", "estimated"}
     assert store.estimate("count(*)", where="content ILIKE $word", params={"word": "%flight%"}).fetchall()[0][0] == estimate
 
 
 def test_quantiles_come_from_histograms_made_before_sampling(store: Store) -> None:
-    values = sorted(event["duration_ms"] for event in aged_events() if event.get("duration_ms") is not None)
+    values = sorted(event["duration_ms"] for event in EVENTS if event.get("duration_ms") is not None)
     for share in (0.1, 0.5, 0.95):
         true = values[max(0, -(-int(share * 1000) * len(values) // 1000) - 1)]
         (estimate, low, high, basis, kept) = store.estimate(f"quantile(duration_ms, {share})").fetchall()[0]
