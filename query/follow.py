@@ -21,6 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from thermocline.config import MIB
@@ -234,13 +235,9 @@ class Tail:
         }
         if not behind:
             return False
-        share = max(PAGE_BYTES_MIN, self._page_bytes_max // len(behind))
-        pages = {}
-        for shard, index in behind.items():
-            position = self._cursor.places[index].position
-            pages[shard] = self._hot.page(shard, position, mine[index].last, bytes_max=share)
+        pages = self._pages(behind, mine)
         trimmed = self._hot.trimmed()
-        if any(trimmed[shard] > self._cursor.places[index].position for shard, index in behind.items()):
+        if any(trimmed[shard] > self._cursor.places[behind[shard]].position for shard in pages):
             return True  # a page may lack entries, which have settled: look again
         blocks = read_blocks(self._shared.settled.parser, list(pages.values()), self._cursor.conversation_id, self._types)
         part = self._cursor.part
@@ -250,11 +247,22 @@ class Tail:
             if block.us > self._cursor.places[index].us and block.us >= self._cursor.from_us:
                 self._give(block, part.seq if part is not None and (part.shard, part.us) == block[:2] else 0)
             self._move(index, block.position, block.us)
-        for shard, index in behind.items():
-            last_us = pc.max(pages[shard].column("ingested_us")).as_py() or 0
-            position = last_position(pages[shard]) or mine[index].last
-            self._move(index, position, last_us)
+        for shard, page in pages.items():
+            last_us = pc.max(page.column("ingested_us")).as_py() or 0
+            position = last_position(page) or mine[behind[shard]].last
+            self._move(behind[shard], position, last_us)
         return True
+
+    def _pages(self, behind: Mapping[int, int], mine: Sequence[ShardCut]) -> dict[int, pa.Table]:
+        """Pages of the logs that go on, first of the one that was begun and of those furthest behind, until they are enough."""
+        share = max(PAGE_BYTES_MIN, self._page_bytes_max // len(behind))
+        part, places = self._cursor.part, self._cursor.places
+        pages: dict[int, pa.Table] = {}
+        for shard, index in sorted(behind.items(), key=lambda one: (part is None or part.shard != one[0], places[one[1]].us)):
+            pages[shard] = self._hot.page(shard, places[index].position, mine[index].last, bytes_max=share)
+            if sum(page.nbytes for page in pages.values()) >= self._page_bytes_max:
+                break
+        return pages
 
     def _give(self, block: BlockRows, after_seq: int) -> None:
         """Make the events of a block ready that come after `after_seq`."""

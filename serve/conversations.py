@@ -19,6 +19,8 @@ from .rows import JSON, NDJSON, event_objects
 from .service import Service
 
 LIMIT_DEFAULT: Final = 100
+CHUNK_BYTES: Final = 64 << 10
+"""Of a large page that is sent at once."""
 _ROWS: Final = "SELECT * FROM events WHERE conversation_id = $conversation AND seq >= $from_seq ORDER BY seq {order} LIMIT $limit"
 _SIZE: Final = "strlen(content) + coalesce(strlen(metadata), 0)"
 PAGE: Final = f"""
@@ -62,10 +64,28 @@ async def conversation_events(request: Request) -> Response:
         following = f"/v1/conversations/{quote(conversation, safe='')}/events?from_seq={more_from}&limit={limit}"
         headers["Link"] = f'<{following}>; rel="next"'
     if media_type == NDJSON:
-        return Response(b"".join(event + b"\n" for event in events), headers=headers, media_type=NDJSON)
+        return _Page(b"".join(event + b"\n" for event in events), service, headers=headers, media_type=NDJSON)
     page = {"conversation_id": conversation, "next": following, "coverage": coverage.as_dict()}
     body = b'{"events":[' + b",\n".join(events) + b"]," + orjson.dumps(page)[1:]
-    return Response(body, headers=headers, media_type=JSON)
+    return _Page(body, service, headers=headers, media_type=JSON)
+
+
+class _Page(Response):
+    """A page; a large one has a place among the answers, and is sent in pieces, until its client has read it."""
+
+    def __init__(self, body: bytes, service: Service, **named: Any) -> None:
+        super().__init__(body, **named)
+        self._service = service
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if len(self.body) <= self._service.settings.serve.answer_memory_bytes_max:
+            await super().__call__(scope, receive, send)
+            return
+        with self._service.answers.place("answers being sent", "serve.answers_max"):
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            for start in range(0, len(self.body), CHUNK_BYTES):  # each waits until there is room for it
+                piece = self.body[start : start + CHUNK_BYTES]
+                await send({"type": "http.response.body", "body": piece, "more_body": start + CHUNK_BYTES < len(self.body)})
 
 
 def number(request: Request, name: str, *, default: int, least: int, most: int) -> int:

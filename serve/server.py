@@ -26,6 +26,9 @@ log = logging.getLogger("thermocline.serve")
 BACKLOG: Final = 512
 SWITCH_S: Final = 0.001
 """How long a thread that computes may keep an append's thread from going on; Python's default is 5 ms, for each such thread."""
+UNSENT_BYTES_MAX: Final = 64 << 10
+"""What the system holds of an answer beyond what is on its way to a client. Its own bound is some MiB for each connection,
+which many slow readers would first have filled with what they never read."""
 HEADERS_HARD_MAX: Final = 512 << 10
 """Beyond it HTTP itself is refused; serve.headers_bytes_max is the bound below it."""
 
@@ -127,6 +130,7 @@ def listening_on(host: str, port: int) -> socket.socket:
         raise ConfigError(f"serve.host {host!r} is no address of this machine: {exc.strerror}") from exc
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)  # connections inherit it
         listening.bind(address)
     except OSError as exc:
         listening.close()

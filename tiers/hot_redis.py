@@ -25,6 +25,8 @@ TRIM = Script("trim")
 PUT_META = Script("put_meta")
 PAGE_ENTRIES_FIRST = 4
 """As many of the largest blocks as a page of the default size holds."""
+PAGE_ENTRY_BYTES = 64 << 10
+"""For every so many bytes of a smaller page one block is asked for first."""
 PAGE_ENTRIES_MAX = 5000
 PAYLOAD_PLACE = 25
 """Of `d` among the names and values of an entry, as the append script orders them."""
@@ -113,7 +115,7 @@ class RedisHot:
     def page(self, shard: int, after: Position, upto: Position, *, bytes_max: int) -> pa.Table:
         """Blocks in (after, upto], about `bytes_max` of payload: Redis is asked for few first, then for as many as fit."""
         entries: list[Any] = []
-        size, count = 0, PAGE_ENTRIES_FIRST
+        size, count = 0, max(1, min(PAGE_ENTRIES_FIRST, bytes_max // PAGE_ENTRY_BYTES))
         while size < bytes_max and after < upto:
             got = self.link.call("XRANGE", self.keys.log(shard), str(after.next()), str(upto), "COUNT", count)
             entries += got

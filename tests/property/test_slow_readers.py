@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,12 +18,15 @@ from tests.serve_process import serving
 from tests.servers import RedisServer, redis_binaries
 from tests.serving import Served, event, served, settings_for
 from tests.waiting import wait_until
+from thermocline.serve.server import UNSENT_BYTES_MAX
 
 LIMITS = {"write_timeout_s": 600, "body_timeout_s": 600, "headers_timeout_s": 600, "tails_max": 20, "answers_max": 20}
 CONTENT = "x" * 10_000
 EVENTS = 1000
-PAGE_AND_BUFFERS = 1 << 20
-"""Of one tail: 256 KiB of text (serve.tail_bytes_max) as Python values, and what is on its way."""
+PAGE_AND_BUFFERS = 512 << 10
+"""Of one tail: a block of 256 KiB, which is more than serve.tail_bytes_max, as Python values, and what is on its way."""
+UNREAD_MAX = 512 << 10
+"""What a client that does not read is sent at most: until its buffers, ours and the system's are full."""
 SHARED = 128 << 20
 """Of all of them: threads that read pages, and their DuckDB."""
 BODY = json.dumps({"sql": "SELECT * FROM events LIMIT 1000"}).encode()
@@ -69,7 +74,8 @@ def test_appends_go_through_whatever_others_leave_unread(server: Served, kinds: 
     with ExitStack() as opened, server.client() as client:
         for kind in kinds:
             opened.enter_context(idle(server.url, KINDS[kind]))
-        tails, answers = kinds.count("a tail that is not read"), kinds.count("an answer that is not read")
+        tails = kinds.count("a tail that is not read")
+        answers = kinds.count("an answer that is not read") + kinds.count("a page that is not read")
         wait_until(lambda: service.tails.taken == tails and service.answers.taken == answers, 900, "they are under way")
         for number in range(5):
             answer = client.post("/v1/events", json=event("live", content=str(number)))
@@ -79,6 +85,28 @@ def test_appends_go_through_whatever_others_leave_unread(server: Served, kinds: 
         wait_until(lambda: not any(pool.borrowed_tokens for pool in pools), 900, "nobody who does not read holds a thread")
         assert service.bodies.taken <= service.bodies.size
     wait_until(lambda: service.tails.taken == service.answers.taken == service.bodies.taken == 0, 900, "all is given back")
+
+
+def test_of_what_a_client_stops_to_read_the_system_holds_little(server: Served) -> None:
+    host, port = server.url.removeprefix("http://").rsplit(":", 1)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+        connection.connect((host, int(port)))
+        connection.sendall(KINDS["a page that is not read"])
+        read = 0
+        while read < 4 << 20:  # as fast as it comes: that is when the system makes room for much
+            read += len(connection.recv(1 << 16))
+        held = [unsent(int(port))]
+        while len(held) < 10 or held[-1] != held[-10]:
+            time.sleep(0.1)
+            held.append(unsent(int(port)))
+        assert 0 < held[-1] <= 2 * UNSENT_BYTES_MAX
+
+
+def unsent(port: int) -> int:
+    """Bytes that the system holds for the clients of a port of this machine, by /proc/net/tcp."""
+    rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(row[4].partition(":")[0], 16) for row in rows if int(row[1].partition(":")[2], 16) == port)
 
 
 def test_two_hundred_slow_readers_cost_the_memory_that_the_limits_say(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -109,5 +137,9 @@ def test_two_hundred_slow_readers_cost_the_memory_that_the_limits_say(tmp_path_f
             grown = psutil.Process(running.process.pid).memory_info().rss - before
             unread = 200 * EVENTS * len(CONTENT)
             assert grown < 200 * PAGE_AND_BUFFERS + SHARED < unread / 5, f"{grown >> 20} MiB"
+            sent = next(
+                line for line in client.get("/metrics").text.splitlines() if line.startswith("thermocline_tail_events_total ")
+            )
+            assert float(sent.split()[1]) * len(CONTENT) < 200 * UNREAD_MAX, sent
     finally:
         redis.stop()
