@@ -12,10 +12,11 @@ from typing import Final
 
 import msgspec
 
-from thermocline.errors import TierCorrupt
+from thermocline.errors import TierCorrupt, TierUnavailable
 from thermocline.tiers.duck import Connection, duckdb_errors, quoted
 from thermocline.tiers.ledger import ColdFile
 from thermocline.tiers.opening import Tiers
+from thermocline.tiers.whole_file import is_of_full_disk
 
 from .attached import SegmentGone
 from .bounds import Bounds
@@ -41,11 +42,16 @@ class Archived:
         return self._tiers.copies.place(file.key)
 
     def prepare(self, sources: Iterable[Sources]) -> None:
-        """Make the files readable: rollups as local copies, events where they are. Errors are those of `Cold`."""
+        """Make the files readable: rollups as local copies if the disk has room for them, events where they are. Errors are those
+        of `Cold`."""
         files = [file for source in sources for file in source.files]
         if not files or self._tiers.cold.is_local:
             return
-        self._tiers.copies.ensure(file.key for file in files if file.kind != "events")
+        try:
+            self._tiers.copies.ensure(file.key for file in files if file.kind != "events")
+        except TierUnavailable as exc:
+            if not is_of_full_disk(exc):
+                raise
         with self._lock:
             if not self._remote_ready:
                 from thermocline.tiers.cold_reading import ColdFiles  # with fsspec, which a store without S3 never needs
@@ -53,7 +59,7 @@ class Archived:
                 self._remote = ColdFiles(self._tiers.cold)
                 self._con.register_filesystem(self._remote)
                 self._remote_ready = True
-            self._remote.know({file.key: file.file_bytes for file in files if file.kind == "events"})
+            self._remote.know({file.key: file.file_bytes for file in files})
 
     def failure(self, sources: Iterable[Sources]) -> Exception | None:
         """Why a query over these could not read its files, if that is why it failed. SegmentGone: take another cut."""

@@ -73,6 +73,9 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
 @contextmanager
 def file_errors(subject: str, *, setting: str) -> Iterator[None]:
     """Turn what the file system raises about `subject` into TierUnavailable with the next thing to do.
@@ -86,8 +89,13 @@ def file_errors(subject: str, *, setting: str) -> Iterator[None]:
         raise TierUnavailable(f"{subject}: {exc.strerror or exc}{place}; {_fix(exc.errno, setting)}") from exc
 
 
+def is_of_full_disk(error: TierUnavailable) -> bool:
+    """Whether it was raised by `file_errors` for want of disk space."""
+    return isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL
+
+
 def _fix(number: int | None, setting: str) -> str:
-    if number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+    if number in _FULL:
         return "free disk space or raise the limit, then run again"
     if number in (errno.EACCES, errno.EPERM):
         return "let this user read and write the folder"

@@ -39,6 +39,8 @@ def _short(move: str) -> list[Chain]:
     chains = [[Cell(move, EACH, "exception")], _chain(move)]
     if FINISHED_AFTER in there[:-1]:
         chains.append([Cell(move, there[-1], "exception")])
+    if move == "rehydrate":  # readers find the disk full before anything was copied
+        chains.append([Cell(move, ALWAYS_REACHED[move], "full")])
     return chains
 
 
