@@ -11,8 +11,9 @@ from typing import Any, Final
 
 import pyarrow as pa
 
+from thermocline.query.column_names import told_apart
+
 from .page_text import cell
-from .rows import names_of
 
 ROWS_MAX: Final = 500
 """In the table of a page."""
@@ -26,7 +27,7 @@ LABELS_MAX: Final = 60
 
 def table(found: pa.Table) -> dict[str, Any]:
     """The first rows as text. Numbers are told apart, to be set to the right."""
-    names = names_of(found.schema)[:COLUMNS_MAX]
+    names = told_apart(found.schema.names)[:COLUMNS_MAX]
     kinds = ["num" if _is_number(field.type) else "" for field in found.schema][:COLUMNS_MAX]
     rows = [[cell(value) for value in row] for row in _rows(found.slice(0, ROWS_MAX), len(names))]
     columns = [
@@ -41,7 +42,7 @@ def chart(found: pa.Table) -> str:
     if found.num_rows < 2 or found.num_columns < 2:
         return ""
     fields = list(found.schema)
-    names = names_of(found.schema)
+    names = told_apart(found.schema.names)
     ys = [place for place, field in enumerate(fields) if place and _is_number(field.type)][:SERIES_MAX]
     if not ys:
         return ""

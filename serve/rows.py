@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime as dt
 import decimal
-import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, BinaryIO, Final
 
@@ -13,6 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
+
+from thermocline.query.column_names import told_apart
 
 JSON: Final = "application/json"
 NDJSON: Final = "application/x-ndjson"
@@ -58,18 +59,9 @@ def event_objects(rows: Iterable[Mapping[str, Any]]) -> Iterator[bytes]:
         yield dumped(event)
 
 
-def names_of(schema: pa.Schema) -> list[str]:
-    """The column names, told apart where two are the same."""
-    names: list[str] = []
-    for name in schema.names:
-        options = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(1)))
-        names.append(next(option for option in options if option not in names))
-    return names
-
-
 def columns_of(schema: pa.Schema) -> list[dict[str, str]]:
     """Names and Arrow types of the columns."""
-    return [{"name": name, "type": str(field.type)} for name, field in zip(names_of(schema), schema, strict=True)]
+    return [{"name": name, "type": str(field.type)} for name, field in zip(told_apart(schema.names), schema, strict=True)]
 
 
 def write_arrow(out: BinaryIO, schema: pa.Schema, batches: Iterable[pa.RecordBatch], notes: Mapping[str, bytes]) -> int:
@@ -86,7 +78,7 @@ def write_arrow(out: BinaryIO, schema: pa.Schema, batches: Iterable[pa.RecordBat
 def write_parquet(out: BinaryIO, schema: pa.Schema, batches: Iterable[pa.RecordBatch], notes: Mapping[str, bytes]) -> int:
     """Write a Parquet file; rows."""
     noted = pa.schema(
-        [field.with_name(name) for name, field in zip(names_of(schema), schema, strict=True)],
+        [field.with_name(name) for name, field in zip(told_apart(schema.names), schema, strict=True)],
         metadata={**(schema.metadata or {}), **notes},
     )
     count = 0
@@ -102,7 +94,7 @@ def write_csv(out: BinaryIO, schema: pa.Schema, batches: Iterable[pa.RecordBatch
     texts = [not any(plain(field.type) for plain in _CSV_PLAIN) for field in schema]
     fields = [
         pa.field(name, pa.string() if text else field.type)
-        for name, field, text in zip(names_of(schema), schema, texts, strict=True)
+        for name, field, text in zip(told_apart(schema.names), schema, texts, strict=True)
     ]
     count = 0
     with pa_csv.CSVWriter(out, pa.schema(fields)) as file:
@@ -147,7 +139,7 @@ def write_json_rows(out: BinaryIO, schema: pa.Schema, batches: Iterable[pa.Recor
 
 
 def _rows(schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> Iterator[dict[str, Any]]:
-    names = names_of(schema)
+    names = told_apart(schema.names)
     for batch in batches:
         for start in range(0, batch.num_rows, _ROWS_AT_ONCE):
             part = batch.slice(start, _ROWS_AT_ONCE)

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
+from tests.reporting import reported
 from tests.roundtrip import expected
 from thermocline.archiver.worker import Worker, WorkReport
 from thermocline.config import Settings, load
@@ -119,8 +120,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="thermocline-archived-") as folder:
         settings = load({"data_dir": folder, "cold_url": options.cold_url, "cold": {"endpoint_url": options.endpoint_url}})
         found = compare(settings, aged_events(options.file))
-    print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())  # noqa: T201
-    sys.exit(bool(found.problems))
+    sys.exit(reported(found))
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import msgspec
 import xxhash
 
 from tests.crash_disk import Change, Disk, Loss, Mark, Sync, Tree, Write
+from tests.reporting import reported
 from tests.servers import RedisServer, redis_binaries
 from tests.traced import read_trace, run_traced
 from tests.traced_worker import Moment, Recorded, names_in, settings_for_life
@@ -397,8 +398,7 @@ def main() -> int:
     days = round(options.images * options.days)
     with tempfile.TemporaryDirectory(prefix="thermocline-crash-") as folder:
         verdict = run(Path(folder), seed=options.seed, warm=options.images - days - cold, days=days, cold=cold)
-    print(msgspec.json.format(msgspec.json.encode(verdict), indent=2).decode())  # noqa: T201
-    return 1 if verdict.problems else 0
+    return reported(verdict)
 
 
 if __name__ == "__main__":

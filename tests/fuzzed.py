@@ -29,6 +29,7 @@ import msgspec
 from tests.archiving import settle_all
 from tests.odd_dice import OddDice, is_sayable, ndjson_line
 from tests.odd_events import faults, row_of, unlike
+from tests.reporting import reported
 from tests.servers import RedisServer, binary_version, redis_binaries
 from tests.tidying import BucketCold
 from thermocline.archiver.archive import Archiver
@@ -402,8 +403,7 @@ def main() -> int:
     finally:
         server.stop()
         shutil.rmtree(folder)
-    print(msgspec.json.format(msgspec.json.encode(report)).decode())  # noqa: T201
-    return 1 if report.problems else 0
+    return reported(report)
 
 
 if __name__ == "__main__":

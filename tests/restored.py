@@ -22,6 +22,7 @@ from typing import Any
 
 import msgspec
 
+from tests.reporting import reported
 from thermocline.archiver.restore import restore
 from thermocline.archiver.worker import Worker
 from thermocline.config import Settings, load
@@ -184,9 +185,9 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="thermocline-restored-") as folder:
         found = run(Path(folder), events=options.events, seconds=options.seconds)
-    print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())  # noqa: T201
+    code = reported(found)
     print(f"restore: {found.restore_s_per_million:.2f} s per million events")  # noqa: T201
-    sys.exit(bool(found.problems))
+    sys.exit(code)
 
 
 if __name__ == "__main__":

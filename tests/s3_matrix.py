@@ -29,6 +29,7 @@ from typing import Final
 
 import msgspec
 
+from tests.reporting import reported
 from tests.s3_cells import NEVER_MADE, NEVER_MET, TIMES, Cell, Trial, chosen, trials
 from tests.s3_life import Life, Outcome
 from tests.s3_servers import SERVERS, S3Server, aws_keys
@@ -162,8 +163,7 @@ def main() -> None:
         redis.start()
         report = Report(store=options.store, seed=options.seed, shared=options.shared)
         found = run(lives_in(folder, redis.url, server, report), chosen(options.only), report, lives=options.lives, tell=tell)
-    print(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())  # noqa: T201
-    sys.exit(bool(found.problems))
+    sys.exit(reported(found))
 
 
 def lives_in(folder: Path, redis_url: str, server: S3Server, report: Report) -> Begin:

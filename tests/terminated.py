@@ -25,6 +25,7 @@ from typing import Any
 
 import msgspec
 
+from tests.reporting import reported
 from tests.servers import RedisServer, redis_binaries
 from tests.tidying import DAY_US
 from tests.waiting import wait_until
@@ -218,8 +219,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="thermocline-terminated-") as folder:
         verdict = run(Path(folder), times=options.times, seed=options.seed)
-    print(msgspec.json.format(msgspec.json.encode(verdict), indent=2).decode())  # noqa: T201
-    return 1 if verdict.problems else 0
+    return reported(verdict)
 
 
 if __name__ == "__main__":

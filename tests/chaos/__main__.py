@@ -8,7 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import msgspec
+from tests.reporting import reported_with
 
 from .plan import WAIT_S_MAX
 from .run import RESTART_S_MAX, run_chaos
@@ -43,12 +43,7 @@ def main() -> int:
     folder = options.pop("folder") or Path(tempfile.mkdtemp(prefix="thermocline-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     report = run_chaos(folder, **options, say=lambda text: print(text, file=sys.stderr, flush=True))
-    print(msgspec.json.format(msgspec.json.encode(report)).decode())
-    if not report.problems:
-        shutil.rmtree(folder)
-        return 0
-    print(f"everything is kept in {folder}", file=sys.stderr)
-    return 1
+    return reported_with(folder, report)
 
 
 if __name__ == "__main__":

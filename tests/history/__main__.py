@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-import msgspec
+from tests.reporting import reported
 
 from .run import SHORT_S, run_history
 
@@ -46,8 +46,7 @@ def main() -> int:
         disk=_small_disk(folder) if options.inside else None,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
-    print(msgspec.json.format(msgspec.json.encode(report)).decode())
-    if report.problems:
+    if reported(report):
         print(f"everything but the data directory, which was on a disk of its own, is kept in {folder}", file=sys.stderr)
         return 1
     if options.inside:

@@ -13,6 +13,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.reporting import reported
+
 from .catalogue import KINDS, STEPS
 from .small_disk import can_be_made, on_small_disk
 
@@ -22,7 +24,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if options.folder is None:
         with tempfile.TemporaryDirectory(prefix="thermocline-points-") as name:
             sys.exit(_inside(Path(name), sys.argv[1:] if arguments is None else arguments))
-    import msgspec  # what follows takes a second to import: not in the process that only makes the small disk
 
     from .choice import all_chains, short_chains
     from .run import How, run
@@ -35,8 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         random.Random(options.seed).shuffle(chains)
     how = How(is_small_disk=options.small_disk, thorough=not is_short, seconds=options.seconds, says=options.says)
     report = run(options.folder, chains, how)
-    print(msgspec.json.format(msgspec.json.encode(report), indent=2).decode())  # noqa: T201
-    sys.exit(bool(report.problems))
+    sys.exit(reported(report))
 
 
 def _inside(folder: Path, arguments: Sequence[str]) -> int:

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import msgspec
 
+from tests.reporting import reported_with
+
 from .run import peak, run_soak
 
 
@@ -53,12 +55,7 @@ def main() -> int:
         sample_s=options.sample_s,
         say=lambda text: print(text, file=sys.stderr, flush=True),
     )
-    print(msgspec.json.format(msgspec.json.encode(report)).decode())
-    if not report.problems:
-        shutil.rmtree(folder)
-        return 0
-    print(f"everything is kept in {folder}", file=sys.stderr)
-    return 1
+    return reported_with(folder, report)
 
 
 if __name__ == "__main__":

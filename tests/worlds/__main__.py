@@ -12,8 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
+from tests.reporting import reported
 from tests.servers import RedisServer, binary_version, redis_binaries
 
 from .machine import Ground, counts, play
@@ -58,8 +57,7 @@ def main() -> int:
         "seconds": round(time.monotonic() - begun_s),
         "problems": problems,
     }
-    print(msgspec.json.format(msgspec.json.encode(report)).decode())  # noqa: T201
-    return 1 if problems else 0
+    return reported(report, problems)
 
 
 def _added(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import csv
 import datetime as dt
 import decimal
-import itertools
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Final
+
+from thermocline.query.column_names import told_apart
 
 from .options import Form
 
@@ -32,7 +33,7 @@ def write_rows(table: pa.Table, form: Form) -> None:
         _write_arrow(table)
     else:
         shown = table.slice(0, TABLE_ROWS_MAX)
-        write_report((list(row.values()) for row in _rows(shown)), _names(table))
+        write_report((list(row.values()) for row in _rows(shown)), told_apart(table.column_names))
         if table.num_rows > shown.num_rows:
             note(f"{shown.num_rows:,} of {table.num_rows:,} rows; -o json, csv or arrow gives all")
 
@@ -125,7 +126,7 @@ def _json_value(value: Any) -> Any:
 
 def _write_csv(table: pa.Table) -> None:
     writer = csv.writer(sys.stdout, lineterminator="\n")
-    writer.writerow(_names(table))
+    writer.writerow(told_apart(table.column_names))
     for row in _rows(table):
         writer.writerow([_csv_value(value) for value in row.values()])
 
@@ -153,16 +154,7 @@ def _write_arrow(table: pa.Table) -> None:
     sys.stdout.buffer.flush()
 
 
-def _names(table: pa.Table) -> list[str]:
-    """The column names, told apart where two are the same."""
-    names: list[str] = []
-    for name in table.column_names:
-        options = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(1)))
-        names.append(next(option for option in options if option not in names))
-    return names
-
-
 def _rows(table: pa.Table) -> Iterator[dict[str, Any]]:
-    named = table.rename_columns(_names(table))
+    named = table.rename_columns(told_apart(table.column_names))
     for batch in named.to_batches(max_chunksize=10_000):
         yield from batch.to_pylist()
