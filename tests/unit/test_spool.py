@@ -16,6 +16,7 @@ import pytest
 
 from tests.model_store import NOW_US, ModelStore, ModelTiers
 from tests.spool_images import Image, Images, cloned
+from tests.waiting import wait_until
 from thermocline.config import Settings
 from thermocline.errors import (
     Backpressure,
@@ -355,7 +356,7 @@ def test_what_may_be_stored_is_handed_back_after_seven_days(
     assert [event.content for event in caught.value.rest] == ["1"]
     with pytest.raises(OutcomeUnknown, match="look for them"):
         caught.value.cause.retry()
-    assert store.contents("a") == ["0", "1", "2"]
+    wait_until(lambda: store.contents("a") == ["0", "1", "2"], 30, "what came after it is stored")
 
 
 def test_what_was_never_sent_is_stored_however_old_it_is(make: Make, store: ModelStore, monkeypatch: pytest.MonkeyPatch) -> None:
