@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +23,10 @@ from thermocline.tiers import embedded
 
 LEFT_WAIT_S = 10
 TESTS = Path(__file__).parent
+
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+"""Containers set it. Here every worker of pytest and hundreds of processes would compile the same files, each for itself."""
 
 
 class StartServer(Protocol):
