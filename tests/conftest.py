@@ -17,7 +17,7 @@ from tests.cold_stores import cold_overrides, cold_settings, cold_url  # noqa: F
 from tests.embedded_users import NewUser, User
 from tests.s3_servers import aws_environ, moto_bucket, moto_server, s3_bucket, swift_bucket, swift_server  # noqa: F401
 from tests.servers import RedisServer, redis_binaries, servers_in
-from tests.tidying import archive  # noqa: F401
+from tests.shelf import archive, shelf  # noqa: F401
 from tests.waiting import wait_until
 from thermocline.tiers import embedded
 
