@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Container, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
@@ -49,6 +50,7 @@ class IcebergTables:
         self._settings = settings
         self._file = settings.namespace_dir / "catalog.db" if settings.cold.catalog_url is None else None
         self._open: TableCatalog | None = None
+        self._ensured: TableCatalog | None = None
         self._inode: int | None = None
         self._lock = threading.Lock()
 
@@ -64,6 +66,12 @@ class IcebergTables:
             table = catalog.find(kind) or self._register(catalog, kind) or catalog.create(kind)
             table = catalog.with_properties(kind, table)
             self._point(kind, table)
+        self._ensured = catalog
+
+    def ensure_once(self) -> None:
+        """The same, unless it was done since the catalog was opened."""
+        if self._ensured is not self._catalog():
+            self.ensure()
 
     def commit(self, kind: str, batch_id: str, added: Sequence[str], removed: Sequence[str] = ()) -> str:
         """Make one snapshot that has the files `added` and no longer the files `removed`; its id.
@@ -201,8 +209,9 @@ class IcebergTables:
         """
         key = self._cold.key_of(table.metadata_url)
         hint = key.rpartition("/")[2].removesuffix(METADATA_END).encode()  # no newline: readers take it as it is
-        if self._cold.size(_hint(kind)) is not None and self._cold.get(_hint(kind)) == hint:
-            return
+        with suppress(TierCorrupt):  # it is not there, or is not what was stored
+            if self._cold.get(_hint(kind)) == hint:
+                return
         self._cold.put(_latest(kind), self._cold.get(key), replace=True)
         self._cold.put(_hint(kind), hint, replace=True)
 

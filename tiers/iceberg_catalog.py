@@ -17,6 +17,7 @@ from pyiceberg.partitioning import UNPARTITIONED_PARTITION_SPEC, PartitionField,
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.transforms import DayTransform
+from pyiceberg.typedef import Identifier
 from requests import Session
 
 from thermocline.config import Settings, mask_url
@@ -26,6 +27,7 @@ from .cold import Cold
 from .cold_schema import SCHEMAS
 from .iceberg_errors import translated
 from .iceberg_io import ColdFileIO, Handed
+from .iceberg_row import newest_location
 from .iceberg_table import LoadedTable, Manifests
 
 CATALOG_NAME: Final = "thermocline"
@@ -148,12 +150,22 @@ class _FrugalCatalog(SqlCatalog):
         self._newest: dict[tuple[str, ...], Table] = {}
         super().__init__(name, **properties)
 
+    def load_table(self, identifier: str | Identifier) -> Table:
+        known = self._newest.get(self.identifier_to_tuple(identifier))
+        if known is not None and newest_location(self.engine, self.name, *known.name()) == known.metadata_location:
+            return self._copy(known)
+        return super().load_table(identifier)
+
     def _convert_orm_to_iceberg(self, orm_table: Row) -> Table:
         known = self._newest.get((orm_table.table_namespace, orm_table.table_name))
         if known is None or known.metadata_location != orm_table.metadata_location:
             known = super()._convert_orm_to_iceberg(orm_table)
             self._newest[orm_table.table_namespace, orm_table.table_name] = known
-        return Table(known.name(), known.metadata, known.metadata_location, known.io, self)  # its own: commits move it on
+        return self._copy(known)
+
+    def _copy(self, known: Table) -> Table:
+        """The caller's own: commits move it on."""
+        return Table(known.name(), known.metadata, known.metadata_location, known.io, self)
 
 
 @cache

@@ -141,9 +141,7 @@ class LoadedTable:
 
     def _names(self, manifest: ManifestFile) -> frozenset[str]:
         """URLs of its data files."""
-        return self._read.names.get(
-            manifest.manifest_path, lambda: frozenset(file.file_path for file in self._entries(manifest))
-        )
+        return self._read.names.get(manifest.manifest_path, lambda: frozenset(file.file_path for file in self._entries(manifest)))
 
     def _list(self, snapshot: Snapshot) -> list[ManifestFile]:
         with translated(f"{self._what}, snapshot {snapshot.snapshot_id}"):

@@ -42,6 +42,7 @@ from thermocline.tiers.iceberg_io import ColdFileIO, Handed
 FIRST_DAY = datetime(2026, 11, 1, tzinfo=UTC)
 ROWS = 5
 METADATA = "iceberg/events/metadata"
+LOAD_TABLE = "thermocline.tiers.iceberg_catalog._FrugalCatalog.load_table"
 
 
 class FaultyCold(FolderCold):
@@ -319,7 +320,7 @@ def test_a_bug_in_a_commit_is_not_passed_off_as_a_failure_and_commits_nothing(
         patch.setattr(SqlCatalog, "commit_table", stumble)
         with pytest.raises(AttributeError, match=r"^a bug$"):
             tables.commit("events", "b1", keys)
-        patch.setattr(SqlCatalog, "load_table", stumble)
+        patch.setattr(LOAD_TABLE, stumble)
         with pytest.raises(AttributeError, match=r"^a bug$"):
             tables.batches("events")
     assert tables.batches("events") == set()
@@ -361,7 +362,7 @@ def test_a_commit_of_which_nothing_is_known_says_so_and_is_found_later(
 
     def lose(self: SqlCatalog, *args: Any) -> Any:
         original(self, *args)
-        patch.setattr(SqlCatalog, "load_table", lambda *_: refuse())
+        patch.setattr(LOAD_TABLE, lambda *_: refuse())
         raise TimeoutError("no reply")
 
     def refuse() -> None:
