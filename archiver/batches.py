@@ -158,7 +158,7 @@ def publish(iceberg: IcebergTables, batch: Batch, files: Mapping[str, ColdFile],
     """
     removed = [files[file_id] for file_id in batch.removed if file_id in files]
     snapshot_id = None
-    iceberg.ensure()
+    iceberg.ensure_once()
     for kind in PUBLISHED:
         added = [file.key for file in batch.files if file.kind == kind]
         gone = [file.key for file in removed if file.kind == kind]

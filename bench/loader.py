@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
+from functools import cache
 from multiprocessing import get_context
 from typing import Any, NamedTuple
 
@@ -226,7 +227,7 @@ def _written(
         segment = segment_file.write(
             con,
             config.namespace_dir / "segments",
-            [f"(SELECT {SELECT} FROM {source})" for source in sources],
+            [f"(SELECT {_select()} FROM {source})" for source in sources],
             label,
             ranges=lambda _: ranges,
             rollup_rows_min=0 if level else config.warm.rollup_rows_min,
@@ -245,9 +246,11 @@ def _selected(name: str, sql_type: str, columns: Any) -> str:
     return f"{name}::{sql_type} AS {name}" if name in columns else f"NULL::{sql_type} AS {name}"
 
 
-_GIVEN = set(Workload(10, end_us=8 * DAY_US).sample().column_names)
-SELECT = ", ".join(_selected(column.name, column.sql_type, _GIVEN) for column in COLUMNS)
-"""The columns of a segment from a table of the workload."""
+@cache
+def _select() -> str:
+    """The columns of a segment from a table of the workload."""
+    given = set(Workload(10, end_us=8 * DAY_US).sample().column_names)
+    return ", ".join(_selected(column.name, column.sql_type, given) for column in COLUMNS)
 
 
 def _ranges(counts: Ints, rows_max: int) -> Iterator[tuple[int, int]]:

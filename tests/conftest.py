@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,12 +17,16 @@ from tests.cold_stores import cold_overrides, cold_settings, cold_url  # noqa: F
 from tests.embedded_users import NewUser, User
 from tests.s3_servers import aws_environ, moto_bucket, moto_server, s3_bucket, swift_bucket, swift_server  # noqa: F401
 from tests.servers import RedisServer, redis_binaries, servers_in
-from tests.tidying import archive  # noqa: F401
+from tests.shelf import archive, shelf  # noqa: F401
 from tests.waiting import wait_until
 from thermocline.tiers import embedded
 
 LEFT_WAIT_S = 10
 TESTS = Path(__file__).parent
+
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+"""Containers set it. Here every worker of pytest and hundreds of processes would compile the same files, each for itself."""
 
 
 class StartServer(Protocol):

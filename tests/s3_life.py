@@ -31,6 +31,7 @@ from thermocline.store import Store
 from thermocline.tiers.cold import Cold
 from thermocline.tiers.cold_s3 import S3Cold
 from thermocline.tiers.cold_schema import KINDS
+from thermocline.tiers.iceberg import IcebergTables
 from thermocline.tiers.opening import Tiers, open_tiers
 
 DAY_US: Final = 86_400_000_000
@@ -101,6 +102,7 @@ class Life:
         self.rounds_max = ROUNDS_MAX
         self._waiting = False
         self._colds: dict[float, Cold] = {}
+        self._iceberg: IcebergTables | None = None
         self.batches = 0
         self.events: list[tuple[str, int, str, int]] = []
         self._folder, self._redis_url, self._bucket, self._patience = folder, redis_url, bucket, patience
@@ -144,6 +146,8 @@ class Life:
             if deadline_s not in self._colds:  # a client takes long to make
                 self._time_calls(tiers)
             tiers._cold = self._colds.setdefault(deadline_s, tiers.cold)
+            if not cells:  # what is done while no fault lasts need not read again what it has read
+                tiers._iceberg = self._iceberg = self._iceberg or tiers.iceberg
             store = Store(tiers)
             try:
                 yield store
@@ -175,6 +179,8 @@ class Life:
 
     def __exit__(self, *_: object) -> None:
         logging.getLogger("thermocline").removeHandler(self._log)
+        if self._iceberg is not None:
+            self._iceberg.close()
         self.front.__exit__(None, None, None)
 
     def run(self, trial: Trial) -> bool:
@@ -367,6 +373,8 @@ class Life:
             yield f"live and gone: {sorted(live - data)}"
         if described - data:
             yield f"descriptions that are gone: {sorted(described - data)}"
+        if litter := [one.key for one in store.tiers.iceberg.unreferenced()]:
+            yield f"litter {litter}"
         for kind in KINDS:
             if f"iceberg/{kind}/metadata/latest.metadata.json" in stored:
                 yield from self._check_table(store.tiers, kind, {file.key for file in view.files if file.kind == kind})
@@ -387,8 +395,6 @@ class Life:
             shown = tiers.iceberg.keys(kind)
             if shown != live:
                 yield f"{kind}: the table has {sorted(shown - live)} more and lacks {sorted(live - shown)}"
-            if litter := [one.key for one in tiers.iceberg.unreferenced(kind)]:
-                yield f"{kind}: litter {litter}"
 
     def end(self) -> None:
         """Once all snapshots but the newest are forgotten the bucket has the live files alone, and every byte of them."""

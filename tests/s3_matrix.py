@@ -66,9 +66,18 @@ Begin = Callable[[int], Life]
 
 
 def run(
-    begin: Begin, cells: Sequence[Cell], report: Report, *, lives: int = 3, tell: Callable[[str], None] = lambda _: None
+    begin: Begin,
+    cells: Sequence[Cell],
+    report: Report,
+    *,
+    lives: int = 3,
+    tries_never_met: bool = True,
+    tell: Callable[[str], None] = lambda _: None,
 ) -> Report:
-    """Go through the cells, so many lives side by side; a life in which something went wrong is followed by another."""
+    """Go through the cells, so many lives side by side; a life in which something went wrong is followed by another.
+
+    tries_never_met  whether the first one tries what cannot occur, too
+    """
     waiting: SimpleQueue[Trial] = SimpleQueue()
     for trial in trials(cells, shared=report.shared):
         waiting.put(trial)
@@ -90,7 +99,7 @@ def run(
                 with lock:
                     number = next(numbers)
                 with begin(number) as life:
-                    if number == 0:
+                    if number == 0 and tries_never_met:
                         life.try_never_met()
                     while life.run(trial) and not life.problems:
                         tell(f"{time.monotonic() - begun_s:.0f} s: {waiting.qsize()} wait after {trial[0][0]}")

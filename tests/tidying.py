@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-import pytest
 
 from tests.archiving import Crash, settings_for, settle_all
 from tests.servers import RedisServer
@@ -26,6 +25,9 @@ from thermocline.tiers.cold_schema import KINDS
 from thermocline.tiers.ledger import Batch, ColdFile, View
 from thermocline.tiers.opening import open_tiers
 from thermocline.tiers.steps import Reach
+
+if TYPE_CHECKING:
+    from tests.shelf import Shelf
 
 DAY_US = 86_400_000_000
 FILES_MIN = 3
@@ -47,6 +49,7 @@ class Archive:
 
     bucket    whether the folder of the cold tier is not read as one
     cold_url  of another store; default: a folder; empty: in the data directory
+    shelf     has what an archive like this is after its first rounds
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Archive:
         *,
         bucket: bool = False,
         cold_url: str | None = None,
+        shelf: Shelf | None = None,
         **sections: Mapping[str, Any],
     ) -> None:
         cold = {"compact_files_min": FILES_MIN, "purge_grace_s": 0, **sections.pop("cold", {})}
@@ -64,7 +68,8 @@ class Archive:
         self.settings = settings_for(folder, server, hot={"durable_lag_s": 0}, cold=cold, cold_url=url, **sections)
         self.now_us = time.time_ns() // 1000
         self._bucket = bucket
-        self._rounds = 0
+        self._shelf = shelf
+        self.rounds = 0
         self.open()
 
     def open(self) -> None:
@@ -94,26 +99,33 @@ class Archive:
                     {
                         "conversation_id": f"c{number % 7}",
                         "event_type": ("output.chunk", "tool.call", "error")[number % 3],
-                        "content": f"{self._rounds} {number}",
-                        "task_id": f"task-{(number + self._rounds) % 4}",
+                        "content": f"{self.rounds} {number}",
+                        "task_id": f"task-{(number + self.rounds) % 4}",
                         "cost_usd": number / 7,
                         "input_tokens": number,
                         "duration_ms": number * 1.5,
                         "metadata": {"number": number},
-                        "timestamp": first_us + number * days * DAY_US // events + self._rounds,
+                        "timestamp": first_us + number * days * DAY_US // events + self.rounds,
                     }
                     for number in range(events)
                 ]
             )
-        self._rounds += 1
+        self.rounds += 1
         settle_all(Settler(self.tiers, self.epoch))
         batch = Archiver(self.tiers, self.epoch, reach=reach).step()
         assert batch is not None
         return batch
 
     def archive_rounds(self, count: int = FILES_MIN) -> None:
+        if self._shelf is not None and self._is_empty():
+            self._shelf.fill(self, count, bucket=self._bucket)
+            return
         for _ in range(count):
             self.archive_round()
+
+    def _is_empty(self) -> bool:
+        view = self.tiers.ledger.view()
+        return not view.segments and not view.files and not any(cut.events_total for cut in self.tiers.hot.cut())
 
     def trim(self) -> None:
         """Drop from Redis all that has settled, as when the cache window is over."""
@@ -170,12 +182,6 @@ class Archive:
         """No object is left that is not live."""
         assert self.keys() == self.live_keys()
         assert [row for row in self.tiers.ledger.trash() if "://" in row.path] == []
-
-
-@pytest.fixture
-def archive(tmp_path: Path, server: RedisServer) -> Iterator[Archive]:
-    with Archive(tmp_path, server) as made:
-        yield made
 
 
 def breaking_at(step: str, error: BaseException | None = None) -> Reach:

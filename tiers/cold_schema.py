@@ -32,6 +32,8 @@ KINDS: Final = (
     "rollup_user",
 )
 """Kinds of files; each is an Iceberg table of the namespace."""
+DATA: Final = ("events/", "rollup_")
+"""How keys of data files begin, whatever their kind: so few listings have all of them."""
 
 
 def _field(name: str, kind: pa.DataType, field_id: int, *, nullable: bool = False) -> pa.Field:

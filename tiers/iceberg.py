@@ -15,6 +15,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Container, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from uuid import uuid4
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .iceberg_catalog import TableCatalog
     from .iceberg_table import LoadedTable
 
+FOLDER: Final = "iceberg/"
 METADATA_END: Final = ".metadata.json"
 _METADATA_NAME: Final = re.compile(r"iceberg/[^/]+/metadata/[^/]+(\.avro|\.metadata\.json)")
 
@@ -48,6 +50,7 @@ class IcebergTables:
         self._settings = settings
         self._file = settings.namespace_dir / "catalog.db" if settings.cold.catalog_url is None else None
         self._open: TableCatalog | None = None
+        self._ensured: TableCatalog | None = None
         self._inode: int | None = None
         self._lock = threading.Lock()
 
@@ -63,6 +66,12 @@ class IcebergTables:
             table = catalog.find(kind) or self._register(catalog, kind) or catalog.create(kind)
             table = catalog.with_properties(kind, table)
             self._point(kind, table)
+        self._ensured = catalog
+
+    def ensure_once(self) -> None:
+        """The same, unless it was done since the catalog was opened."""
+        if self._ensured is not self._catalog():
+            self.ensure()
 
     def commit(self, kind: str, batch_id: str, added: Sequence[str], removed: Sequence[str] = ()) -> str:
         """Make one snapshot that has the files `added` and no longer the files `removed`; its id.
@@ -114,15 +123,21 @@ class IcebergTables:
             self._point(kind, table)
         return count
 
-    def unreferenced(self, kind: str) -> list[StoredObject]:
-        """Objects below the table's folder that nothing in it refers to: left by failed commits and expired snapshots.
+    def unreferenced(self, *kinds: str) -> list[StoredObject]:
+        """Objects below the folders of these tables, of all when none is named, that nothing in them refers to: left by failed
+        commits and expired snapshots.
 
         Among them are the files of a commit under way: leave alone what was modified less than a grace ago.
         """
-        stored = list(self._cold.objects(_folder(kind)))  # first, or a commit between the two would look like litter
+        # Listed first, or a commit between the two would look like litter.
+        stored = list(self._cold.objects(_folder(*kinds) if len(kinds) == 1 else FOLDER))
+        return [one for kind in kinds or KINDS for one in self._loose(kind, stored)]
+
+    def _loose(self, kind: str, stored: Iterable[StoredObject]) -> list[StoredObject]:
         table = self._catalog().load(kind)
         kept = {*table.metadata_urls(), *map(self._cold.url_of, (_latest(kind), _hint(kind)))}
-        loose = {self._cold.url_of(one.key): one for one in stored if self._cold.url_of(one.key) not in kept}
+        urls = {self._cold.url_of(one.key): one for one in stored if one.key.startswith(_folder(kind))}
+        loose = {url: one for url, one in urls.items() if url not in kept}
         # Ours put no data here. Another engine may, but not with these names: only then is it worth to read all manifests.
         doubtful = [url for url, one in loose.items() if not _METADATA_NAME.fullmatch(one.key)]
         data = table.referenced(doubtful)
@@ -134,7 +149,8 @@ class IcebergTables:
         catalog, kept = self._catalog(), set[str]()
         for kind in KINDS:
             sought = [url for url, key in urls.items() if _kind_of(key) in (kind, None)]
-            kept |= catalog.load(kind).referenced(sought)
+            if sought:
+                kept |= catalog.load(kind).referenced(sought)
         return {key for url, key in urls.items() if url not in kept}
 
     def metadata_url(self, kind: str) -> str:
@@ -193,8 +209,9 @@ class IcebergTables:
         """
         key = self._cold.key_of(table.metadata_url)
         hint = key.rpartition("/")[2].removesuffix(METADATA_END).encode()  # no newline: readers take it as it is
-        if self._cold.size(_hint(kind)) is not None and self._cold.get(_hint(kind)) == hint:
-            return
+        with suppress(TierCorrupt):  # it is not there, or is not what was stored
+            if self._cold.get(_hint(kind)) == hint:
+                return
         self._cold.put(_latest(kind), self._cold.get(key), replace=True)
         self._cold.put(_hint(kind), hint, replace=True)
 
@@ -237,7 +254,7 @@ class _Metadata(msgspec.Struct):
 
 def _folder(kind: str) -> str:
     assert kind in KINDS, kind
-    return f"iceberg/{kind}/"
+    return f"{FOLDER}{kind}/"
 
 
 def _kind_of(key: str) -> str | None:

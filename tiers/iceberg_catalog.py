@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 from pyiceberg.catalog import Catalog
 from pyiceberg.catalog.rest import RestCatalog
+from pyiceberg.catalog.sql import IcebergTables as Row
 from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError
 from pyiceberg.io.pyarrow import pyarrow_to_schema
@@ -16,6 +17,7 @@ from pyiceberg.partitioning import UNPARTITIONED_PARTITION_SPEC, PartitionField,
 from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.transforms import DayTransform
+from pyiceberg.typedef import Identifier
 from requests import Session
 
 from thermocline.config import Settings, mask_url
@@ -25,7 +27,8 @@ from .cold import Cold
 from .cold_schema import SCHEMAS
 from .iceberg_errors import translated
 from .iceberg_io import ColdFileIO, Handed
-from .iceberg_table import LoadedTable
+from .iceberg_row import newest_location
+from .iceberg_table import LoadedTable, Manifests
 
 CATALOG_NAME: Final = "thermocline"
 BUSY_TIMEOUT_S: Final = 30
@@ -43,6 +46,7 @@ class TableCatalog:
 
     def __init__(self, cold: Cold, settings: Settings) -> None:
         self._handed = Handed(cold)
+        self._read = Manifests()
         self._base = cold.url
         self._namespace = settings.namespace
         self._versions_max = settings.cold.metadata_versions_max
@@ -54,7 +58,7 @@ class TableCatalog:
                 timeouts = (settings.cold.connect_timeout_s, settings.cold.timeout_s)
                 self._catalog: Catalog = _PatientCatalog(timeouts, settings.cold.catalog_properties | own)
             else:
-                self._catalog = SqlCatalog(CATALOG_NAME, **{"pool_pre_ping": "true"} | settings.cold.catalog_properties | own)
+                self._catalog = _FrugalCatalog(CATALOG_NAME, **{"pool_pre_ping": "true"} | settings.cold.catalog_properties | own)
 
     def create_namespace(self) -> None:
         with translated(f"Iceberg catalog {self._shown}"):
@@ -75,7 +79,7 @@ class TableCatalog:
 
     def create(self, kind: str) -> LoadedTable:
         """Make an empty table; the one that is there when another process was first."""
-        schema = pyarrow_to_schema(SCHEMAS[kind])
+        schema = _schema(kind)
         with translated(self._what(kind)):
             try:
                 self._catalog.create_table(
@@ -119,11 +123,11 @@ class TableCatalog:
                 f"cold.catalog_url: {self._what(kind)} lies at {table.location()}, not at {wanted}: Iceberg files name each "
                 "other by full URL, so give the cold_url it was made with, or another namespace or catalog"
             )
-        ours, theirs = pyarrow_to_schema(SCHEMAS[kind]), table.schema()
+        ours, theirs = _schema(kind), table.schema()
         wrong = [field.name for field in ours.fields if _shape(theirs, field.field_id) != _shape(ours, field.field_id)]
         if wrong:
             raise TierCorrupt(f"{self._what(kind)}: columns {', '.join(wrong)} do not have the ids and types of our files")
-        return LoadedTable(table, self._what(kind))
+        return LoadedTable(table, self._what(kind), self._read)
 
 
 class _PatientCatalog(RestCatalog):
@@ -137,6 +141,36 @@ class _PatientCatalog(RestCatalog):
         """pyiceberg gives no timeout. This is the first it does with a new session, before it fetches a token through it."""
         session.request = partial(session.request, timeout=self._timeouts)  # type: ignore[method-assign]
         super()._config_headers(session)
+
+
+class _FrugalCatalog(SqlCatalog):
+    """A SQL catalog that reads a version of a table's metadata once: its row says which one is current, and none ever changes."""
+
+    def __init__(self, name: str, **properties: str) -> None:
+        self._newest: dict[tuple[str, ...], Table] = {}
+        super().__init__(name, **properties)
+
+    def load_table(self, identifier: str | Identifier) -> Table:
+        known = self._newest.get(self.identifier_to_tuple(identifier))
+        if known is not None and newest_location(self.engine, self.name, *known.name()) == known.metadata_location:
+            return self._copy(known)
+        return super().load_table(identifier)
+
+    def _convert_orm_to_iceberg(self, orm_table: Row) -> Table:
+        known = self._newest.get((orm_table.table_namespace, orm_table.table_name))
+        if known is None or known.metadata_location != orm_table.metadata_location:
+            known = super()._convert_orm_to_iceberg(orm_table)
+            self._newest[orm_table.table_namespace, orm_table.table_name] = known
+        return self._copy(known)
+
+    def _copy(self, known: Table) -> Table:
+        """The caller's own: commits move it on."""
+        return Table(known.name(), known.metadata, known.metadata_location, known.io, self)
+
+
+@cache
+def _schema(kind: str) -> Schema:
+    return pyarrow_to_schema(SCHEMAS[kind])
 
 
 def _shape(schema: Schema, field_id: int) -> tuple[Any, ...] | None:

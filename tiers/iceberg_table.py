@@ -1,12 +1,13 @@
 """One Iceberg table as one version of its metadata has it: its batches, its files, and the next commit on it.
 
 Manifests are read with a check: one that ends early is a short one to pyiceberg, and a file that it does not see would look
-as if nothing referred to it any more.
+as if nothing referred to it any more. They never change, so `Manifests` keeps what was read of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
+from typing import Final
 
 from pyiceberg.expressions import AlwaysTrue
 from pyiceberg.io.pyarrow import parquet_files_to_data_files
@@ -19,17 +20,32 @@ from pyiceberg.table.update.snapshot import ExpireSnapshots
 from thermocline.errors import TierCorrupt
 
 from .iceberg_errors import translated
+from .kept import Kept
 
 BATCH = "thermocline.batch-id"
 """Property of a snapshot: the archive batch that made it."""
+LISTED_MAX: Final = 20_000
+"""Manifests that lists are kept of: some 1 KB each, or far less when several lists have the same."""
+NAMES_MAX: Final = 100_000
+"""Names of data files that are kept of manifests: some 200 bytes each."""
+
+
+class Manifests:
+    """What was read of manifest lists and manifests: by their URL, up to a bound. Thread-safe."""
+
+    def __init__(self) -> None:
+        self.lists: Kept[Sequence[ManifestFile]] = Kept(LISTED_MAX)
+        self.names: Kept[frozenset[str]] = Kept(NAMES_MAX)
 
 
 class LoadedTable:
     """A table as it was when the catalog was asked. A commit moves this object on, too. Not thread-safe."""
 
-    def __init__(self, table: Table, what: str) -> None:
+    def __init__(self, table: Table, what: str, read: Manifests) -> None:
+        """read  what other versions of the table have read already"""
         self._table = table
         self._what = what
+        self._read = read
 
     @property
     def metadata_url(self) -> str:
@@ -41,12 +57,12 @@ class LoadedTable:
         marked = ((_batch(snapshot), str(snapshot.snapshot_id)) for snapshot in self._table.metadata.snapshots)
         return {batch: snapshot_id for batch, snapshot_id in marked if batch is not None}
 
-    def files(self) -> dict[str, DataFile]:
-        """URL → data file of the current snapshot. TierCorrupt when its manifests cannot be right."""
+    def files(self) -> dict[str, ManifestFile]:
+        """URL → manifest of every data file of the current snapshot. TierCorrupt when its manifests cannot be right."""
         current = self._table.current_snapshot()
         if current is None:
             return {}
-        return {file.file_path: file for manifest in self._manifests(current) for file in self._entries(manifest)}
+        return {url: manifest for manifest in self._manifests(current) for url in self._names(manifest)}
 
     def referenced(self, urls: Iterable[str]) -> set[str]:
         """Those of these data files that a snapshot refers to.
@@ -59,7 +75,7 @@ class LoadedTable:
                 break
             for manifest in self._manifests(snapshot):
                 if manifest.manifest_path not in read and found != sought:
-                    found |= sought & {file.file_path for file in self._entries(manifest)}
+                    found |= sought & self._names(manifest)
                     read.add(manifest.manifest_path)
         return found
 
@@ -86,6 +102,8 @@ class LoadedTable:
                 f"{self._what}: batch {batch_id} is not possible: {twice or 'nothing'} is in the table already, "
                 f"{gone or 'nothing'} that it replaces is not there"
             )
+        entries = [file for manifest in {files[url] for url in removed} for file in self._entries(manifest)]
+        leaving = {file.file_path: file for file in entries}
         with translated(self._what), _LightTransaction(self._table) as transaction:
             update = transaction.update_snapshot(snapshot_properties={BATCH: batch_id})
             producer = update.overwrite() if removed else update.merge_append()
@@ -95,7 +113,7 @@ class LoadedTable:
                 for file in parquet_files_to_data_files(self._table.io, self._table.metadata, iter(added)):
                     producer.append_data_file(file)
                 for url in removed:
-                    producer.delete_data_file(files[url])
+                    producer.delete_data_file(leaving[url])
 
     def set_properties(self, wanted: Mapping[str, str]) -> None:
         """Commit those that differ, if any."""
@@ -118,7 +136,14 @@ class LoadedTable:
                 ExpireSnapshots(_LightTransaction(self._table, autocommit=True)).by_ids(due).commit()
         return len(due)
 
-    def _manifests(self, snapshot: Snapshot) -> list[ManifestFile]:
+    def _manifests(self, snapshot: Snapshot) -> Sequence[ManifestFile]:
+        return self._read.lists.get(snapshot.manifest_list, lambda: self._list(snapshot))
+
+    def _names(self, manifest: ManifestFile) -> frozenset[str]:
+        """URLs of its data files."""
+        return self._read.names.get(manifest.manifest_path, lambda: frozenset(file.file_path for file in self._entries(manifest)))
+
+    def _list(self, snapshot: Snapshot) -> list[ManifestFile]:
         with translated(f"{self._what}, snapshot {snapshot.snapshot_id}"):
             manifests = snapshot.manifests(self._table.io)
         total = snapshot.summary["total-data-files"] if snapshot.summary is not None else None
@@ -127,12 +152,12 @@ class LoadedTable:
             raise TierCorrupt(f"{self._what}: {snapshot.manifest_list} lists {listed} files, the snapshot has {total}")
         return manifests
 
-    def _entries(self, manifest: ManifestFile) -> Iterator[DataFile]:
+    def _entries(self, manifest: ManifestFile) -> list[DataFile]:
         with translated(f"{self._what}, manifest {manifest.manifest_path}"):
             entries = manifest.fetch_manifest_entry(self._table.io)
         if len(entries) != _live(manifest):
             raise TierCorrupt(f"{self._what}: {manifest.manifest_path} has {len(entries)} files, not {_live(manifest)}")
-        return (entry.data_file for entry in entries)
+        return [entry.data_file for entry in entries]
 
 
 class _LightTransaction(Transaction):
@@ -154,4 +179,4 @@ def _batch(snapshot: Snapshot) -> str | None:
     return snapshot.summary[BATCH] if snapshot.summary is not None else None
 
 
-__all__ = ["BATCH", "LoadedTable"]
+__all__ = ["BATCH", "LoadedTable", "Manifests"]

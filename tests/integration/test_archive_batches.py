@@ -11,6 +11,7 @@ import pytest
 
 from tests.archiving import Crash, settle_all
 from tests.servers import RedisServer
+from tests.shelf import Shelf
 from tests.tidying import Archive, breaking_at
 from thermocline.archiver.archive import Archiver
 from thermocline.archiver.archive_pass import forecast_days, forecast_rules, held_up
@@ -78,10 +79,8 @@ def test_large_days_alone_leave_no_file_of_small_ones(tmp_path: Path, server: Re
         archive.check()
 
 
-def test_archiving_goes_on_when_the_rollups_of_a_bucket_are_more_than_the_local_copies_may_be(
-    tmp_path: Path, server: RedisServer
-) -> None:
-    with Archive(tmp_path, server, bucket=True) as archive:
+def test_archiving_goes_on_when_the_rollups_of_a_bucket_are_more_than_the_local_copies_may_be(shelf: Shelf) -> None:
+    with shelf.fresh(bucket=True) as archive:
         archive.archive_rounds(2)
         small = archive.settings.cold.model_copy(update={"cache_bytes_max": 1})
         archive.close()

@@ -1,15 +1,21 @@
-"""How many requests one conversation's history costs when the archive is on S3."""
+"""How many requests one conversation's history, and a pass of the janitor, cost when the archive is on S3."""
 
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.archived import append_and_work, archive
+from tests.s3_front import Front
+from tests.s3_servers import Bucket
+from tests.servers import RedisServer
+from tests.tidying import Archive
 from thermocline.config import Settings
 from thermocline.store import connect
+from thermocline.tiers.cold_schema import KINDS
 
 DAY_US = 86_400_000_000
 
@@ -51,3 +57,19 @@ def test_one_conversation_among_a_thousand_files_takes_ten_requests_at_most(cold
     files, requests = requests_for_one_conversation(cold_settings, 1000)
     assert files == 1000
     assert requests <= 10, requests
+
+
+def test_a_pass_of_the_janitor_that_finds_nothing_reads_no_more_than_the_pointers(
+    tmp_path: Path, server: RedisServer, moto_bucket: Bucket
+) -> None:
+    with (
+        Front(moto_bucket.endpoint_url, lambda kind, number: None) as front,
+        Archive(tmp_path, server, cold_url=moto_bucket.url, cold={"endpoint_url": front.url}) as archive,
+    ):
+        archive.archive_rounds()
+        assert archive.compact() is not None
+        assert archive.clean(days=40).snapshots > 0
+        assert archive.clean(days=40).removed == 0
+        front.arm(lambda kind, number: None)
+        assert archive.clean(days=40).removed == 0
+        assert front.count == {"LIST": 4, "GET": len(KINDS), "UPLOADS": 1}

@@ -11,7 +11,7 @@ import pytest
 
 from tests.archiving import Crash
 from tests.killed import BATCH_STEPS, VISIBLE_FROM, steps
-from tests.servers import RedisServer
+from tests.shelf import Shelf
 from tests.tidying import FILES_MIN, Archive, breaking_at
 from thermocline.archiver.batches import key_of
 from thermocline.archiver.compact import Compactor
@@ -236,8 +236,8 @@ def test_a_worker_that_lost_its_lease_changes_nothing(archive: Archive) -> None:
     assert archive.view() == view
 
 
-def test_new_rollups_are_the_local_copies_of_a_bucket(tmp_path: Path, server: RedisServer) -> None:
-    with Archive(tmp_path, server, bucket=True) as archive:
+def test_new_rollups_are_the_local_copies_of_a_bucket(shelf: Shelf) -> None:
+    with shelf.fresh(bucket=True) as archive:
         archive.archive_rounds()
         before = archive.contents()
         archive.compact()

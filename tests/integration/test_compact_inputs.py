@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.conftest import StartServer
+from tests.shelf import Shelf
 from tests.tidying import Archive
 from thermocline.archiver import compact
 from thermocline.archiver.compact import Compactor
@@ -20,8 +19,8 @@ from thermocline.tiers.duck import Connection
 
 
 @pytest.fixture
-def archive(tmp_path: Path, redis_server: StartServer) -> Iterator[Archive]:
-    with Archive(tmp_path, redis_server(options={"appendfsync": "always"})) as made:
+def archive(shelf: Shelf) -> Iterator[Archive]:
+    with shelf.fresh() as made:
         made.archive_rounds()
         yield made
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from tests.archiving import Crash
 from tests.killed import BATCH_STEPS, VISIBLE_FROM, steps
-from tests.servers import RedisServer
+from tests.shelf import Shelf
 from tests.tidying import DAY_US, Archive, breaking_at
 from thermocline.archiver import expire
 from thermocline.archiver.expire import Expirer
@@ -23,9 +22,9 @@ STATISTICS = ("SELECT * FROM hourly_stats ORDER BY ALL", "SELECT * FROM conversa
 
 
 @pytest.fixture
-def archive(tmp_path: Path, server: RedisServer) -> Iterator[Archive]:
+def archive(shelf: Shelf) -> Iterator[Archive]:
     """Events of the twelfth and the eleventh day before today; those of the twelfth are due."""
-    with Archive(tmp_path, server, cold={"retention_days": 11}) as made:
+    with shelf.fresh(cold={"retention_days": 11}) as made:
         yield made
 
 
@@ -52,8 +51,8 @@ def test_whole_days_leave_and_every_event_stays_accounted_for(archive: Archive) 
     assert archive.expire() is None
 
 
-def test_without_a_retention_nothing_ever_leaves(tmp_path: Path, server: RedisServer) -> None:
-    with Archive(tmp_path, server) as archive:
+def test_without_a_retention_nothing_ever_leaves(shelf: Shelf) -> None:
+    with shelf.fresh() as archive:
         archive.archive_rounds(1)
         expirer = Expirer(archive.tiers, archive.epoch)
         assert expirer.step(now_us=time.time_ns() // 1000 + 10_000 * DAY_US) is None

@@ -42,6 +42,7 @@ from thermocline.tiers.iceberg_io import ColdFileIO, Handed
 FIRST_DAY = datetime(2026, 11, 1, tzinfo=UTC)
 ROWS = 5
 METADATA = "iceberg/events/metadata"
+LOAD_TABLE = "thermocline.tiers.iceberg_catalog._FrugalCatalog.load_table"
 
 
 class FaultyCold(FolderCold):
@@ -319,7 +320,7 @@ def test_a_bug_in_a_commit_is_not_passed_off_as_a_failure_and_commits_nothing(
         patch.setattr(SqlCatalog, "commit_table", stumble)
         with pytest.raises(AttributeError, match=r"^a bug$"):
             tables.commit("events", "b1", keys)
-        patch.setattr(SqlCatalog, "load_table", stumble)
+        patch.setattr(LOAD_TABLE, stumble)
         with pytest.raises(AttributeError, match=r"^a bug$"):
             tables.batches("events")
     assert tables.batches("events") == set()
@@ -361,7 +362,7 @@ def test_a_commit_of_which_nothing_is_known_says_so_and_is_found_later(
 
     def lose(self: SqlCatalog, *args: Any) -> Any:
         original(self, *args)
-        patch.setattr(SqlCatalog, "load_table", lambda *_: refuse())
+        patch.setattr(LOAD_TABLE, lambda *_: refuse())
         raise TimeoutError("no reply")
 
     def refuse() -> None:
@@ -685,6 +686,7 @@ def test_metadata_that_is_cut_short_is_corrupt_and_what_it_names_is_never_litter
         assert [size for size in range(len(whole) + 1) if is_whole(whole[:size])] == ends
         for size in (0, 10, *ends[:-1], len(whole) // 2, len(whole) - 1):
             path.write_bytes(whole[:size])
+            tables.close()  # and what it has read before is forgotten
             with pytest.raises(TierCorrupt):
                 tables.removable(["events/b3-1.parquet", *keys[0], *keys[1]])
             if name.startswith("snap-"):
@@ -695,6 +697,7 @@ def test_metadata_that_is_cut_short_is_corrupt_and_what_it_names_is_never_litter
         path.write_bytes(whole)
     version = site.cold.path(site.cold.key_of(tables.metadata_url("events")))
     version.write_bytes(version.read_bytes()[:200])
+    tables.close()
     reads = (tables.keys, tables.batches, tables.unreferenced, lambda _: tables.removable(keys[0]))
     for read in reads:
         with pytest.raises(TierCorrupt, match="cannot be read"):
@@ -708,10 +711,46 @@ def test_a_manifest_with_a_wrong_byte_in_its_frame_is_corrupt(site: Site, tables
         whole = path.read_bytes()
         for place in (0, header_bytes(whole) - 1, header_bytes(whole) + 1, len(whole) - 1):
             path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
+            tables.close()
             with pytest.raises(TierCorrupt, match="damaged or cut short"):
                 tables.keys("events")
         path.write_bytes(whole)
     assert len(tables.keys("events")) == 1
+
+
+def test_what_never_changes_is_read_once_and_what_another_commits_is_seen(
+    site: Site, tables: IcebergTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = [site.put(f"events/b{number}-1.parquet") for number in range(3)]
+    for number, key in enumerate(small):
+        tables.commit("events", f"b{number}", [key])
+    tables.commit("events", "c1", [site.put("events/c1-1.parquet")], small[:2])
+    gets: list[str] = []
+    get = FaultyCold.get
+
+    def counted(self: FaultyCold, key: str, **part: Any) -> bytes:
+        gets.append(key)
+        return get(self, key, **part)
+
+    def asked(asks: IcebergTables) -> tuple[object, ...]:
+        gets.clear()
+        return asks.keys("events"), asks.batches("events"), asks.removable(["events/x-1.parquet"]), asks.unreferenced("events")
+
+    monkeypatch.setattr(FaultyCold, "get", counted)
+    found = asked(fresh := site.tables())
+    assert len(gets) == len(set(gets)) == len([name for name in site.names() if name.endswith(".avro")]) + 1
+    assert (asked(fresh), gets) == (found, [])
+    assert (asked(tables), gets[-1].endswith(".avro")) == (found, True)
+    assert (asked(tables), gets) == (found, [])
+
+    site.tables().commit("events", "b9", [site.put("events/b9-1.parquet", day=3)])
+    assert asked(fresh) == asked(site.tables()) != found
+    assert asked(fresh) == asked(tables)
+    assert fresh.batches("events") == {"b0", "b1", "b2", "c1", "b9"}
+    monkeypatch.undo()
+    site.catalog.unlink()
+    fresh.ensure()
+    assert fresh.keys("events") == tables.keys("events") == {small[2], "events/c1-1.parquet", "events/b9-1.parquet"}
 
 
 def test_a_catalog_that_is_no_database_is_corrupt(site: Site, tables: IcebergTables) -> None:

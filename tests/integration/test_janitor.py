@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
 from tests.archiving import Crash
-from tests.servers import RedisServer
+from tests.shelf import Shelf
 from tests.tidying import Archive, breaking_at
 from thermocline.archiver import janitor
 from thermocline.archiver.batches import Batches
@@ -61,8 +60,8 @@ def test_objects_that_left_go_when_no_snapshot_needs_them_any_more(archive: Arch
     assert archive.contents() == contents
 
 
-def test_objects_that_left_stay_for_the_grace(tmp_path: Path, server: RedisServer) -> None:
-    with Archive(tmp_path, server, cold={"purge_grace_s": 50 * 86_400}) as archive:
+def test_objects_that_left_stay_for_the_grace(shelf: Shelf) -> None:
+    with shelf.fresh(cold={"purge_grace_s": 50 * 86_400}) as archive:
         archive.archive_rounds()
         archive.compact()
         before = archive.keys()
@@ -99,8 +98,8 @@ def test_what_a_batch_that_was_given_up_left_goes_and_nothing_else(archive: Arch
     archive.check()
 
 
-def test_orphans_stay_for_the_grace(tmp_path: Path, server: RedisServer) -> None:
-    with Archive(tmp_path, server, cold={"purge_grace_s": 3600}) as archive:
+def test_orphans_stay_for_the_grace(shelf: Shelf) -> None:
+    with shelf.fresh(cold={"purge_grace_s": 3600}) as archive:
         archive.archive_rounds()
         with pytest.raises(TierUnavailable):
             archive.compact(breaking_at("upload done", TierUnavailable("the store is away")))
@@ -182,8 +181,8 @@ def test_uploads_that_were_never_finished_are_ended(archive: Archive) -> None:
     assert not unfinished.exists()
 
 
-def test_local_copies_go_when_no_reader_of_an_older_view_needs_them(tmp_path: Path, server: RedisServer) -> None:
-    with Archive(tmp_path, server, bucket=True, cold={"purge_grace_s": 3600}) as archive:
+def test_local_copies_go_when_no_reader_of_an_older_view_needs_them(shelf: Shelf) -> None:
+    with shelf.fresh(bucket=True, cold={"purge_grace_s": 3600}) as archive:
         archive.archive_rounds()
         archive.contents()
         archive.compact()

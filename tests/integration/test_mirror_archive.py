@@ -12,7 +12,7 @@ import pytest
 
 from tests.archiving import Crash
 from tests.flips import flip
-from tests.servers import RedisServer
+from tests.shelf import Shelf
 from tests.tidying import Archive, breaking_at
 from thermocline.archiver.mirror import CLEAN_EVERY_S, Mirrorer
 from thermocline.archiver.restore import restore
@@ -21,9 +21,9 @@ from thermocline.errors import ConfigError
 
 
 @pytest.fixture
-def store(tmp_path: Path, server: RedisServer) -> Iterator[Archive]:
-    warm = {"mirror": f"file://{tmp_path}/mirror", "purge_grace_s": 0, "mirror_grace_s": 0}
-    with Archive(tmp_path, server, cold_url="", warm=warm) as made:
+def store(shelf: Shelf) -> Iterator[Archive]:
+    warm = {"mirror": f"file://{shelf.place}/mirror", "purge_grace_s": 0, "mirror_grace_s": 0}
+    with shelf.fresh(cold_url="", warm=warm) as made:
         yield made
 
 

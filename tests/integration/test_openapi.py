@@ -8,15 +8,7 @@ from typing import Any
 
 import httpx
 import pytest
-import schemathesis
 from hypothesis import HealthCheck, settings
-from openapi_spec_validator import validate
-from schemathesis.checks import not_a_server_error
-from schemathesis.specs.openapi.checks import (
-    content_type_conformance,
-    response_schema_conformance,
-    status_code_conformance,
-)
 from starlette.routing import Route
 
 from tests.servers import RedisServer, redis_binaries
@@ -25,10 +17,8 @@ from thermocline.config import load
 from thermocline.serve.app import api_routes
 from thermocline.serve.openapi import document
 
-CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 EXAMPLES = 12
 STREAMED = "/v1/tail"
-SCHEMA = schemathesis.openapi.from_dict(document(load(environ={})))
 OPERATIONS = [
     (path, method) for path, methods in document(load(environ={}))["paths"].items() if path != STREAMED for method in methods
 ]
@@ -49,6 +39,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 
 def test_the_document_is_one() -> None:
+    from openapi_spec_validator import validate
+
     validate(document(load(environ={})))
 
 
@@ -68,10 +60,20 @@ def test_the_server_gives_the_document(server: Served) -> None:
 
 def tried(server: Served, path: str, method: str, examples: int) -> None:
     """Requests as the document has them, and others, each answered as it says."""
+    import schemathesis  # here: every worker of pytest imports this file
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi import checks
+
+    wanted = [
+        not_a_server_error,
+        checks.status_code_conformance,
+        checks.content_type_conformance,
+        checks.response_schema_conformance,
+    ]
 
     @settings(max_examples=examples, deadline=None, suppress_health_check=list(HealthCheck), database=None, derandomize=True)
     def attempt(case: Any) -> None:
-        case.call_and_validate(base_url=server.url, checks=CHECKS, timeout=600)
+        case.call_and_validate(base_url=server.url, checks=wanted, timeout=600)
 
     generated = schemathesis.openapi.from_dict(document(server.service.settings))
     from hypothesis import given

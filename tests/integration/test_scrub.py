@@ -13,7 +13,7 @@ import pytest
 
 from tests.archiving import Crash, append, rows, settle_all
 from tests.flips import files_of, fill, flip, flip_blocks, merged, write_log
-from tests.servers import RedisServer
+from tests.shelf import Shelf
 from tests.tidying import Archive
 from thermocline.archiver.care import scrub_now
 from thermocline.archiver.mend import Mender
@@ -249,8 +249,8 @@ def test_a_missing_object_is_named_and_a_store_that_is_away_is_not_called_damage
     assert scrub(archive.tiers).damages == ()
 
 
-def test_a_damaged_local_copy_is_set_aside_and_the_object_read_instead(tmp_path: Path, server: RedisServer) -> None:
-    with Archive(tmp_path, server, bucket=True) as archive:
+def test_a_damaged_local_copy_is_set_aside_and_the_object_read_instead(shelf: Shelf) -> None:
+    with shelf.fresh(bucket=True) as archive:
         archive.archive_rounds(1)
         wanted = archive.contents()
         [file] = archive.files("rollup_hourly")

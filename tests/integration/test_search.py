@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.servers import RedisServer
+from tests.shelf import Shelf
 from tests.site import DAY_US, Site
-from tests.tidying import Archive
 from thermocline import highlighted
 from thermocline.errors import IncompleteAnswer, QueryRefused
 from thermocline.query import search as search_module
@@ -139,8 +139,8 @@ def test_a_search_that_would_read_too_much_stops_and_says_from_where_it_goes_on(
         assert {row["snippet"] for row in again.to_arrow().to_pylist()} == {"refund 2"}
 
 
-def test_archived_events_are_found_and_a_sample_is_called_one(tmp_path: Path, server: RedisServer) -> None:
-    with Archive(tmp_path, server) as archive:
+def test_archived_events_are_found_and_a_sample_is_called_one(shelf: Shelf) -> None:
+    with shelf.fresh() as archive:
         archive.archive_rounds(2)
         store = archive.store
         found = store.search("1 5", event_types="error")

@@ -8,7 +8,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.servers import RedisServer
+from tests.shelf import Shelf
 from tests.tidying import Archive
 from thermocline.archiver.verify_cold import cold_problems
 from thermocline.tiers.cold import StoredObject
@@ -17,10 +17,10 @@ from thermocline.tiers.ledger import ColdFile, View
 
 
 @pytest.fixture(params=["folder", "bucket"])
-def archive(request: pytest.FixtureRequest, tmp_path: Path, server: RedisServer) -> Iterator[Archive]:
+def archive(request: pytest.FixtureRequest, shelf: Shelf) -> Iterator[Archive]:
     """One batch."""
-    with Archive(tmp_path, server, bucket=request.param == "bucket") as made:
-        made.archive_round()
+    with shelf.fresh(bucket=request.param == "bucket") as made:
+        made.archive_rounds(1)
         yield made
 
 

@@ -20,6 +20,7 @@ DRIVERS = {
         "tiers/ledger_schema.py",
         "tiers/ledger_sql.py",
         "tiers/iceberg_errors.py",
+        "tiers/iceberg_row.py",
         "tiers/state_file.py",
     ),
     "pyiceberg": ("tiers/iceberg_catalog.py", "tiers/iceberg_errors.py", "tiers/iceberg_io.py", "tiers/iceberg_table.py"),
