@@ -17,6 +17,7 @@ from pydantic import Field
 
 from thermocline.config import Settings
 from thermocline.errors import ThermoclineError
+from thermocline.query.whereabouts import tier_of
 from thermocline.store import Store, connect
 
 from .mcp_answers import ANSWER_CHARS_MAX, events_text, named, rows_text
@@ -167,7 +168,8 @@ class Tools:
         """One conversation from its beginning, or from a seq on, in order: messages, tool calls with arguments and results,
         errors, tokens and cost; with a line where events are missing because old ones are sampled.
 
-        One JSON object per event, as in recent_events. The last line says from which seq to go on.
+        One JSON object per event, as in recent_events, and its tier: hot is in Redis, not settled; warm is in a segment, whole;
+        cold is archived, where some events around it may have been sampled out. The last line says from which seq to go on.
         """
         values = {"conversation": conversation_id, "after": after_seq, "limit": limit + 1}
         found = self._store.sql(TIMELINE, values)
@@ -181,4 +183,6 @@ class Tools:
                 break
         if len(shown) < len(rows):
             note = f"There is more: go on with after_seq={shown[-1]['seq']}. {note}"
+        runs = self._store.whereabouts(conversation_id, shown[0]["seq"], shown[-1]["seq"]).fetchall() if shown else []
+        shown = [{**row, "tier": tier_of(runs, row["seq"])} for row in shown]
         return events_text(shown, content_chars=content_chars, note=note, cut="ask for fewer, or for less of each content")
