@@ -26,7 +26,7 @@ def api_routes() -> list[BaseRoute]:
         route("/metrics", health.metrics, scope="metrics"),
         route("/v1/status", health.status, scope="query"),
         route("/v1/events", events.append_events, scope="append", methods=["POST"]),
-        route("/v1/conversations/{conversation_id:path}/events", conversations.conversation_events, scope="query"),
+        route("/v1/conversations/{conversation_id:text}/events", conversations.conversation_events, scope="query"),
         route("/v1/tail", tail.tail, scope="query"),
         route("/v1/query", query.query, scope="query", methods=["POST"]),
         route("/v1/query/{query_id}", query.cancel, scope="query", methods=["DELETE"]),

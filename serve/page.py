@@ -24,7 +24,7 @@ from .page_console import ROWS_MAX, chart, table
 from .page_login import form_of, login, logout
 from .page_overview import PRICES, SPANS, Overview
 from .page_view import asset, filled, html, is_part, problem_page
-from .problems import Problem, problem_of
+from .problems import Problem, told
 from .query import Ask, answered_to
 from .routing import route
 from .rows import ARROW
@@ -66,7 +66,7 @@ def shown(endpoint: Endpoint) -> Endpoint:
         except Problem as problem:
             return problem_page(request, problem)
         except ThermoclineError as exc:
-            return problem_page(request, problem_of(exc))
+            return problem_page(request, told(request, exc))
 
     return answer
 
@@ -170,7 +170,7 @@ async def console(request: Request) -> Response:
         result = await _asked(request, sql)
         status = 200
     except (Problem, ThermoclineError) as exc:
-        problem = exc if isinstance(exc, Problem) else problem_of(exc)
+        problem = exc if isinstance(exc, Problem) else told(request, exc)
         result, status = {"problem": problem.document()}, 200 if is_part(request) else problem.status
     return html(request, template, code=status, sql=sql, questions=QUESTIONS, result=result)
 

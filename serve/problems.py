@@ -154,11 +154,7 @@ async def on_problem(request: Request, exc: Exception) -> Response:
     if isinstance(exc, Problem):
         return exc.response()
     if isinstance(exc, ThermoclineError):
-        found = problem_of(exc)
-        found.detail = request.app.state.service.mask.text(found.detail)
-        if found.status >= 500:
-            log.warning("%s %s: %s", request.method, request.url.path, exc)
-        return found.response()
+        return told(request, exc).response()
     if isinstance(exc, HTTPException):
         headers = dict(exc.headers or {})
         detail = {
@@ -168,6 +164,15 @@ async def on_problem(request: Request, exc: Exception) -> Response:
         kind = _HTTP.get(exc.status_code, "bad-request" if exc.status_code < 500 else "internal")
         return Problem(exc.status_code, kind, detail.get(exc.status_code, str(exc.detail)), headers=headers).response()
     raise exc
+
+
+def told(request: Request, error: ThermoclineError) -> Problem:
+    """The library's error as this request's answer, without secrets; in the log when it is not the client's."""
+    found = problem_of(error)
+    found.detail = request.app.state.service.mask.text(found.detail)
+    if found.status >= 500:
+        log.warning("%s %s: %s", request.method, request.url.path, error)
+    return found
 
 
 def internal() -> Problem:

@@ -21,8 +21,9 @@ from thermocline.config import load
 from thermocline.errors import IncompleteAnswer
 
 PARTS = {
-    "sql": "SELECT hour, event_type AS kind, task_id, metadata->>'$.number' AS number, count(*) AS n, sum(input_tokens) AS tokens,"
-    " count_if(cost_usd > 1) AS dear, min(timestamp) AS first, max(content) AS last FROM events WHERE seq % 4 > 0 GROUP BY ALL",
+    "sql": "SELECT hour, event_type AS kind, task_id, metadata->>'$.number' AS number, count(*) AS n,"
+    " sum(input_tokens) AS tokens, count_if(cost_usd > 1) AS dear, min(timestamp) AS first, max(content) AS last"
+    " FROM events WHERE seq % 4 > 0 GROUP BY ALL",
     "merge": {"n": "sum", "tokens": "sum", "dear": "sum", "first": "min", "last": "max"},
 }
 COSTS = {"sql": "SELECT hour, sum(cost_usd) AS usd, count(*) AS n FROM events GROUP BY ALL", "merge": {"usd": "sum", "n": "sum"}}
