@@ -156,14 +156,19 @@ async def on_problem(request: Request, exc: Exception) -> Response:
     if isinstance(exc, ThermoclineError):
         return told(request, exc).response()
     if isinstance(exc, HTTPException):
-        headers = dict(exc.headers or {})
-        detail = {
-            404: "there is no such address: /openapi.json lists what there is",
-            405: f"{request.method} is not one of its methods: {headers.get('Allow', '')}",
-        }
-        kind = _HTTP.get(exc.status_code, "bad-request" if exc.status_code < 500 else "internal")
-        return Problem(exc.status_code, kind, detail.get(exc.status_code, str(exc.detail)), headers=headers).response()
+        return unrouted(request, exc).response()
     raise exc
+
+
+def unrouted(request: Request, exc: HTTPException) -> Problem:
+    """Starlette's own error as an answer: an address or a method that there is not."""
+    headers = dict(exc.headers or {})
+    detail = {
+        404: "there is no such address: /openapi.json lists what there is",
+        405: f"{request.method} is not one of its methods: {headers.get('Allow', '')}",
+    }
+    kind = _HTTP.get(exc.status_code, "bad-request" if exc.status_code < 500 else "internal")
+    return Problem(exc.status_code, kind, detail.get(exc.status_code, str(exc.detail)), headers=headers)
 
 
 def told(request: Request, error: ThermoclineError) -> Problem:

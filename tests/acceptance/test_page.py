@@ -225,6 +225,11 @@ def test_without_scripts_every_view_can_be_read_and_sql_be_asked(site: Site) -> 
         page.get_by_role("link", name="talk").click()
         expect(page.locator("#seq-4")).to_contain_text("not refundable")
         page.get_by_role("link", name="SQL").click()
+        columns = page.locator("#relations dd").first
+        expect(columns).to_be_hidden()
+        page.get_by_text("relations and their columns").click()
+        expect(columns).to_contain_text("sample_rate double")
+        expect(page.locator("#relations")).to_contain_text("tool_stats")
         page.locator("#sql").fill("SELECT 6 * 7 AS answer")
         page.get_by_role("button", name="Run").click()
         expect(page.locator("#result td")).to_have_text("42")
