@@ -53,7 +53,7 @@ KINDS: Final[dict[str, str]] = {
     "backpressure": "The store sheds load",
     "outcome-unknown": "The events may be stored",
     "sequence-conflict": "The conversation has moved on",
-    "query-refused": "The SQL cannot be run as asked",
+    "query-refused": "It cannot be answered as asked",
     "query-cancelled": "The query was cancelled",
     "query-id-in-use": "A query with that id is running",
     "store-replaced": "The position is of a store that is gone",

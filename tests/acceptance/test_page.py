@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.browsing import INK, PATIENCE_MS, Seen, chromium, visit
+from tests.browsing import FAINT, INK, PATIENCE_MS, Seen, chromium, visit
 from tests.servers import RedisServer, redis_binaries
 from tests.serving import Served, served, settings_for
 from thermocline.archiver.worker import Worker
@@ -234,6 +234,17 @@ def test_without_scripts_every_view_can_be_read_and_sql_be_asked(site: Site) -> 
         page.get_by_role("button", name="Run").click()
         expect(page.locator("#result td")).to_have_text("42")
         assert seen.problems == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_can_be_read_in_light_and_dark(site: Site, scheme: Literal["light", "dark"]) -> None:
+    with visit(site.browser, site.server.url, color_scheme=scheme) as seen:
+        views = ("/", "/conversations", "/conversations?within=content&q=reservation", "/sql?q=SELECT%201", "/login", "/sql?q=")
+        for address in (*(f"{site.server.url}{view}" for view in views), site.address("talk"), site.address("old")):
+            seen.page.goto(address)
+            if "/sql" in address:
+                seen.page.locator("#relations summary").click()
+            assert seen.page.evaluate(FAINT) == [], address
 
 
 def test_no_view_scrolls_sideways_on_a_small_screen(site: Site) -> None:

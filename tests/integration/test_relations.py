@@ -12,7 +12,7 @@ from thermocline.config import load
 from thermocline.event import COLUMN_NAMES
 
 REWARDS = {
-    "sql": "SELECT hour, metadata->>'$.\"<reward>\"' AS \"<b>reward\", count(*) AS runs FROM events GROUP BY ALL",
+    "sql": 'SELECT hour, metadata->>\'$."<reward>"\' AS "<b>reward", count(*) AS runs FROM events GROUP BY ALL',
     "merge": {"runs": "sum"},
 }
 
