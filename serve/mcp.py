@@ -66,12 +66,17 @@ def server(store: Store, sandbox: Sandbox) -> MCPServer[Any]:
     from importlib.metadata import version
 
     tools = Tools(store, sandbox)
-    made: MCPServer[Any] = MCPServer(
-        "thermocline", instructions=INSTRUCTIONS, version=version("thermocline"), log_level="WARNING"
-    )
+    told = f"{INSTRUCTIONS}\n\nOther relations of query_events, made of all events before sampling: {_relations(store)}."
+    made: MCPServer[Any] = MCPServer("thermocline", instructions=told, version=version("thermocline"), log_level="WARNING")
     for tool in (tools.recent_events, tools.search_events, tools.query_events, tools.conversation_timeline):
         made.add_tool(_told(tool), annotations=READS, structured_output=False)
     return made
+
+
+def _relations(store: Store) -> str:
+    """All but events, with their columns."""
+    found = {name: ", ".join(column for column, _ in columns) for name, columns in store.relations().items() if name != "events"}
+    return "; ".join(f"{name} ({columns})" for name, columns in found.items())
 
 
 def _told(tool: Callable[P, str]) -> Callable[P, str]:
@@ -147,8 +152,8 @@ class Tools:
 
         Relations: events, with a row per event; hourly_stats (hour, conversation_id, event_count, total_bytes), exact also for
         old events; conversation_summary (conversation_id, started_at, ended_at, total_events, task_count, interventions), exact
-        too. Give bounds on timestamp or conversation_id where you can: they make it fast. Only reading works, no files, no
-        settings; time and memory are limited.
+        too; and those that the server's instructions list. Give bounds on timestamp or conversation_id where you can: they make
+        it fast. Only reading works, no files, no settings; time and memory are limited.
         """
         with self._sandbox.run(sql, rows_max=limit) as answer:
             columns = answer.schema.names

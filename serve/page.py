@@ -170,7 +170,7 @@ async def console(request: Request) -> Response:
     """The SQL console; after its form was sent with the answer, or what is wrong with the query."""
     template = "part_result.html" if is_part(request) else "console.html"
     service: Service = request.app.state.service
-    around = {"questions": QUESTIONS, "relations": await service.read(service.store.relations)}
+    around: dict[str, Any] = {"questions": QUESTIONS, "relations": await service.read(service.store.relations)}
     if request.method != "POST":
         return html(request, "console.html", sql=request.query_params.get("q", "")[:QUERY_CHARS_MAX], result=None, **around)
     sql = (await form_of(request)).get("sql", "").replace("\r\n", "\n")

@@ -28,13 +28,15 @@ from thermocline.store import connect
 from thermocline.tiers import embedded
 
 WAIT_S = 500
+KINDS = {"sql": "SELECT hour, event_type AS kind, count(*) AS n FROM events GROUP BY ALL", "merge": {"n": "sum"}}
 TOOLS = ["conversation_timeline", "query_events", "recent_events", "search_events"]
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """Of a store with a settled conversation, an unsettled one, one with a long text, and one that is in all tiers."""
-    found = load({"data_dir": tmp_path_factory.mktemp("mcp") / "data", "sandbox": {"deadline_s": 200}}, environ={})
+    given: dict[str, Any] = {"data_dir": tmp_path_factory.mktemp("mcp") / "data", "sandbox": {"deadline_s": 200}}
+    found = load({**given, "rollups": {"kinds": KINDS}}, environ={})
     with connect(found) as store, Producer(found, tiers=store.tiers) as producer:
         for number in range(30):
             producer.append("trip", "message.user", f"Where is parcel {number}?", agent_id="support", metadata={"n": number})
@@ -85,6 +87,7 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def told(settings: Settings) -> Told:
+    (settings.data_dir / "thermocline.toml").write_text(f'[rollups.kinds]\nsql = """{KINDS["sql"]}"""\nmerge = {{ n = "sum" }}\n')
     command = ["-m", "thermocline", "mcp", "--data-dir", str(settings.data_dir)]
     environment = {**os.environ, "THERMOCLINE_SANDBOX__DEADLINE_S": "200", "THERMOCLINE_SANDBOX__WAIT_S": "200"}
     place = StdioServerParameters(command=sys.executable, args=command, env=environment, cwd=settings.data_dir)
@@ -123,6 +126,8 @@ def test_it_says_what_it_is_and_which_tools_there_are(told: Told) -> None:
         assert "self" not in tool.input_schema["properties"]
     assert set(COLUMN_NAMES) <= set(re.findall(r"[a-z_]+", EVENTS_SCHEMA))
     assert EVENTS_SCHEMA in told.instructions
+    assert "tool_stats (hour, event_type, tool_name, events, " in told.instructions
+    assert "rollup_kinds (hour, kind, n)." in told.instructions
 
 
 def test_an_agent_reads_its_past(told: Told) -> None:

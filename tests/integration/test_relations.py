@@ -1,4 +1,4 @@
-"""What there is to ask about: every relation with its columns, as the store, a pinned connection, the sandbox and the page have it."""
+"""What there is to ask about: every relation with its columns, as the store, a connection, the sandbox and the page have it."""
 
 from __future__ import annotations
 
