@@ -49,7 +49,7 @@ KINDS: Final[dict[str, str]] = {
     "not-authenticated": "A token is missing or not good",
     "not-allowed": "The token does not allow this",
     "invalid-events": "No event of the request can be stored",
-    "invalid-event": "An event breaks a rule",
+    "invalid-event": "What is given breaks a rule of events",
     "backpressure": "The store sheds load",
     "outcome-unknown": "The events may be stored",
     "sequence-conflict": "The conversation has moved on",

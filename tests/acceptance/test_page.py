@@ -268,10 +268,10 @@ def test_with_tokens_the_page_asks_for_one_and_keeps_it_from_scripts(
         page = seen.page
         page.goto(f"{server.url}/sql?q=SELECT+1")
         assert page.url.startswith(f"{server.url}/login")
-        for wrong in ("tc_wrong", may_not):
+        for wrong, told in (("tc_wrong", "unknown"), (may_not, "needs the scope"), ("  ", "no token was given")):
             page.get_by_label("A token").fill(wrong)
             page.get_by_role("button", name="Sign in").click()
-            expect(page.get_by_role("alert")).to_be_visible()
+            expect(page.get_by_role("alert")).to_contain_text(told)
         page.get_by_label("A token").fill(may)
         page.get_by_role("button", name="Sign in").click()
         expect(page.locator("#sql")).to_have_value("SELECT 1")
