@@ -111,7 +111,9 @@ def check_conversation_id(value: object) -> str:
     field = "conversation_id"
     text = exact_text(field, value)
     size = utf8_size(field, text)
-    if not 1 <= size <= CONVERSATION_ID_BYTES_MAX:
+    if not size:
+        raise InvalidEvent(field, f"is empty: give the conversation a name of 1 to {CONVERSATION_ID_BYTES_MAX} bytes")
+    if size > CONVERSATION_ID_BYTES_MAX:
         raise InvalidEvent(field, f"has {size} bytes, allowed are 1 to {CONVERSATION_ID_BYTES_MAX}: shorten it, or use its hash")
     if text[0] == "#":
         raise InvalidEvent(field, "starts with '#', which is reserved: use another first character")

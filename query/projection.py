@@ -57,15 +57,19 @@ def checked(projection: Any) -> Projection:
         found = projection() if isinstance(projection, type) else projection
     except TypeError as exc:  # a method is missing, or its constructor wants arguments
         raise QueryRefused(f"projection {projection.__name__}: it cannot be made without arguments ({exc})") from exc
+    if not all(callable(getattr(found, method, None)) for method in ("initial", "apply")):
+        raise QueryRefused(f"{_shown(projection)} is no projection: it must have a name, initial() and apply(state, event)")
     name, version = getattr(found, "name", None), getattr(found, "version", None)
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise QueryRefused(f"a projection's name must be like order-totals: {_NAME.pattern}, not {name!r}")
     if isinstance(version, bool) or not isinstance(version, int | str) or not 1 <= len(str(version)) <= 64:
         raise QueryRefused(f"projection {name!r}: version must be an int or a text of 1 to 64 characters, not {version!r}")
-    if not all(callable(getattr(found, method, None)) for method in ("initial", "apply")):
-        raise QueryRefused(f"projection {name!r}: must have initial() and apply(state, event)")
     good: Projection = found
     return good
+
+
+def _shown(projection: Any) -> str:
+    return str(getattr(projection, "__name__", None) or type(projection).__name__)
 
 
 def encoded(projection: Projection, state: Any, *, bytes_max: int) -> bytes:

@@ -33,7 +33,7 @@ from .lacking import lacking
 from .missing import incomplete
 from .relations import BY_HOUR, NAMES, Place, Sources, relation_sql, tail_sql
 from .result import Result, with_integers
-from .tail import Chunk, TailState
+from .tail import EMPTY, Chunk, TailState
 from .view import Cut, Reader, first_line
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Runner:
         self._lock = threading.Lock()
         self._free: list[_Place] = []
         self._opaque = ""
+        self._described: dict[str, tuple[tuple[str, str], ...]] = {}
 
     def sql(self, query: str, parameters: Parameters = None, *, require: Literal["complete"] | None = None) -> Result:
         """The answer to `query`.
@@ -138,6 +139,19 @@ class Runner:
                 return Result(self._answer(place, plan.cut, plan.sources, sql, parameters), plan.coverage)
 
             return self.planned(reading, use)
+
+    def relations(self) -> dict[str, tuple[tuple[str, str], ...]]:
+        """Relation → its columns, each with DuckDB's type, in order: what a query may name. No tier is asked."""
+        if not self._described:
+            con = self._base.cursor()
+            try:
+                for name in (*NAMES, *self._definitions):
+                    select = relation_sql(name, Sources(), tail=EMPTY, place=_looked_up({}), definitions=self._definitions)
+                    found = con.execute(f"DESCRIBE {select}").fetchall()
+                    self._described[name] = tuple((str(row[0]), str(row[1])) for row in found)
+            finally:
+                con.close()
+        return dict(self._described)
 
     def cursor(self) -> Connection:
         """A connection to the database that holds the decoded tail of every plan in use. The caller closes it."""

@@ -75,7 +75,10 @@ def era_of(cut: Sequence[ShardCut]) -> int:
 
 
 def _resumed(conversation_id: str | None, text: str, cut: Sequence[ShardCut]) -> Cursor:
-    cursor = parse_cursor(text)
+    try:
+        cursor = parse_cursor(text)
+    except QueryRefused as exc:
+        raise QueryRefused(f"start: {exc}, now, begin, a time with its zone, or with a conversation a seq") from exc
     if conversation_id is not None and cursor.conversation_id != conversation_id:
         raise QueryRefused(f"this position is not of a tail of conversation {conversation_id!r}: give none, or its own")
     shards = 1 if cursor.conversation_id is not None else len(cut)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from thermocline.tiers.duck import quoted
@@ -26,6 +27,11 @@ FROM ({seqs}) GROUP BY ALL ORDER BY ALL"""
 def whereabouts(runner: Runner, conversation_id: str, from_seq: int, to_seq: int) -> Result:
     """Columns from_seq, to_seq, tier: runs of seqs that are in one tier, in order. What is in none has no row."""
     return _asked(runner, _RUNS, conversation_id, from_seq, to_seq)
+
+
+def tier_of(runs: Sequence[tuple[int, int, str]], seq: int) -> str:
+    """The tier of an event by the rows of `whereabouts`; "" when it is in none of these. Pure."""
+    return next((tier for first, last, tier in runs if first <= seq <= last), "")
 
 
 def spread(runner: Runner, conversation_id: str, to_seq: int, parts: int) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 from urllib.parse import quote
 
+import msgspec
 import orjson
 from starlette.requests import Request
 from starlette.responses import Response
@@ -55,7 +56,8 @@ async def conversation_events(request: Request) -> Response:
         rows = answer.to_arrow().to_pylist()
         found = [row.pop("found") for row in rows]
         more_from = rows[-1]["seq"] + 1 if rows and found[0] > len(rows) else None
-        return list(event_objects(rows)), more_from, answer.coverage
+        columns = tuple(one for one in answer.coverage.columns if one[0] != "found")
+        return list(event_objects(rows)), more_from, msgspec.structs.replace(answer.coverage, columns=columns)
 
     events, more_from, coverage = await service.read(read)
     headers = {COVERAGE_HEADER: brief(coverage), "Cache-Control": "no-store"}

@@ -17,6 +17,7 @@ from pydantic import Field
 
 from thermocline.config import Settings
 from thermocline.errors import ThermoclineError
+from thermocline.query.whereabouts import tier_of
 from thermocline.store import Store, connect
 
 from .mcp_answers import ANSWER_CHARS_MAX, events_text, named, rows_text
@@ -65,12 +66,17 @@ def server(store: Store, sandbox: Sandbox) -> MCPServer[Any]:
     from importlib.metadata import version
 
     tools = Tools(store, sandbox)
-    made: MCPServer[Any] = MCPServer(
-        "thermocline", instructions=INSTRUCTIONS, version=version("thermocline"), log_level="WARNING"
-    )
+    told = f"{INSTRUCTIONS}\n\nOther relations of query_events, made of all events before sampling: {_relations(store)}."
+    made: MCPServer[Any] = MCPServer("thermocline", instructions=told, version=version("thermocline"), log_level="WARNING")
     for tool in (tools.recent_events, tools.search_events, tools.query_events, tools.conversation_timeline):
         made.add_tool(_told(tool), annotations=READS, structured_output=False)
     return made
+
+
+def _relations(store: Store) -> str:
+    """All but events, with their columns."""
+    found = {name: ", ".join(column for column, _ in columns) for name, columns in store.relations().items() if name != "events"}
+    return "; ".join(f"{name} ({columns})" for name, columns in found.items())
 
 
 def _told(tool: Callable[P, str]) -> Callable[P, str]:
@@ -146,8 +152,8 @@ class Tools:
 
         Relations: events, with a row per event; hourly_stats (hour, conversation_id, event_count, total_bytes), exact also for
         old events; conversation_summary (conversation_id, started_at, ended_at, total_events, task_count, interventions), exact
-        too. Give bounds on timestamp or conversation_id where you can: they make it fast. Only reading works, no files, no
-        settings; time and memory are limited.
+        too; and those that the server's instructions list. Give bounds on timestamp or conversation_id where you can: they make
+        it fast. Only reading works, no files, no settings; time and memory are limited.
         """
         with self._sandbox.run(sql, rows_max=limit) as answer:
             columns = answer.schema.names
@@ -167,7 +173,8 @@ class Tools:
         """One conversation from its beginning, or from a seq on, in order: messages, tool calls with arguments and results,
         errors, tokens and cost; with a line where events are missing because old ones are sampled.
 
-        One JSON object per event, as in recent_events. The last line says from which seq to go on.
+        One JSON object per event, as in recent_events, and its tier: hot is in Redis, not settled; warm is in a segment, whole;
+        cold is archived, where some events around it may have been sampled out. The last line says from which seq to go on.
         """
         values = {"conversation": conversation_id, "after": after_seq, "limit": limit + 1}
         found = self._store.sql(TIMELINE, values)
@@ -181,4 +188,6 @@ class Tools:
                 break
         if len(shown) < len(rows):
             note = f"There is more: go on with after_seq={shown[-1]['seq']}. {note}"
+        runs = self._store.whereabouts(conversation_id, shown[0]["seq"], shown[-1]["seq"]).fetchall() if shown else []
+        shown = [{**row, "tier": tier_of(runs, row["seq"])} for row in shown]
         return events_text(shown, content_chars=content_chars, note=note, cut="ask for fewer, or for less of each content")

@@ -14,10 +14,10 @@ ANSWER_CHARS_MAX: Final = 40_000
 VALUE_CHARS_MAX: Final = 4_000
 """Of one value of a row of SQL."""
 SHOWN: Final = (
-    *("seq", "timestamp", "event_type", "agent_id", "task_id", "model", "tool_name", "status", "duration_ms", "cost_usd"),
+    *("seq", "tier", "timestamp", "event_type", "agent_id", "task_id", "model", "tool_name", "status", "duration_ms", "cost_usd"),
     *("input_tokens", "output_tokens", "content", "metadata"),
 )
-"""Columns of an event in an answer about one conversation; those that are NULL are left out."""
+"""Columns of an event in an answer about one conversation, and its tier; those that are NULL or empty are left out."""
 
 
 def rows_text(rows: Iterable[Mapping[str, Any]], *, note: str, chars_max: int = ANSWER_CHARS_MAX, cut: str = "") -> str:

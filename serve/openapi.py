@@ -24,6 +24,7 @@ ALWAYS: Final = {
     "401": "A token is missing or not good",
     "403": "The token does not allow this, or a page of another site asks",
     "408": "The request did not arrive in time",
+    "410": "What the request goes on from is of a store that is gone",
     "421": "The server is not called by that name",
     "429": "Too many requests: Retry-After says when",
     "431": "The headers are too large",
@@ -157,7 +158,6 @@ def _tail() -> Document:
         "Events as they come: server-sent events `event`, `gap` and `problem`, resumed by Last-Event-ID",
         {"text/event-stream": {"schema": {"type": "string"}}},
         "406",
-        "410",
         "422",
         parameters=[
             _parameter(
@@ -186,7 +186,6 @@ def _operation(summary: str, content: Document, *statuses: str, parameters: list
         "404": "There is none",
         "406": "No form that Accept names",
         "409": "It conflicts with how things are: the detail says what to do",
-        "410": "The position is of a store that is gone",
         "413": "Too much at once",
         "415": "A form of the body that is not taken",
         "422": "What is given breaks a rule of events",

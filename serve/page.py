@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import pyarrow as pa
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute
@@ -24,7 +25,7 @@ from .page_console import ROWS_MAX, chart, table
 from .page_login import form_of, login, logout
 from .page_overview import PRICES, SPANS, Overview
 from .page_view import asset, filled, html, is_part, problem_page
-from .problems import Problem, problem_of
+from .problems import Problem, on_problem, told, unrouted
 from .query import Ask, answered_to
 from .routing import route
 from .rows import ARROW
@@ -66,9 +67,17 @@ def shown(endpoint: Endpoint) -> Endpoint:
         except Problem as problem:
             return problem_page(request, problem)
         except ThermoclineError as exc:
-            return problem_page(request, problem_of(exc))
+            return problem_page(request, told(request, exc))
 
     return answer
+
+
+async def on_unrouted(request: Request, exc: Exception) -> Response:
+    """Starlette's handler for its own errors: a page for a browser that was led astray, else a problem document."""
+    asks_for_a_page = "text/html" in request.headers.get("accept", "") and not request.url.path.startswith("/v1/")
+    if isinstance(exc, HTTPException) and request.method == "GET" and asks_for_a_page:
+        return problem_page(request, unrouted(request, exc))
+    return await on_problem(request, exc)
 
 
 async def home(overview: Overview, request: Request) -> Response:
@@ -160,19 +169,19 @@ async def follow(request: Request) -> Response:
 async def console(request: Request) -> Response:
     """The SQL console; after its form was sent with the answer, or what is wrong with the query."""
     template = "part_result.html" if is_part(request) else "console.html"
+    service: Service = request.app.state.service
+    around: dict[str, Any] = {"questions": QUESTIONS, "relations": await service.read(service.store.relations)}
     if request.method != "POST":
-        return html(
-            request, "console.html", sql=request.query_params.get("q", "")[:QUERY_CHARS_MAX], questions=QUESTIONS, result=None
-        )
+        return html(request, "console.html", sql=request.query_params.get("q", "")[:QUERY_CHARS_MAX], result=None, **around)
     sql = (await form_of(request)).get("sql", "").replace("\r\n", "\n")
     result: dict[str, Any]
     try:
         result = await _asked(request, sql)
         status = 200
     except (Problem, ThermoclineError) as exc:
-        problem = exc if isinstance(exc, Problem) else problem_of(exc)
+        problem = exc if isinstance(exc, Problem) else told(request, exc)
         result, status = {"problem": problem.document()}, 200 if is_part(request) else problem.status
-    return html(request, template, code=status, sql=sql, questions=QUESTIONS, result=result)
+    return html(request, template, code=status, sql=sql, result=result, **around)
 
 
 async def _asked(request: Request, sql: str) -> dict[str, Any]:

@@ -38,6 +38,8 @@ async def login(request: Request) -> Response:
         return html(request, "login.html", target=target, problem=None)
     given = (await form_of(request)).get("token", "").strip()
     try:
+        if not given and service.access.required:
+            raise Problem(401, "not-authenticated", "no token was given: `thermocline tokens create NAME --scope query`")
         address = request.client.host if request.client else ""
         caller = await service.access.caller({"authorization": f"Bearer {given}"}, {}, address)
         require(caller, "query")

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from thermocline.query.gaps import Gap, reason_of
+from thermocline.query.whereabouts import tier_of
 from thermocline.store import Store
 from thermocline.tiers.block import shard_of
 
@@ -116,11 +117,6 @@ def places(store: Store, conversation: str, from_seq: int) -> dict[str, Any]:
         "strip": strip,
         "width": 100 / parts,
     }
-
-
-def tier_of(runs: Sequence[tuple[int, int, str]], seq: int) -> str:
-    """The tier of an event; "" when it is in none of these. Pure."""
-    return next((tier for first, last, tier in runs if first <= seq <= last), "")
 
 
 def entry(row: Mapping[str, Any], tier: str, since: dt.datetime | None = None) -> dict[str, Any]:

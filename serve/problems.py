@@ -49,11 +49,11 @@ KINDS: Final[dict[str, str]] = {
     "not-authenticated": "A token is missing or not good",
     "not-allowed": "The token does not allow this",
     "invalid-events": "No event of the request can be stored",
-    "invalid-event": "An event breaks a rule",
+    "invalid-event": "What is given breaks a rule of events",
     "backpressure": "The store sheds load",
     "outcome-unknown": "The events may be stored",
     "sequence-conflict": "The conversation has moved on",
-    "query-refused": "The SQL cannot be run as asked",
+    "query-refused": "It cannot be answered as asked",
     "query-cancelled": "The query was cancelled",
     "query-id-in-use": "A query with that id is running",
     "store-replaced": "The position is of a store that is gone",
@@ -154,20 +154,30 @@ async def on_problem(request: Request, exc: Exception) -> Response:
     if isinstance(exc, Problem):
         return exc.response()
     if isinstance(exc, ThermoclineError):
-        found = problem_of(exc)
-        found.detail = request.app.state.service.mask.text(found.detail)
-        if found.status >= 500:
-            log.warning("%s %s: %s", request.method, request.url.path, exc)
-        return found.response()
+        return told(request, exc).response()
     if isinstance(exc, HTTPException):
-        headers = dict(exc.headers or {})
-        detail = {
-            404: "there is no such address: /openapi.json lists what there is",
-            405: f"{request.method} is not one of its methods: {headers.get('Allow', '')}",
-        }
-        kind = _HTTP.get(exc.status_code, "bad-request" if exc.status_code < 500 else "internal")
-        return Problem(exc.status_code, kind, detail.get(exc.status_code, str(exc.detail)), headers=headers).response()
+        return unrouted(request, exc).response()
     raise exc
+
+
+def unrouted(request: Request, exc: HTTPException) -> Problem:
+    """Starlette's own error as an answer: an address or a method that there is not."""
+    headers = dict(exc.headers or {})
+    detail = {
+        404: "there is no such address: /openapi.json lists what there is",
+        405: f"{request.method} is not one of its methods: {headers.get('Allow', '')}",
+    }
+    kind = _HTTP.get(exc.status_code, "bad-request" if exc.status_code < 500 else "internal")
+    return Problem(exc.status_code, kind, detail.get(exc.status_code, str(exc.detail)), headers=headers)
+
+
+def told(request: Request, error: ThermoclineError) -> Problem:
+    """The library's error as this request's answer, without secrets; in the log when it is not the client's."""
+    found = problem_of(error)
+    found.detail = request.app.state.service.mask.text(found.detail)
+    if found.status >= 500:
+        log.warning("%s %s: %s", request.method, request.url.path, error)
+    return found
 
 
 def internal() -> Problem:

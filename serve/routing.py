@@ -5,10 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.routing import BaseRoute, Match, Mount, Route
 
 OPEN: Final = "open"
 SCOPE_ATTRIBUTE: Final = "needed_scope"
+
+
+class TextConvertor(PathConvertor):
+    """`{name:text}`: anything, slashes and line breaks too, so that what is wrong with it is said by whoever reads it."""
+
+    regex = "(?s:.*)"
+
+
+register_url_convertor("text", TextConvertor())
 
 
 def route(path: str, endpoint: Any, *, scope: str, methods: Sequence[str] = ("GET",)) -> Route:

@@ -35,6 +35,8 @@ MIB: Final = 1 << 20
 OPEN_FILES: Final = 4096
 MESSAGE_CHARS_MAX: Final = 500
 PARSER_BYTES: Final = 64 << 20
+_TAIL_TOLD: Final = f'"{TAIL.partition(".")[2]}"'
+"""What DuckDB calls the table of the unsettled events, which is ours."""
 _EXPLAIN: Final = re.compile(r"\s*EXPLAIN(\s+ANALYZE)?(\s*\((\s*(ANALYZE|FORMAT\s+\w+)\s*,?)*\))?(?=[\s(])", re.IGNORECASE)
 
 
@@ -232,4 +234,5 @@ def _explained(exc: BaseException, handover: Handover, limits: wire.Limits) -> E
 def line(exc: BaseException) -> str:
     """The first paragraph of a message, in one line that can be encoded."""
     text = " ".join(str(exc).strip().split("\n\n", 1)[0].split())[:MESSAGE_CHARS_MAX]
+    text = text.replace(_TAIL_TOLD, '"events"')  # which a typing error is near to
     return text.encode(errors="replace").decode()

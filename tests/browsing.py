@@ -29,6 +29,32 @@ INK = """canvas => {
   return [...drawn].length;
 }"""
 """How many colours a canvas shows."""
+FAINT = """() => {
+  const light = rgb => {
+    const [r, g, b] = rgb.map(value => (value /= 255) <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const parsed = text => {
+    const found = text.match(/[\\d.]+/g).map(Number), scale = text.startsWith("color(") ? 255 : 1;
+    return [found[0] * scale, found[1] * scale, found[2] * scale, found[3] ?? 1];
+  };
+  const over = (top, under) => [0, 1, 2].map(place => top[place] * top[3] + under[place] * (1 - top[3]));
+  const behind = element => {
+    const layers = [];
+    for (let at = element; at; at = at.parentElement) layers.unshift(parsed(getComputedStyle(at).backgroundColor));
+    return layers.reduce((under, layer) => over(layer, under), [255, 255, 255]);
+  };
+  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), faint = [];
+  while (texts.nextNode()) {
+    const element = texts.currentNode.parentElement, text = texts.currentNode.textContent.trim();
+    if (!text || !element.checkVisibility({visibilityProperty: true, opacityProperty: true})) continue;
+    const back = behind(element), ink = over(parsed(getComputedStyle(element).color), back);
+    const [low, high] = [light(ink), light(back)].sort((one, other) => one - other);
+    if ((high + 0.05) / (low + 0.05) < 4.5) faint.push(text.slice(0, 40));
+  }
+  return faint;
+}"""
+"""The visible texts whose contrast with what is behind them is less than 4.5 to 1 (WCAG 2, AA)."""
 
 
 class Seen(NamedTuple):

@@ -43,6 +43,8 @@ BATCH_EVENTS_MAX: Final = 1000
 BATCH_BYTES_MAX: Final = 4 << 20
 """Of one request of append_many, but for a single larger event."""
 PAUSE_S: Final = 0.2
+WITH_OUTCOMES: Final = (200, 207, 422, 503)
+"""Answers to an append that say of every event what became of it; any other says why none is stored."""
 NEWEST: Final = "SELECT * FROM (SELECT * FROM events WHERE conversation_id = ? ORDER BY seq DESC LIMIT ?) ORDER BY seq"
 Parameters = Sequence[Any] | Mapping[str, Any] | None
 Numbered = tuple[int, Event]
@@ -191,6 +193,8 @@ class RemoteStore:
             )
         except ThermoclineError as exc:
             return exc
+        if answer.status_code not in WITH_OUTCOMES:
+            return error_of(answer.status_code, answer.content)
         try:
             outcomes: list[dict[str, Any]] = answer.json()["outcomes"]
         except (ValueError, KeyError):

@@ -54,6 +54,7 @@ def error_of(status: int, body: bytes, *, conversation_id: str = "") -> Thermocl
         "incomplete-answer": IncompleteAnswer,
         "store-replaced": StoreReplaced,
         "corrupt": TierCorrupt,
+        "misconfigured": ConfigError,
         "not-authenticated": ConfigError,
         "not-allowed": ConfigError,
         "unknown-host": ConfigError,

@@ -71,6 +71,11 @@ class Store(Followable):
         self._check_open()
         return self._runner.sql(query, params, require=require)
 
+    def relations(self) -> dict[str, tuple[tuple[str, str], ...]]:
+        """What `sql` can be asked over: relation → its columns, each with DuckDB's type, in order."""
+        self._check_open()
+        return self._runner.relations()
+
     def estimate(
         self, what: str, *, where: str = "", by: str | Sequence[str] = (), params: Mapping[str, Any] | None = None
     ) -> Result:

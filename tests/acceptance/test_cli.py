@@ -352,9 +352,10 @@ def test_wrong_settings_are_one_line(variables: dict[str, str], said: str, folde
 
 
 def test_no_command_is_help_and_wrong_usage(tmp_path: Path) -> None:
-    done = thermocline(tmp_path)
-    assert done.returncode == 2
-    assert "Commands:" in done.stdout + done.stderr
+    for arguments in ((), ("tokens",)):
+        done = thermocline(tmp_path, *arguments)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "Commands:" in done.stderr.splitlines()  # laid out, not in one line
 
 
 def test_a_second_worker_names_the_first_and_fails(folder: Path) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import quote
 
 import pytest
 from playwright.sync_api import Browser, expect
 
-from tests.browsing import INK, PATIENCE_MS, Seen, chromium, visit
+from tests.browsing import FAINT, INK, PATIENCE_MS, Seen, chromium, visit
 from tests.servers import RedisServer, redis_binaries
 from tests.serving import Served, served, settings_for
 from thermocline.archiver.worker import Worker
@@ -225,10 +225,26 @@ def test_without_scripts_every_view_can_be_read_and_sql_be_asked(site: Site) -> 
         page.get_by_role("link", name="talk").click()
         expect(page.locator("#seq-4")).to_contain_text("not refundable")
         page.get_by_role("link", name="SQL").click()
+        columns = page.locator("#relations dd").first
+        expect(columns).to_be_hidden()
+        page.get_by_text("relations and their columns").click()
+        expect(columns).to_contain_text("sample_rate double")
+        expect(page.locator("#relations")).to_contain_text("tool_stats")
         page.locator("#sql").fill("SELECT 6 * 7 AS answer")
         page.get_by_role("button", name="Run").click()
         expect(page.locator("#result td")).to_have_text("42")
         assert seen.problems == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_text_can_be_read_in_light_and_dark(site: Site, scheme: Literal["light", "dark"]) -> None:
+    with visit(site.browser, site.server.url, color_scheme=scheme) as seen:
+        views = ("/", "/conversations", "/conversations?within=content&q=reservation", "/sql?q=SELECT%201", "/login", "/sql?q=")
+        for address in (*(f"{site.server.url}{view}" for view in views), site.address("talk"), site.address("old")):
+            seen.page.goto(address)
+            if "/sql" in address:
+                seen.page.locator("#relations summary").click()
+            assert seen.page.evaluate(FAINT) == [], address
 
 
 def test_no_view_scrolls_sideways_on_a_small_screen(site: Site) -> None:
@@ -252,10 +268,10 @@ def test_with_tokens_the_page_asks_for_one_and_keeps_it_from_scripts(
         page = seen.page
         page.goto(f"{server.url}/sql?q=SELECT+1")
         assert page.url.startswith(f"{server.url}/login")
-        for wrong in ("tc_wrong", may_not):
+        for wrong, told in (("tc_wrong", "unknown"), (may_not, "needs the scope"), ("  ", "no token was given")):
             page.get_by_label("A token").fill(wrong)
             page.get_by_role("button", name="Sign in").click()
-            expect(page.get_by_role("alert")).to_be_visible()
+            expect(page.get_by_role("alert")).to_contain_text(told)
         page.get_by_label("A token").fill(may)
         page.get_by_role("button", name="Sign in").click()
         expect(page.locator("#sql")).to_have_value("SELECT 1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import os
 import re
@@ -27,18 +28,25 @@ from thermocline.store import connect
 from thermocline.tiers import embedded
 
 WAIT_S = 500
+KINDS = {"sql": "SELECT hour, event_type AS kind, count(*) AS n FROM events GROUP BY ALL", "merge": {"n": "sum"}}
 TOOLS = ["conversation_timeline", "query_events", "recent_events", "search_events"]
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    """Of a store with a settled conversation, an unsettled one, and one with a long text."""
-    found = load({"data_dir": tmp_path_factory.mktemp("mcp") / "data", "sandbox": {"deadline_s": 200}}, environ={})
+    """Of a store with a settled conversation, an unsettled one, one with a long text, and one that is in all tiers."""
+    given: dict[str, Any] = {"data_dir": tmp_path_factory.mktemp("mcp") / "data", "sandbox": {"deadline_s": 200}}
+    found = load({**given, "rollups": {"kinds": KINDS}}, environ={})
     with connect(found) as store, Producer(found, tiers=store.tiers) as producer:
         for number in range(30):
             producer.append("trip", "message.user", f"Where is parcel {number}?", agent_id="support", metadata={"n": number})
         producer.append("trip", "tool.call", '{"parcel": 4711}', tool_name="track", cost_usd=0.5, input_tokens=10)
+        old_at = dt.datetime.now(dt.UTC) - dt.timedelta(days=9)
+        for number in range(3):
+            producer.append("moved", "error", f"once {number}", timestamp=old_at)
+        producer.append("moved", "message.user", "then")
         Worker(store.tiers).once()
+        producer.append("moved", "message.user", "now")
         producer.append("fresh", "message.user", "a new beginning")
         producer.append("long", "message.user", "word " * 50_000)
         yield found
@@ -58,6 +66,7 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
     "recent": ("recent_events", {"conversation_id": "trip", "limit": 3}),
     "timeline": ("conversation_timeline", {"conversation_id": "trip", "limit": 2}),
     "further": ("conversation_timeline", {"conversation_id": "trip", "after_seq": 29}),
+    "moved": ("conversation_timeline", {"conversation_id": "moved", "after_seq": 1}),
     "counted": ("query_events", {"sql": "SELECT conversation_id, count(*) AS n FROM events GROUP BY ALL ORDER BY ALL"}),
     "hourly": ("query_events", {"sql": "SELECT sum(event_count) AS n FROM hourly_stats"}),
     "found": ("search_events", {"text": "parcel", "limit": 4}),
@@ -78,6 +87,7 @@ CALLS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @pytest.fixture(scope="module")
 def told(settings: Settings) -> Told:
+    (settings.data_dir / "thermocline.toml").write_text(f'[rollups.kinds]\nsql = """{KINDS["sql"]}"""\nmerge = {{ n = "sum" }}\n')
     command = ["-m", "thermocline", "mcp", "--data-dir", str(settings.data_dir)]
     environment = {**os.environ, "THERMOCLINE_SANDBOX__DEADLINE_S": "200", "THERMOCLINE_SANDBOX__WAIT_S": "200"}
     place = StdioServerParameters(command=sys.executable, args=command, env=environment, cwd=settings.data_dir)
@@ -116,6 +126,8 @@ def test_it_says_what_it_is_and_which_tools_there_are(told: Told) -> None:
         assert "self" not in tool.input_schema["properties"]
     assert set(COLUMN_NAMES) <= set(re.findall(r"[a-z_]+", EVENTS_SCHEMA))
     assert EVENTS_SCHEMA in told.instructions
+    assert "tool_stats (hour, event_type, tool_name, events, " in told.instructions
+    assert "rollup_kinds (hour, kind, n)." in told.instructions
 
 
 def test_an_agent_reads_its_past(told: Told) -> None:
@@ -127,10 +139,22 @@ def test_an_agent_reads_its_past(told: Told) -> None:
     assert "go on with after_seq=2." in answers["timeline"][1]
     assert [row["seq"] for row in rows(answers["further"][1])] == [30, 31]
     assert "go on" not in answers["further"][1]
-    assert [tuple(row.values()) for row in rows(answers["counted"][1])] == [("fresh", 1), ("long", 1), ("trip", 31)]
-    assert rows(answers["hourly"][1]) == [{"n": 33}]
+    assert [tuple(row.values()) for row in rows(answers["counted"][1])] == [
+        ("fresh", 1),
+        ("long", 1),
+        ("moved", 5),
+        ("trip", 31),
+    ]
+    assert rows(answers["hourly"][1]) == [{"n": 38}]
     assert all("Exact." in answers[name][1] for name in ("recent", "timeline", "further", "counted", "hourly"))
     assert answers["nobody"][1].startswith("(no rows)\n-- ")
+
+
+def test_a_timeline_says_in_which_tier_each_event_is(told: Told) -> None:
+    found = rows(told.answers["moved"][1])
+    assert [(row["seq"], row["tier"]) for row in found] == [(2, "cold"), (3, "cold"), (4, "warm"), (5, "hot")]
+    assert {row["tier"] for row in rows(told.answers["further"][1])} == {"warm"}
+    assert all("tier" not in row for row in rows(told.answers["recent"][1]))
 
 
 def test_an_agent_finds_where_something_happened(told: Told) -> None:

@@ -181,6 +181,7 @@ def test_a_refusal_names_the_limit_and_its_setting(store: Store) -> None:
 def test_what_is_not_one_select_says_how_to_write_it(sandbox: Sandbox) -> None:
     assert "ON column IN" in refused(sandbox, "PIVOT events ON event_type USING count(*)")
     assert "one by one" in refused(sandbox, "SELECT 1; SELECT 2")
+    assert 'Did you mean "events"' in refused(sandbox, "SELECT * FROM evnts")
     assert "without comments" in refused(sandbox, "/* why */ EXPLAIN SELECT 1")
     assert "not COPY" in refused(sandbox, "EXPLAIN (FORMAT json, ANALYZE) COPY (SELECT 1) TO 'x'")
     with sandbox.run("EXPLAIN (ANALYZE, FORMAT json) SELECT count(*) FROM events") as answer:

@@ -15,6 +15,7 @@ import pytest
 from tests.servers import RedisServer, redis_binaries
 from tests.serving import NDJSON, Served, event, messages, ndjson, served, settings_for
 from tests.waiting import wait_until
+from thermocline.event import COLUMN_NAMES
 from thermocline.query.coverage import Coverage
 
 PROBLEM = "application/problem+json"
@@ -228,7 +229,14 @@ def test_events_come_as_ndjson_one_a_line_whatever_is_in_them(client: httpx.Clie
 
 
 def test_an_unknown_conversation_has_no_events(client: httpx.Client, name: str) -> None:
-    assert client.get(path(name)).json()["events"] == []
+    found = client.get(path(name)).json()
+    assert found["events"] == []
+    assert [one["name"] for one in found["coverage"]["columns"]] == list(COLUMN_NAMES)
+
+
+@pytest.mark.parametrize("conversation", ["a\nb", "\n", "", "#x", "a\u202eb"])
+def test_an_id_that_none_can_have_is_refused_by_its_rule(client: httpx.Client, conversation: str) -> None:
+    assert problem(client.get(path(conversation)), 422, "invalid-event")["field"] == "conversation_id"
 
 
 @pytest.mark.parametrize("query", ["limit=0", "limit=1001", "limit=x", "from_seq=-1", "newest=maybe", "limit=٣"])
@@ -370,7 +378,9 @@ def test_a_tail_does_not_rest_before_it_has_passed_over_what_is_not_wanted(clien
 
 @pytest.mark.parametrize("start", ["yesterday", "t1.xx", "2026-11-20T09:41:00", "x" * 9000, "-1"])
 def test_a_start_that_is_none_is_refused(client: httpx.Client, start: str) -> None:
-    assert client.get("/v1/tail", params={"start": start}).status_code == 400
+    found = problem(client.get("/v1/tail", params={"start": start}), 400, "query-refused" if len(start) < 9000 else "bad-request")
+    assert "SQL" not in f"{found['title']} {found['detail']}"
+    assert "begin" in str(found["detail"]) or "time zone" in str(found["detail"]) or len(start) == 9000
 
 
 def test_a_tail_that_is_left_frees_its_place(server: Served, client: httpx.Client) -> None:
@@ -395,6 +405,10 @@ def test_the_server_says_that_it_lives_and_is_ready(client: httpx.Client) -> Non
 
 def test_unknown_addresses_and_methods_are_problems(client: httpx.Client) -> None:
     problem(client.get("/v2/events"), 404, "not-found")
+    problem(client.get("/v1/nothing", headers={"Accept": "text/html"}), 404, "not-found")
+    page = client.get("/nothing", headers={"Accept": "text/html,*/*"})
+    assert (page.status_code, page.headers["content-type"]) == (404, "text/html; charset=utf-8")
+    assert "there is no such address" in page.text
     answer = client.get("/v1/events")
     problem(answer, 405, "method-not-allowed")
     assert answer.headers["allow"] == "POST"

@@ -7,7 +7,7 @@ import socket
 import stat
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +64,13 @@ def connected(server: Served) -> Iterator[socket.socket]:
 
 
 def everything(connection: socket.socket) -> bytes:
-    """What is sent until the other side closes."""
+    """What is sent until the other side closes, which is a reset when it has not read all that it was sent."""
     found = b""
-    while chunk := connection.recv(65_536):
-        found += chunk
+    try:
+        while chunk := connection.recv(65_536):
+            found += chunk
+    except ConnectionResetError:
+        assert found
     return found
 
 
@@ -82,8 +85,9 @@ def test_headers_are_bounded(tight: Served) -> None:
         assert client.get("/healthz?" + "q" * 1024).status_code == 431
     with connected(tight) as connection:
         connection.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n")
-        for _ in range(12):
-            connection.sendall(b"X: " + b"y" * 50_000 + b"\r\n")
+        with suppress(ConnectionError):  # it answers and closes before all is sent
+            for _ in range(12):
+                connection.sendall(b"X: " + b"y" * 50_000 + b"\r\n")
         assert status_of(everything(connection)) == 431
 
 

@@ -191,7 +191,8 @@ class Nameless(Totals):
         (Failing, "apply failed after seq 0 of conversation 'c': ZeroDivisionError"),
         (Nameless, "a projection's name must be like order-totals"),
         ("unknown", "there is no projection 'unknown'"),
-        (object(), "a projection's name must be"),
+        (object(), r"object is no projection: it must have a name, initial\(\) and apply"),
+        (dict, "dict is no projection"),
     ],
 )
 def test_what_cannot_be_a_state_is_refused_by_name(site: Site, projection: Any, problem: str) -> None:

@@ -24,7 +24,7 @@ DRIVERS = {
         "tiers/state_file.py",
     ),
     "pyiceberg": ("tiers/iceberg_catalog.py", "tiers/iceberg_errors.py", "tiers/iceberg_io.py", "tiers/iceberg_table.py"),
-    "sqlglot": ("query/labels.py", "query/measure.py", "query/prune.py", "query/sums.py"),
+    "sqlglot": ("query/label_rows.py", "query/labels.py", "query/measure.py", "query/prune.py", "query/sums.py"),
     "apscheduler": ("archiver/schedule.py",),
     "boto3": ("tiers/s3_requests.py",),
     "botocore": ("tiers/s3_requests.py",),

@@ -98,7 +98,7 @@ def test_good_conversation_ids_pass_unchanged(good: str) -> None:
 @pytest.mark.parametrize(
     ("bad", "problem"),
     [
-        ("", "has 0 bytes, allowed are 1 to 256"),
+        ("", "is empty: give the conversation a name of 1 to 256 bytes"),
         ("x" * 257, "has 257 bytes"),
         ("é" * 129, "has 258 bytes"),
         ("#1", "starts with '#'"),

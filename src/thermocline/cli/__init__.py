@@ -39,7 +39,11 @@ def _run(arguments: list[str]) -> int:
     try:
         return app(hoisted(arguments), prog_name="thermocline", standalone_mode=False) or 0
     except typer.TyperException as exc:
-        place = getattr(getattr(exc, "ctx", None), "command_path", "thermocline")
+        context = getattr(exc, "ctx", None)
+        if context is not None and exc.format_message() == context.get_help():  # no command was named: that is no line
+            sys.stderr.write(f"{exc.format_message().rstrip()}\n")
+            return exc.exit_code
+        place = getattr(context, "command_path", "thermocline")
         return _failed(f"{exc.format_message().rstrip('.')}. See `{place} --help`.", exc.exit_code)
     except typer.Abort:
         return 130
