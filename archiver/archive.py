@@ -3,6 +3,10 @@
 A batch is as many segments as have due events, up to a bound. Its events become one file or more for each UTC day, sampled by
 the policy; its rollups and decisions, made before sampling from all its events, one file of each kind. Events of its segments
 that are too young are written again as segments of their own, which are listed in the same ledger transaction.
+
+With a mirror, only what its newest snapshot has is archived, and segments of young events are copied to it before the batch is
+published. So, if the disk is lost, there is a file for everything up to the snapshot that is not in the archive, and Redis has
+the rest: an archive that is ahead of the snapshot leaves no gap.
 """
 
 from __future__ import annotations
@@ -26,15 +30,19 @@ from .archive_plan import cutoff_us, due_segments
 from .archive_source import ArchiveSource
 from .batches import Batches
 from .clocks import require_clock
+from .mirror import Mirrorer
 from .moves import rest_move_id
 
 
 class Archiver:
     """Archives one namespace for the worker that holds `epoch`."""
 
-    def __init__(self, tiers: Tiers, epoch: int, *, reach: Reach = unheard) -> None:
-        """reach  told the name of every step before and after it"""
+    def __init__(self, tiers: Tiers, epoch: int, *, mirror: Mirrorer | None = None, reach: Reach = unheard) -> None:
+        """mirror  of warm.mirror, if that is set: what its newest snapshot lacks is not archived
+        reach   told the name of every step before and after it
+        """
         self._tiers = tiers
+        self._mirror = mirror
         self._settings = tiers.settings
         self._batches = Batches(tiers, epoch, reach=reach)
         self._reach = reach
@@ -77,7 +85,7 @@ class Archiver:
             before_us,
             rest_rows_max=cold.remainder_rows_max,
             rows_max=cold.archive_rows_max,
-            taken=self._set_aside,
+            taken=self._set_aside | (self._mirror.lacking() if self._mirror is not None else set()),
         )
 
     def _write(self, batch_id: str, inputs: Sequence[Segment], before_us: int) -> Batch:
@@ -92,6 +100,9 @@ class Archiver:
             created_us=now_us,
             reach=self._reach,
         )
+        if self._mirror is not None:
+            for one in rest:
+                self._mirror.copy(one)
         with ArchiveSource(self._tiers, inputs, before_us) as source:
             by_conversation = source.counted()
             _require_split(inputs, rest, by_conversation.rows, by_conversation.hashes)

@@ -14,6 +14,7 @@ from thermocline.tiers.opening import Tiers
 from .archive import Archiver
 from .archive_plan import DAY_US, cutoff_us, due_segments
 from .archive_source import ArchiveSource
+from .care import mirror_of
 from .compact import Compactor
 from .lease import Lease
 
@@ -102,11 +103,14 @@ def archive(
 
     lease = Lease(tiers.settings.namespace_dir, tiers.ledger)
     try:
-        archiver = Archiver(tiers, lease.epoch, reach=tell)
-        while batch := archiver.step(before_us=before_us):
-            left -= sum(rows.get(segment_id, 0) for segment_id in batch.inputs)
-            report = _with(report, batch)
-            done(report)
+        with mirror_of(tiers) as mirrorer:
+            while mirrorer is not None and mirrorer.step():
+                pass
+            archiver = Archiver(tiers, lease.epoch, mirror=mirrorer, reach=tell)
+            while batch := archiver.step(before_us=before_us):
+                left -= sum(rows.get(segment_id, 0) for segment_id in batch.inputs)
+                report = _with(report, batch)
+                done(report)
     finally:
         lease.release()
     return report

@@ -36,24 +36,25 @@ class Care:
         self._mended = mended
         self._health = health
         mirrored = tiers.settings.warm.mirror is not None
-        self._mirrorer = Mirrorer(tiers, reach=within(reach, "mirror")) if mirrored else None
-        self._mender = Mender(tiers, epoch, fetch=self._mirrorer.fetch if self._mirrorer is not None else None)
+        self.mirrorer = Mirrorer(tiers, reach=within(reach, "mirror")) if mirrored else None
+        """None without warm.mirror."""
+        self._mender = Mender(tiers, epoch, fetch=self.mirrorer.fetch if self.mirrorer is not None else None)
         self._pass: ScrubPass | None = None
 
     def close(self) -> None:
-        if self._mirrorer is not None:
-            self._mirrorer.close()
+        if self.mirrorer is not None:
+            self.mirrorer.close()
 
     def mirror(self) -> bool:
         """Copy the next of what warm.mirror lacks; whether there is more to do now. Nothing happens without a mirror."""
-        if self._mirrorer is None:
+        if self.mirrorer is None:
             return False
         try:
-            more = self._mirrorer.step()
+            more = self.mirrorer.step()
         finally:
-            self._health.note(**self._mirrorer.waiting())
-        if self._mirrorer.damaged:
-            names = ", ".join(sorted(self._mirrorer.damaged)[:3])
+            self._health.note(**self.mirrorer.waiting())
+        if self.mirrorer.damaged:
+            names = ", ".join(sorted(self.mirrorer.damaged)[:3])
             self._health.stuck("mirror", f"no copy of damaged segments can be made ({names}): run `thermocline scrub`")
         else:
             self._health.freed("mirror")

@@ -121,6 +121,20 @@ class Mirrorer:
             "mirror_waiting_bytes": sum(one.file_bytes for one in left),
         }
 
+    def lacking(self) -> set[str]:
+        """Ids of the live segments that the newest snapshot made here does not have."""
+        safe = {one.segment_id for one in self._last[0].segments} - self.damaged if self._last is not None else set()
+        return {one.segment_id for one in self._tiers.ledger.view().segments} - safe
+
+    def copy(self, segment: Segment) -> None:
+        """Upload a segment that is about to become live. TierUnavailable: the mirror does not answer; TierCorrupt: its bytes are
+        not what was written."""
+        if self._stored is None:
+            self._stored = self._mirror.segments()
+        self._upload(segment)
+        if segment.segment_id in self.damaged:
+            raise TierCorrupt(f"segment {segment.segment_id} is not what was written: nothing was changed")
+
     def fetch(self, segment: Segment, target: Path) -> str:
         """Copy a segment's file from the mirror; its sum. TierCorrupt when the copy is not that file."""
         key = segment_key(segment.segment_id)

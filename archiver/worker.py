@@ -78,8 +78,8 @@ class Worker:
     def once(self, progress: Callable[[Progress], None] | None = None) -> WorkReport:
         """Do everything that is due, also below the thresholds, for the events that are there now; then return.
 
-        Notes what each shard holds, waits at most 5 s until all of it may be settled, settles it, trims, merges, archives, tidies
-        the archive, purges, mirrors.
+        Notes what each shard holds, waits at most 5 s until all of it may be settled, settles it, trims, merges, mirrors,
+        archives, tidies the archive, purges, mirrors what became of it.
         Called again with nothing appended in between, it changes nothing. Errors are raised as they come: what was done
         until then stays done.
         """
@@ -87,11 +87,13 @@ class Worker:
         with self._leased():
             report = self._settle_all(tell).plus(trimmed_blocks=self._trim_now())
             report = self._merge_all(report, tell)
-            report = archive_all(self._archiver, report, tell)
+            mirrored = mirror_all(self._care, report, tell)
+            report = archive_all(self._archiver, mirrored, tell)
             report = tidy_all(self._tidier, report, tell)
             purged = self._purger.step()
             tell(Progress(step="purge", done=purged.files + purged.removed, total=0))
-            return mirror_all(self._care, report.plus(purged_files=purged.files + purged.removed), tell)
+            report = report.plus(purged_files=purged.files + purged.removed)
+            return report if mirrored.problem else mirror_all(self._care, report, tell)
 
     def run(self) -> None:
         """Work until SIGTERM or SIGINT, then finish the step in hand. Main thread only. LeaseHeld when another worker took over.
@@ -174,10 +176,10 @@ class Worker:
         self._settler = Settler(self._tiers, epoch, monotonic=self._monotonic, sleep=self._sleep, reach=told("settle"))
         self._trimmer = Trimmer(self._tiers, monotonic=self._monotonic, reach=told("trim"))
         self._merger = Merger(self._tiers, epoch, reach=told("merge"))
-        self._archiver = Archiver(self._tiers, epoch, reach=told("archive"))
+        self._care = Care(self._tiers, epoch, self._health, mended=self._merger.forget, reach=self._reach)
+        self._archiver = Archiver(self._tiers, epoch, mirror=self._care.mirrorer, reach=told("archive"))
         self._tidier = Tidier(self._tiers, epoch, reach=self._reach)
         self._purger = Purger(self._tiers, epoch, reach=told("purge"))
-        self._care = Care(self._tiers, epoch, self._health, mended=self._merger.forget, reach=self._reach)
 
     @contextmanager
     def _leased(self) -> Iterator[None]:
@@ -287,6 +289,7 @@ class Worker:
         return merged is not None
 
     def _archive_job(self) -> None:
+        self._mirror_job()  # what has no copy is not archived
         while self._settle_sound and self._do("archive", self._archive):
             self._settle_job()
 

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import random
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.archiving import Crash
+from tests.archiving import Crash, append
 from tests.flips import flip
+from tests.servers import RedisServer
 from tests.shelf import Shelf
 from tests.tidying import Archive, breaking_at
+from thermocline.archiver import archive_pass
 from thermocline.archiver.mirror import CLEAN_EVERY_S, Mirrorer
 from thermocline.archiver.restore import restore
+from thermocline.archiver.worker import Worker
 from thermocline.config import load
-from thermocline.errors import ConfigError
+from thermocline.errors import ConfigError, TierUnavailable
+
+DAY_US = 86_400_000_000
 
 
 @pytest.fixture
@@ -145,3 +151,45 @@ def test_an_archive_that_would_be_elsewhere_is_refused_with_where_it_was(store: 
     store.settings = moved
     store.open()
     assert len(store.contents()[0]) == wanted
+
+
+def test_drill_a_disk_is_lost_when_what_settled_last_was_archived_in_part(tmp_path: Path, server: RedisServer) -> None:
+    """Before the worker has mirrored what became of it. The archive is elsewhere, and knows of events that only segments had."""
+    warm = {"mirror": f"file://{tmp_path}/mirror", "window_days": 7}
+    with Archive(tmp_path, server, warm=warm, cold_url=f"file://{tmp_path}/bucket") as store:
+        append(store.tiers, 30)
+        append(store.tiers, 30, timestamp=time.time_ns() // 1000 - 12 * DAY_US)
+        copied = []
+
+        def reach(step: str) -> None:
+            if step == "mirror: copy ledger":
+                copied.append(step)
+            if len(copied) == 2:
+                raise Crash(step)
+
+        with pytest.raises(Crash):
+            Worker(store.tiers, reach=reach).once()
+        assert (len(store.files("events")), len(store.view().segments)) == (1, 1)
+        wanted = store.contents()
+        lose_disk(store)
+        found = restore(store.settings, mirror_url(store))
+        assert (found.missing, found.recovered, found.skipped) == ((), True, ())
+        store.open()
+        assert [one.equals(other) for one, other in zip(store.contents(), wanted, strict=True)] == [True, True, True]
+        assert store.store.verify(deep=True).problems == ()
+
+
+def test_what_the_mirror_lacks_is_not_archived(tmp_path: Path, server: RedisServer) -> None:
+    """Not by the worker, whose mirror is away, and not by the command."""
+    warm = {"mirror": f"file://{tmp_path}/mirror", "window_days": 7}
+    with Archive(tmp_path, server, warm=warm, cold_url=f"file://{tmp_path}/bucket") as store:
+        append(store.tiers, 30, timestamp=time.time_ns() // 1000 - 12 * DAY_US)
+        (tmp_path / "mirror").write_text("no folder")
+        report = Worker(store.tiers).once()
+        assert "warm.mirror" in str(report.problem)
+        assert store.files("events") == []
+        with pytest.raises(TierUnavailable, match=r"warm\.mirror"):
+            archive_pass.archive(store.tiers, time.time_ns() // 1000 - 7 * DAY_US)
+        assert store.files("events") == []
+        (tmp_path / "mirror").unlink()
+        assert archive_pass.archive(store.tiers, time.time_ns() // 1000 - 7 * DAY_US).events == 30
