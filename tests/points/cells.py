@@ -16,7 +16,6 @@ from typing import IO, NamedTuple
 
 import msgspec
 
-from tests.waiting import wait_until
 from thermocline.archiver.lease import Lease, Lock
 from thermocline.errors import LeaseHeld, ThermoclineError, TierUnavailable
 from thermocline.store import Store
@@ -25,7 +24,7 @@ from .catalogue import points
 from .child import EACH, Order, Report, Turn
 from .history import verify_problems
 from .moves import do, pass_of
-from .world import GRACE_S, World, as_json, iceberg_problems, left_over, opened, reader
+from .world import World, as_json, iceberg_problems, left_over, opened, reader, wait_for_graces
 
 ROOT = Path(__file__).resolve().parents[2]
 ANSWER_S = 120
@@ -111,6 +110,7 @@ class Harness:
             problems += iceberg_problems(store)
             for move in ("purge", "clean", "purge"):  # orphans lie in trash/ for a grace
                 pass_of(move, store.tiers, lease.epoch)()
+                wait_for_graces(time.monotonic())
             return problems + left_over(store, world.settings) + world.history.problems(store)
 
     def _order(self, cell: Cell, store: Store | None = None) -> tuple[int, Report | None]:
@@ -219,7 +219,7 @@ def _while_stopped(world: World, store: Store | None, move: str) -> None:
             world.append(tiers, 10, days_ago=1)
         problems = world.history.problems(store)
         assert not problems, problems
-    wait_until(lambda: time.monotonic() - began_s > 2 * GRACE_S, 10, "all graces are over")
+    wait_for_graces(began_s)
 
 
 def _unlisted(cell: Cell, reached: Sequence[str]) -> list[str]:

@@ -30,7 +30,7 @@ from thermocline.tiers.opening import Tiers
 from thermocline.tiers.steps import Reach, unheard
 
 from .history import DAY_US
-from .world import EXPIRES_DAYS, World, opened
+from .world import EXPIRES_DAYS, World, opened, wait_for_graces
 
 Pass = Callable[[], object]
 BROKEN = "broken"
@@ -136,6 +136,7 @@ def _settled(world: World, count: int, *, days_ago: float = 4, days: float = 2) 
 def _purge(world: World) -> None:
     for move in ("purge", "clean", "purge"):  # orphans lie in trash/ for a grace
         do(move, world)
+        wait_for_graces(time.monotonic())
 
 
 def _for_settle(world: World) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from tests.servers import RedisServer
 from tests.tidying import BucketCold
+from tests.waiting import wait_until
 from thermocline.config import Settings, load
 from thermocline.ingest.append import Client
 from thermocline.store import Store
@@ -134,6 +135,11 @@ def reader(settings: Settings) -> Iterator[Store]:
     as_bucket(tiers, settings)
     with Store(tiers) as store:
         yield store
+
+
+def wait_for_graces(began_s: float) -> None:
+    """Return when everything that happened before that instant (monotonic) is older than all graces."""
+    wait_until(lambda: time.monotonic() - began_s > 2 * GRACE_S, 10, "all graces are over")
 
 
 def left_over(store: Store, settings: Settings) -> list[str]:
