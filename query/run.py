@@ -33,6 +33,7 @@ from .lacking import lacking
 from .missing import incomplete
 from .relations import BY_HOUR, NAMES, Place, Sources, relation_sql, tail_sql
 from .result import Result, with_integers
+from .suggestion import with_suggestion
 from .tail import EMPTY, Chunk, TailState
 from .view import Cut, Reader, first_line
 
@@ -299,7 +300,7 @@ class _Place:
             if type(exc).__name__ == "OutOfMemoryException":
                 limit = settings.memory_bytes_max // MIB
                 raise QueryRefused(f"the query needs more than query.memory_bytes_max ({limit} MiB): {first_line(exc)}") from exc
-            raise QueryRefused(first_line(exc)) from exc
+            raise QueryRefused(with_suggestion(first_line(exc), (*NAMES, *self._definitions))) from exc
         except RuntimeError as exc:  # how DuckDB passes Ctrl-C on; its threads go on until they are told
             if "interrupted" not in str(exc):
                 raise

@@ -84,3 +84,11 @@ def test_an_installed_wheel_works_outside_the_repository(wheel: Path, tmp_path: 
         "print(len(s.load_runs()))"
     )
     assert run(sys.executable, "-c", program, cwd=tmp_path) == "40\n"
+
+
+def test_a_script_beside_a_clone_finds_the_package_and_not_the_folder(tmp_path: Path) -> None:
+    """As in the folder that `git clone` was called in, with what run.py set up."""
+    (tmp_path / "thermocline" / "ingest").mkdir(parents=True)
+    script = tmp_path / "script.py"
+    script.write_text("import thermocline\nfrom thermocline.ingest.append import Client\nprint(thermocline.connect, Client)\n")
+    assert "connect" in run(sys.executable, script, cwd=tmp_path)
