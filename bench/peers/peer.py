@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -21,7 +22,14 @@ BY_HOUR = "by_hour"
 AGGREGATE = "aggregate"
 
 
-class Peer:
+class Unasked(TypeError):
+    """A table asked a peer for what it cannot do."""
+
+    def __init__(self, peer: Peer, what: str) -> None:
+        super().__init__(f"{peer.title} has no {what}: take it out of the table's peers")
+
+
+class Peer(ABC):
     """One store, in a folder of its own, from `open` to `close`."""
 
     name: ClassVar[str]
@@ -60,29 +68,31 @@ class Peer:
     def version(cls) -> str:
         return ""
 
+    @abstractmethod
     def open(self) -> None:
-        raise NotImplementedError
+        """Start it, or open its files."""
 
+    @abstractmethod
     def close(self) -> None:
-        raise NotImplementedError
+        """Stop it; what `stays` is on disk."""
 
     def append_one(self, event: dict[str, Any]) -> None:
         """Store one event; it is acknowledged when this returns."""
-        raise NotImplementedError
+        raise Unasked(self, "append_one")
 
     def append(self, events: Sequence[dict[str, Any]]) -> None:
         """Store events that a producer has as Python values, in batches as advised; acknowledged when this returns."""
-        raise NotImplementedError
+        raise Unasked(self, "append")
 
     def load(self, table: pa.Table) -> None:
         """Store many rows, the quickest way there is."""
-        raise NotImplementedError
+        raise Unasked(self, "load")
 
-    def loaded(self) -> None:
+    def loaded(self) -> None:  # noqa: B027  # most have nothing to do
         """Called once after the last `load`: what an operator would do then."""
 
     def query(self, name: str, parameters: Sequence[Any] = ()) -> Rows:
-        raise NotImplementedError
+        raise Unasked(self, "query")
 
     def __enter__(self) -> Peer:
         self.folder.mkdir(parents=True, exist_ok=True)
