@@ -25,7 +25,7 @@ import msgspec
 
 from thermocline.errors import TierCorrupt
 from thermocline.tiers.cold import StoredObject
-from thermocline.tiers.cold_schema import DATA, KINDS
+from thermocline.tiers.cold_schema import DATA_PREFIXES, KINDS
 from thermocline.tiers.ledger import View
 from thermocline.tiers.opening import Tiers
 from thermocline.tiers.steps import Reach, named, unheard
@@ -33,7 +33,7 @@ from thermocline.tiers.steps import Reach, named, unheard
 DELETES_MAX: Final = 1000
 """Objects of each sort that one pass removes."""
 DAY_US: Final = 86_400_000_000
-_LISTED: Final = (*DATA, "batches/")
+_PREFIXES: Final = (*DATA_PREFIXES, "batches/")
 _OURS: Final = re.compile(
     rf"(?:(?:{'|'.join(KINDS)})/day=[-0-9]+/([0-9a-f]{{32}})-[0-9]+\.parquet|batches/([0-9a-f]{{32}})\.json)"
 )
@@ -87,7 +87,7 @@ class Janitor:
             return Cleaned()
         ledger.purged(self._epoch, ())  # LeaseHeld when another worker took over: objects have no epoch
         grace_us = now_us - int(self._settings.purge_grace_s * 1e6)
-        listed = [one for prefix in _LISTED for one in self._tiers.cold.objects(prefix)]  # before the ledger is read
+        listed = [one for prefix in _PREFIXES for one in self._tiers.cold.objects(prefix)]  # before the ledger is read
         batches = {row.batch_id for row in ledger.batches()}
         self._tiers.iceberg.ensure()
         with named(self._reach, "expire snapshots"):

@@ -11,7 +11,7 @@ from pathlib import Path
 from thermocline.errors import ConfigError, TierCorrupt, TierUnavailable
 from thermocline.tiers.batch_files import sha256_of
 from thermocline.tiers.checksum import file_checksum, same_kind
-from thermocline.tiers.cold_schema import DATA
+from thermocline.tiers.cold_schema import DATA_PREFIXES
 from thermocline.tiers.duck import Connection, connect, duckdb_errors, quoted
 from thermocline.tiers.ledger import ColdFile, View
 from thermocline.tiers.opening import Tiers
@@ -53,7 +53,7 @@ def _sum_problems(view: View) -> list[str]:
 
 def _size_problems(tiers: Tiers, view: View) -> Iterator[tuple[str, str]]:
     """(file id, what is wrong) of objects that are missing or of another size, by what is listed."""
-    sizes = {stored.key: stored.size_bytes for prefix in DATA for stored in tiers.cold.objects(prefix)}
+    sizes = {stored.key: stored.size_bytes for prefix in DATA_PREFIXES for stored in tiers.cold.objects(prefix)}
     if not sizes:  # a disk that is not mounted lists nothing either: then this raises TierUnavailable
         with suppress(TierCorrupt):
             tiers.cold.get(view.files[0].key, length=0)

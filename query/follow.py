@@ -258,9 +258,11 @@ class Tail:
         share = max(PAGE_BYTES_MIN, self._page_bytes_max // len(behind))
         part, places = self._cursor.part, self._cursor.places
         pages: dict[int, pa.Table] = {}
+        left = self._page_bytes_max
         for shard, index in sorted(behind.items(), key=lambda one: (part is None or part.shard != one[0], places[one[1]].us)):
             pages[shard] = self._hot.page(shard, places[index].position, mine[index].last, bytes_max=share)
-            if sum(page.nbytes for page in pages.values()) >= self._page_bytes_max:
+            left -= pages[shard].nbytes
+            if left <= 0:
                 break
         return pages
 

@@ -32,7 +32,7 @@ KINDS: Final = (
     "rollup_user",
 )
 """Kinds of files; each is an Iceberg table of the namespace."""
-DATA: Final = ("events/", "rollup_")
+DATA_PREFIXES: Final = ("events/", "rollup_")
 """How keys of data files begin, whatever their kind: so few listings have all of them."""
 
 
