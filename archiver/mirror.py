@@ -5,6 +5,7 @@
 3. upload the archive's objects that it lacks, if the archive is in the data directory      the same
 4. upload rejected lines and the ledger, compressed         the same
 5. upload the snapshot, which names all of these            done: it can be restored
+6. now and then: remove older snapshots and what none needs     objects that no snapshot needs, until the next time
 
 A step uploads one segment or object, so that moves go on in between. When a segment is merged away and purged before it was
 uploaded, the ledger is copied anew. A segment whose bytes are not what was written is not uploaded, and the snapshot says that
@@ -47,6 +48,8 @@ from .mirror_archive import ArchiveMirror, is_mirrored
 from .scrub_segment import has_rows
 
 CLEAN_EVERY_S = 3600
+CLEAN_AFTER_SNAPSHOTS = 50
+"""The mirror is cleaned when either is over: where events always come in every look makes a snapshot."""
 OBSERVED_EVERY_S = 60
 """How often a snapshot is made although only what Redis was seen to hold may have changed."""
 LEDGER_NAME = "ledger.db"
@@ -77,6 +80,8 @@ class Mirrorer:
         self._target: Target | None = None
         self._last: tuple[View, float] | None = None
         self._cleaned_s = -1e9
+        self._uncleaned = 0
+        """Snapshots made since."""
         self._ours = False
         self.damaged: frozenset[str] = frozenset()
         """Segments of the newest snapshot, or of the one on its way, of which no copy can be made."""
@@ -105,6 +110,7 @@ class Mirrorer:
             self._complete(target)
         except FileNotFoundError:
             return self._pass_over_gone(target)
+        self._clean()
         return self._changed(self._tiers.ledger.view())
 
     def waiting(self) -> dict[str, Any]:
@@ -255,6 +261,7 @@ class Mirrorer:
         with named(self._reach, "upload snapshot"):
             self._mirror.put_snapshot(snapshot, packed if ledger is not None else None, rejected)
         self._last, self.mirrored_us = (target.view, self._monotonic()), target.made_us
+        self._uncleaned += 1
         self._drop_target()
 
     def _sealed_sum(self, segment: Segment) -> str:
@@ -271,15 +278,16 @@ class Mirrorer:
         return found
 
     def _clean(self) -> None:
-        if self._monotonic() - self._cleaned_s < CLEAN_EVERY_S:
+        if self._monotonic() - self._cleaned_s < CLEAN_EVERY_S and self._uncleaned < CLEAN_AFTER_SNAPSHOTS:
             return
+        assert self._last is not None, "there is a snapshot"
         warm = self._tiers.settings.warm
         before_us = time.time_ns() // 1000 - int(warm.mirror_grace_s * 1e6)
         with named(self._reach, "clean mirror"):
             removed = self._mirror.clean(keep=warm.mirror_snapshots, before_us=before_us)
-            if self._archive is not None:
+            if self._archive is not None and self._tiers.ledger.view().files == self._last[0].files:
                 self._archive.clean(before_us=before_us)
-        self._cleaned_s = self._monotonic()
+        self._cleaned_s, self._uncleaned = self._monotonic(), 0
         if removed:
             self._stored = self._mirror.segments()
 

@@ -63,7 +63,7 @@ class ArchiveMirror:
 
     def clean(self, *, before_us: int) -> int:
         """Remove copies, older than `before_us`, of objects that the archive has no more; how many. For when the newest snapshot
-        is as the ledger is."""
+        has the files that the ledger has."""
         kept = {one.key for one in self._cold.objects()}
         copies = self._mirror.store.objects(ARCHIVE)
         doomed = [one.key for one in copies if one.key.removeprefix(ARCHIVE) not in kept and one.modified_us < before_us]

@@ -16,6 +16,7 @@ from tests.conftest import StartServer
 from tests.flips import flip, merged
 from tests.servers import RedisServer
 from tests.tidying import Archive, breaking_at
+from thermocline.archiver import mirror
 from thermocline.archiver.care import scrub_now
 from thermocline.archiver.lease import Lock
 from thermocline.archiver.mirror import Mirrorer
@@ -357,6 +358,28 @@ def test_cleaning_keeps_the_newest_snapshots_and_all_they_need(store: Archive) -
     lose_disk(store)
     restored(store)
     assert rows(store.tiers) == list(range(400))
+
+
+def test_a_mirror_of_a_store_that_never_rests_is_cleaned_too(
+    tmp_path: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror, "CLEAN_AFTER_SNAPSHOTS", 3)
+    warm = {"mirror": f"file://{tmp_path}/mirror", "mirror_snapshots": 2, "mirror_grace_s": 0, "purge_grace_s": 0}
+    most: dict[str, int] = {}
+    with Archive(tmp_path, server, warm=warm) as store:
+        mirrorer = Mirrorer(store.tiers)
+        for number in range(12):
+            settle(store, 5, start=5 * number)
+            merged(store, 2)
+            before_us = mirrorer.mirrored_us
+            while mirrorer.mirrored_us == before_us:
+                assert mirrorer.step() or mirrorer.mirrored_us > before_us, "there was something to do"
+            for folder in ("snapshots", "ledger", "segments"):
+                most[folder] = max(most.get(folder, 0), len(objects(store, folder)))
+        assert most == {"snapshots": 4, "ledger": 4, "segments": 4}
+        lose_disk(store)
+        restored(store)
+        assert rows(store.tiers) == list(range(60))
 
 
 def test_a_worker_mirrors_and_says_how_far_it_is(store: Archive) -> None:
