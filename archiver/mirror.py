@@ -48,7 +48,7 @@ from .mirror_archive import ArchiveMirror, is_mirrored
 from .scrub_segment import has_rows
 
 CLEAN_EVERY_S = 3600
-CLEAN_AFTER_SNAPSHOTS = 50
+CLEAN_AFTER_SNAPSHOTS = 20
 """The mirror is cleaned when either is over: where events always come in every look makes a snapshot."""
 OBSERVED_EVERY_S = 60
 """How often a snapshot is made although only what Redis was seen to hold may have changed."""
