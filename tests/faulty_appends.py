@@ -197,7 +197,7 @@ def run_appends(folder: Path, server: RedisServer, mix: str, *, appends: int, se
         settling = threading.Thread(target=_settle, args=(worker, over))
         settling.start()
         try:
-            _call(_settings(folder, line.url, TIMEOUT_S), ledger, appends, seed)
+            _call(_settings(folder, server.url.replace(server.socket, str(socket)), TIMEOUT_S), ledger, appends, seed)
         finally:
             over.set()
             settling.join(SETTLE_S)

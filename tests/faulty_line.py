@@ -1,7 +1,7 @@
 """A line between clients and a Redis that does what networks do, by a seed: a thread that copies bytes between two unix sockets.
 
     with FaultyLine(server.socket, folder / "line.sock", MIXES["drop 10 %"], seed=1) as line:
-        load({"redis_url": line.url, …})
+        load({"redis_url": server.url.replace(server.socket, str(folder / "line.sock")), …})
     line.counts["drop"]       # how often it did
 
 The dice are thrown for each piece of bytes that comes, which is a request, or the replies to one.
@@ -59,7 +59,6 @@ class FaultyLine:
     def __init__(self, upstream: str, path: Path | str, mix: Mix, *, seed: int) -> None:
         self.mix = mix
         self.counts: Counter[str] = Counter()
-        self.url = f"unix://{path}"
         self._upstream, self._path = upstream, str(path)
         self._dice = random.Random(seed)
         self._loop = asyncio.new_event_loop()

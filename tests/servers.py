@@ -39,6 +39,8 @@ from thermocline.tiers.supervisor import Connection, Refusal
 START_WAIT_S = 120
 STOP_WAIT_S = 30
 DEFAULTS = {"save": "", "appendonly": "yes", "appendfsync": "everysec", "maxmemory-policy": "noeviction"}
+DEFAULT_PASSWORD = "TESTS_REDIS_PASSWORD"
+"""A variable: what every server asks for that is given no password (tests/canaries.py)."""
 DIE_WITH_PARENT = "import ctypes, os, sys; ctypes.CDLL(None).prctl(1, 15); os.execv(sys.argv[1], sys.argv[1:])"
 """Run a command so that Linux sends it SIGTERM when the thread that started it ends: a killed test run leaves nothing behind."""
 
@@ -103,7 +105,7 @@ class RedisServer:
         self.binary = Path(binary)
         self.folder = folder
         self.options = dict(options or {})
-        self.password = password
+        self.password = os.environ.get(DEFAULT_PASSWORD) if password is None else password
         self._processes: list[subprocess.Popen[bytes]] = []
         folder.mkdir(parents=True, exist_ok=True)
         short = tempfile.mkdtemp(prefix="tc-test-")  # a socket's path may have 107 bytes, the folder's may be longer
@@ -114,7 +116,11 @@ class RedisServer:
 
     @property
     def url(self) -> str:
-        login = f":{quote(self.password, safe='')}@" if self.password else ""
+        return self.url_of("", self.password or "")
+
+    def url_of(self, user: str, password: str) -> str:
+        """Its address for somebody else."""
+        login = f"{user}:{quote(password, safe='')}@" if user or password else ""
         if self._tls:
             return f"rediss://{login}127.0.0.1:{self.port}/0?ssl_ca_certs={quote(str(self._tls[0]))}"
         return f"redis://{login}127.0.0.1:{self.port}/0" if self.port else f"unix://{login}{self.socket}"
@@ -144,7 +150,7 @@ class RedisServer:
         options: dict[str, object] = {**DEFAULTS, "port": 0 if self._tls else self.port, "unixsocket": self.socket}
         options |= {"bind": "127.0.0.1"}
         if self.password:
-            options["requirepass"] = self.password
+            options |= {"requirepass": self.password, "masterauth": self.password}
         if binary_version(self.binary) >= (7, 0, 0):
             options["enable-debug-command"] = "yes"  # as it always is in 6.2
         return "".join(f'{name} "{value}"\n' for name, value in {**options, **self.options}.items())

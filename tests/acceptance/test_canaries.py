@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
 
 from tests.acceptance.test_cli import thermocline
+from tests.canaries import PASSWORD, Canaries, Searching
 from tests.conftest import StartServer
-from tests.s3_servers import Bucket
+from tests.s3_servers import SECRET_KEY, Bucket
 from tests.serve_process import serving
 from tests.servers import RedisServer
 from tests.serving import event
@@ -78,10 +80,6 @@ def logged(unmasked: None, caplog: pytest.LogCaptureFixture) -> Iterator[pytest.
 
 
 def secrets_in(variables: dict[str, str]) -> list[str]:
-    from urllib.parse import quote
-
-    from tests.s3_servers import SECRET_KEY
-
     return [REDIS, quote(REDIS, safe=""), CATALOG, SESSION, SECRET_KEY]
 
 
@@ -145,6 +143,19 @@ def test_a_server_at_debug_level_tells_no_secret(tmp_path: Path, variables: dict
     assert "DEBUG" in spoken.texts["stderr"]
     assert MASK in spoken.texts["audit"]
     assert spoken.holding([*secrets_in(variables), token, WRONG, SIGNED]) == {}
+
+
+def test_what_searches_everything_finds_secrets_in_logs_and_texts() -> None:
+    found = Canaries()
+    logger = logging.Logger("one of its own")
+    logger.addHandler(Searching(found))
+    logger.debug("nothing of ours: %s", "unix:///a.sock")
+    assert found.found == []
+    logger.debug("to %s", f"redis://:{quote(PASSWORD, safe='')}@host")
+    found.search("stdout", f"{PASSWORD} and {SECRET_KEY}")
+    found.search("a file", f"Bearer {WRONG}")
+    found.search("an answer", f"Bearer {WRONG}", tokens=False)
+    assert [one.partition(":")[0] for one in found.found] == ["log of one of its own", "stdout", "stdout", "a file"]
 
 
 def test_what_is_masked_is_every_secret_that_settings_take() -> None:

@@ -279,7 +279,7 @@ def restricted(server: RedisServer, hot: RedisHot, *rules: str, **settings: obje
     """The same namespace as a user with all rights but some sees it."""
     user = uuid.uuid4().hex
     hot.link.call("ACL", "SETUSER", user, "on", ">pw", "~*", "+@all", *rules)
-    link = Link(server.url.replace("unix://", f"unix://{user}:pw@"), connect_timeout_s=2, timeout_s=5)
+    link = Link(server.url_of(user, "pw"), connect_timeout_s=2, timeout_s=5)
     return RedisHot(link, hot.keys.namespace, HotSettings(**settings))  # type: ignore[arg-type]
 
 

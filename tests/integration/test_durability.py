@@ -149,7 +149,7 @@ def test_a_user_who_may_not_wait_for_the_disk_is_told(valkey: RedisServer, setti
     with Client(settings) as client:
         client.append("c", "t")
     ask(valkey, "ACL", "SETUSER", "limited", "reset", "on", ">pw", "~*", "+@all", "-waitaof")
-    limited = settings.model_copy(update={"redis_url": valkey.url.replace("unix://", "unix://limited:pw@")})
+    limited = settings.model_copy(update={"redis_url": valkey.url_of("limited", "pw")})
     with Client(limited, durability="fsync") as client, pytest.raises(TierUnavailable, match="the Redis user needs the commands"):
         client.append("c", "t")
 

@@ -48,7 +48,7 @@ def server(redis_server: StartServer, redis_binary: Path) -> RedisServer:
 
 
 def url_of(server: RedisServer, user: str = "") -> str:
-    return server.url.replace("unix://", f"unix://{user}:pw@") if user else server.url
+    return server.url_of(user, "pw") if user else server.url
 
 
 def ask(server: RedisServer, *command: str | int) -> Any:
@@ -370,7 +370,7 @@ def test_an_address_that_cannot_be_used_is_a_config_error(url: str, complaint: s
 
 def test_a_database_that_the_server_does_not_have_is_named(redis_server: StartServer) -> None:
     server = redis_server(tcp=True)
-    link = Link(f"redis://127.0.0.1:{server.port}/99", connect_timeout_s=1, timeout_s=1)
+    link = Link(f"{server.url.removesuffix('/0')}/99", connect_timeout_s=1, timeout_s=1)
     with pytest.raises(TierUnavailable, match=f"127.0.0.1:{server.port}/99.*out of range"):
         link.call("PING")
     link.close()
