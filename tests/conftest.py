@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
+import tempfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Protocol
 
 import pytest
 
+from tests import canaries
 from tests.appending import configure  # noqa: F401
 from tests.cold_stores import cold_overrides, cold_settings, cold_url  # noqa: F401
 from tests.embedded_users import NewUser, User
@@ -22,11 +25,35 @@ from tests.waiting import wait_until
 from thermocline.tiers import embedded
 
 LEFT_WAIT_S = 10
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES_MIN = 4 << 30
+"""A run leaves well below 1 GiB there."""
 TESTS = Path(__file__).parent
 
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 """Containers set it. Here every worker of pytest and hundreds of processes would compile the same files, each for itself."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--canaries", action="store_true", help="secrets of our own, everything at debug level: none may come out")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    write_to_memory()
+    if config.option.canaries:
+        canaries.begin(config)
+
+
+def write_to_memory() -> None:
+    """Let temporary files be in memory where there is room, unless TMPDIR says otherwise: a quarter of the time went into waiting
+    for the disk, which tests that are about it (strace, a full file system) do not need to be real."""
+    if "TMPDIR" in os.environ or not MEMORY.is_dir():
+        return
+    found = os.statvfs(MEMORY)
+    if found.f_bavail * found.f_frsize >= MEMORY_BYTES_MIN and not found.f_flag & os.ST_NOEXEC:
+        os.environ["TMPDIR"] = tempfile.tempdir = str(MEMORY)
 
 
 class StartServer(Protocol):
@@ -55,8 +82,36 @@ def no_server_left(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         pytest.fail(f"left behind by tests, now killed: {left}")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> Iterator[None]:
+    choose_redis(items)
+    yield  # what is not asked for is taken out
+    begin_with_lengthy(items)
+
+
+def pytest_collection_finish() -> None:
+    """Four thousand tests are some million objects that stay: looking through them again and again took a sixth of the time."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+def begin_with_lengthy(items: list[pytest.Item]) -> None:
+    """Let every worker of xdist begin with its share of the tests that take minutes, so that none is left for the end: each is
+    given a piece of the list, one after the other."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    lengthy = [item for item in items if item.get_closest_marker("lengthy")]
+    others = [item for item in items if not item.get_closest_marker("lengthy")]
+    size = len(items) // workers
+    items.clear()
+    for worker in range(workers):
+        mine = lengthy[worker::workers]
+        count = size - len(mine) if worker < workers - 1 else len(others)
+        items += mine + others[:count]
+        del others[:count]
+
+
+def choose_redis(items: list[pytest.Item]) -> None:
     """A change is tested with one of the Redis versions, another for each test; contracts and the long ring with all."""
     for item in items:
         callspec = getattr(item, "callspec", None)

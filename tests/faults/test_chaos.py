@@ -35,6 +35,7 @@ BINARIES = redis_binaries()
 IN_LONG = [(binary, fsync) for binary in BINARIES for fsync in ("always", "everysec")][1:]
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize(
     ("redis_binary", "fsync"),
     [(BINARIES[0], "always"), *(pytest.param(*one, marks=pytest.mark.long) for one in IN_LONG)],

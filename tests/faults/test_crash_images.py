@@ -11,6 +11,7 @@ from tests.crash_images import DIED, KINDS_OF_CRASH, Image, Life, Verdict, check
 from tests.servers import RedisServer
 
 
+@pytest.mark.lengthy
 def test_every_image_of_a_crash_opens_and_has_every_event_once_and_a_spoilt_one_is_told(
     tmp_path: Path, server: RedisServer
 ) -> None:

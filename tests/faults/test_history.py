@@ -9,10 +9,13 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import pytest
+
 from tests.history.plan import KINDS, make_plan
 from tests.servers import redis_binaries
 
 
+@pytest.mark.lengthy
 def test_every_conversation_is_linearizable_under_faults(tmp_path: Path) -> None:
     """In a process of its own, which may mount a small disk where this one may not."""
     command = [sys.executable, "-m", "tests.history", "--minutes", "0.25", "--seed", "1", "--folder", str(tmp_path / "run")]

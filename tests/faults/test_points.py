@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
+
 from tests.archiving import append, settings_for
 from tests.points.catalogue import KINDS, STEPS, points
 from tests.points.choice import all_chains, short_chains
@@ -19,6 +21,7 @@ from thermocline.tiers.opening import open_tiers
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.lengthy
 def test_a_fault_at_any_step_of_any_move_loses_doubles_changes_and_leaves_nothing() -> None:
     command = [sys.executable, "-m", "tests.points", "--choice", "short"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -24,6 +24,7 @@ def test_the_parts_of_the_matrix_are_all_of_it() -> None:
     assert sorted(fault for part in PARTS for fault in part) == sorted(FAULTS)
 
 
+@pytest.mark.lengthy
 @pytest.mark.parametrize("part", PARTS, ids=", ".join)
 def test_every_fault_at_every_kind_of_request_is_overcome(
     part: Sequence[str], moto_server: S3Server, aws_environ: None, server: Any, tmp_path: Path

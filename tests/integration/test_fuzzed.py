@@ -14,6 +14,7 @@ from tests.servers import RedisServer
 EVENTS = 10_000
 
 
+@pytest.mark.lengthy
 def test_ten_thousand_odd_events_are_refused_or_come_back_as_they_were(server: RedisServer, tmp_path: Path) -> None:
     report = run_fuzz(tmp_path / "data", server, events=EVENTS, seed=1)
     assert report.problems == []

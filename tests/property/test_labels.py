@@ -15,7 +15,7 @@ from thermocline.query.estimates import define
 from thermocline.query.labels import labels
 
 EVENTS: Final = 400
-DRAWS: Final = 60
+DRAWS: Final = 25
 RATES: Final = {"chunk": 0.5, "call": 0.25, "error": 1.0}
 SIGMAS: Final = 5
 COLUMNS: Final = "seq, conversation_id, event_type, agent_id, cost_usd, content"

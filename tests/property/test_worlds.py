@@ -19,6 +19,7 @@ SEED = 6
 """Of histories in which much is archived, so that some of it is sampled out whatever the ids of events are."""
 
 
+@pytest.mark.lengthy
 def test_both_worlds_agree_at_every_step_of_short_histories(server: RedisServer, tmp_path: Path) -> None:
     ground = Ground(tmp_path / "data", server)
     play(ground, HISTORIES, STEPS, seed=SEED)
