@@ -51,7 +51,7 @@ def document(results: Sequence[Result], plots: dict[str, str]) -> str:
     for table in TABLES:
         rows = rows_of(table, results)
         part = f"## {table.title}\n\n`bench/run {table.name}`. {table.about}\n\n"
-        part += markdown(rows) if rows else "Not measured yet."
+        part += markdown(rows) if rows else "There is no result here."
         part += _lacking(table, results)
         if table.name in plots:
             part += f"\n\n![{table.title}](benchmarks/{plots[table.name]})"

@@ -211,7 +211,7 @@ TABLE = Table(
     title="Estimates from sampled events",
     about="A population of events, of which errors are kept and a part of the rest, is sampled by the rule of the product's "
     "sampler, each time with other ids. Costs are log-normal. `store.estimate` asks for the events that hold a word, a fifth of "
-    "all, and knows the rollups.",
+    "all, and knows the rollups. What came of 1,000 draws is in docs/estimates.md.",
     sizes=(50_000,),
     cases=_cases,
     quick_events=50_000,
