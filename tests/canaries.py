@@ -50,6 +50,10 @@ class Canaries:
         handler = session.config.pluginmanager.getplugin("logging-plugin").caplog_handler  # type: ignore[union-attr]
         handler.addFilter(lambda record: record.levelno >= logging.WARNING or handler.level > logging.NOTSET)
 
+    def pytest_runtest_logstart(self) -> None:
+        """A command that an earlier test ran in this process has masked what is logged from then on."""
+        logging.setLogRecordFactory(logging.LogRecord)
+
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(
         self, item: pytest.Item, call: pytest.CallInfo[None]
