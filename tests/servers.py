@@ -169,7 +169,7 @@ class RedisServer:
                 raise RuntimeError(f"{process.args!r} ended with {process.returncode}: {lines[-1] if lines else ''}")
         try:
             with Connection(self.socket, 5) as link:
-                reply = link.ask(("PING",))[0]
+                reply = link.ask(*([("AUTH", self.password)] if self.password else []), ("PING",))[-1]
             if self._tls:
                 socket.create_connection(("127.0.0.1", self.port), 5).close()
         except OSError:
