@@ -7,7 +7,7 @@ count  A level whose small segments are `fan_in` - 1 more than its groups merges
 seal   A day that ended a while ago merges what is below level 3, large segments included, so that a conversation's history of
        that day lies in few places.
 
-A segment with half the rows or bytes a segment may have is *full*: the count rule leaves it alone. Then at any rate
+A segment with half the rows, bytes or dense rows that one may have is *full*: the count rule leaves it alone. Then at any rate
 small segments ≤ 3 x (fan_in - 1) + 2 + 3 x days being filled, plus one per sealed day (tests/unit/test_plan_bounds.py).
 """
 
@@ -21,6 +21,7 @@ from operator import attrgetter
 import msgspec
 
 from thermocline.config import WarmSettings
+from thermocline.tiers.dense_rows import dense_bytes_max, vector_bytes
 from thermocline.tiers.ledger import Segment
 
 LEVEL_MAX = 3
@@ -82,7 +83,11 @@ def is_full(segment: Segment, settings: WarmSettings) -> bool:
     """Whether a segment is large enough to be left alone. At level 0 none is: it is neither sorted by day nor has rollups."""
     if segment.level == 0:
         return False
-    return 2 * segment.rows >= settings.segment_rows_max or 2 * segment.file_bytes >= settings.segment_bytes_max
+    return (
+        2 * segment.rows >= settings.segment_rows_max
+        or 2 * segment.file_bytes >= settings.segment_bytes_max
+        or 2 * vector_bytes(segment) >= dense_bytes_max(settings)
+    )
 
 
 def is_closed(day: str, now_us: int, settings: WarmSettings) -> bool:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from thermocline.config import WarmSettings
 
+from .dense_rows import MERGE_SHARE, alone_bytes, dense_bytes, dense_bytes_max
 from .duck import Connection, fresh_name, quoted
 from .segment_file import MERGED_GROUP_ROWS
 
@@ -23,11 +24,9 @@ THREADS_MAX = 2
 _MEMORY_PER_BYTE = 6
 """Memory DuckDB needs to read, sort and write a byte of large rows (measured: 256 MiB is too little for 57 MiB of events
 of 1 MB each, 384 MiB is enough)."""
+_SIZE = "strlen(content) + coalesce(strlen(metadata::VARCHAR), 0)"
 _DAY = f"epoch_us(timestamp) // {_DAY_US}"
-COUNTS = (
-    f"{_DAY} AS day, conversation_id, count(*) AS rows,"
-    " sum(strlen(content) + coalesce(strlen(metadata::VARCHAR), 0))::BIGINT AS bytes"
-)
+COUNTS = f"{_DAY} AS day, conversation_id, count(*) AS rows, sum({_SIZE})::BIGINT AS bytes, max({_SIZE}) AS largest"
 """The columns of what `shares` counts by, of rows of events GROUP BY day, conversation_id."""
 
 
@@ -39,8 +38,8 @@ class Share(msgspec.Struct, frozen=True, kw_only=True):
     steps: tuple[str, ...]
     """Conditions on the rows of all inputs, to be written one after the other: each is sorted for itself, and what one
     gives is before what the next gives. Over all shares of a merge they are disjoint and cover every row."""
-    counts: str
-    """A relation: what of the table of counts counts these rows."""
+    counts: str | None
+    """A relation: what of the table of counts counts these rows; None for a part of a conversation."""
 
 
 def shares(con: Connection, rows: str, settings: WarmSettings) -> list[Share]:
@@ -57,7 +56,8 @@ def counted_shares(con: Connection, rows: str, counts: str, settings: WarmSettin
 
     A day with day_rows_min rows in this merge is its own; all others stay together. What passes segment_rows_max or
     segment_bytes_max (of content and metadata) becomes equal parts of whole conversations; one conversation beyond the
-    limit stays whole. A step is about settle_batch_events or settle_batch_bytes at most, and fits memory_bytes_max.
+    limit stays whole. So it is with dense rows beyond what a segment may have, but a conversation of them becomes several. A step
+    is about settle_batch_events or settle_batch_bytes at most, and fits memory_bytes_max.
 
     counts  a table of COUNTS of the rows
     """
@@ -89,11 +89,14 @@ def day_text(day: int) -> str:
 def _parts(con: Connection, rows: str, counts: str, day: str | None, where: str, settings: WarmSettings) -> Iterator[Share]:
     """The outputs for the rows `where`, which `counts` counts per conversation."""
     found = con.sql(
-        f"SELECT conversation_id, sum(rows)::BIGINT AS rows, sum(bytes)::BIGINT AS bytes FROM {counts}"
-        " GROUP BY conversation_id ORDER BY conversation_id"
+        "SELECT conversation_id, sum(rows)::BIGINT AS rows, sum(bytes)::BIGINT AS bytes, max(largest)::BIGINT AS largest"
+        f" FROM {counts} GROUP BY conversation_id ORDER BY conversation_id"
     ).to_arrow_table()
     counted, sizes = found["rows"].to_numpy(), found["bytes"].to_numpy()
-    for first, last in equal_ranges(np.maximum(counted / settings.segment_rows_max, sizes / settings.segment_bytes_max)):
+    dense_max = dense_bytes_max(settings)
+    dense = dense_bytes(counted, sizes, found["largest"].to_numpy(), dense_max)
+    fulls = (counted / settings.segment_rows_max, sizes / settings.segment_bytes_max, dense / dense_max)
+    for first, last in equal_ranges(np.maximum.reduce(fulls)):
         part = found.slice(first, last - first)
         limits = [where]
         if first > 0:
@@ -101,16 +104,27 @@ def _parts(con: Connection, rows: str, counts: str, day: str | None, where: str,
         if last < found.num_rows:
             limits.append(f"conversation_id < {quoted(found['conversation_id'][last].as_py())}")
         total, size = int(counted[first:last].sum()), int(sizes[first:last].sum())
-        steps = _steps(con, rows, " AND ".join(limits), part, step_rows=_step_rows(total, size, settings))
-        of_counts = f"(SELECT * FROM {counts} WHERE {' AND '.join(limits[1:]) or 'true'})"
-        yield Share(day=day, rows=total, steps=tuple(steps), counts=of_counts)
+        step_rows = _step_rows(total, size, settings)
+        steps = tuple(_steps(con, rows, " AND ".join(limits), part, step_rows=step_rows))
+        if dense[first] > dense_max:  # a single conversation
+            yield from _pieces(day, steps, total, step_rows=step_rows, at_once=max(1, dense_max * total // (size * step_rows)))
+        else:
+            of_counts = f"(SELECT * FROM {counts} WHERE {' AND '.join(limits[1:]) or 'true'})"
+            yield Share(day=day, rows=total, steps=steps, counts=of_counts)
+
+
+def _pieces(day: str | None, steps: tuple[str, ...], rows: int, *, step_rows: int, at_once: int) -> Iterator[Share]:
+    """Outputs of `at_once` steps each."""
+    for first in range(0, len(steps), at_once):
+        rest = rows - first * step_rows
+        yield Share(day=day, rows=min(at_once * step_rows, rest), steps=steps[first : first + at_once], counts=None)
 
 
 def _step_rows(rows: int, size: int, settings: WarmSettings) -> int:
     """Rows to sort at once: whole row groups, or what is left of one when the rows are large."""
-    bytes_max = min(settings.settle_batch_bytes, settings.memory_bytes_max // (THREADS_MAX * _MEMORY_PER_BYTE))
+    bytes_max = min(settings.settle_batch_bytes, alone_bytes(settings, MERGE_SHARE) // (THREADS_MAX * _MEMORY_PER_BYTE))
     fitting = min(settings.settle_batch_events, bytes_max * rows // max(1, size))
-    return max(100, fitting if fitting < MERGED_GROUP_ROWS else fitting // MERGED_GROUP_ROWS * MERGED_GROUP_ROWS)
+    return max(1, fitting if fitting < MERGED_GROUP_ROWS else fitting // MERGED_GROUP_ROWS * MERGED_GROUP_ROWS)
 
 
 def _steps(con: Connection, rows: str, where: str, part: pa.Table, *, step_rows: int) -> Iterator[str]:

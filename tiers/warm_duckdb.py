@@ -20,6 +20,7 @@ from thermocline.errors import TierCorrupt
 from . import segment_file
 from .block import shard_of
 from .checksum import COLUMN_LIST
+from .dense_rows import MERGE_SHARE, alone_bytes
 from .duck import DATA_ERRORS, Connection, DuckError, connect, duckdb_errors, fresh_name
 from .ledger import Segment, ShardRange, ShardState
 from .merge_split import COUNTS, THREADS_MAX, Share, counted_shares
@@ -43,10 +44,6 @@ from .steps import Reach, unheard
 from .user_rollups import Definition
 from .warm import Settled, Warm
 
-_MERGE_SHARE = 0.6
-"""Of the memory: not all that the DuckDB before it had goes back to the system."""
-_ALONE_BYTES_MIN = 256 << 20
-"""Of a merge or the archive, when so much is allowed at all: below it their steps may not fit."""
 _SEQS_BATCH_ROWS = 65_536
 _instances = itertools.count(1)
 
@@ -163,7 +160,7 @@ class DuckWarm(Warm):
             with self._single_threaded(task) as con, self._attached(con, inputs) as aliases:
                 rows = _rows(aliases, where)
 
-                def write(part: int, share: Share, facts: Facts) -> None:
+                def write(part: int, share: Share, facts: Facts | None) -> None:
                     label = Label(
                         level=level,
                         day=share.day,
@@ -210,7 +207,7 @@ class DuckWarm(Warm):
         con: Connection,
         rows: str,
         share: Share,
-        facts: Facts,
+        facts: Facts | None,
         label: Label,
         inputs: Sequence[Segment],
         *,
@@ -315,15 +312,14 @@ class DuckWarm(Warm):
         With two threads to a statement DuckDB writes the sorted rows of a merge with one of them all the same, and takes half
         as much work again: it merges what it has compressed into row groups anew.
         """
-        return self._alone(subject, memory_share=_MERGE_SHARE, threads=1)
+        return self._alone(subject, memory_share=MERGE_SHARE, threads=1)
 
     @contextmanager
     def _alone(self, subject: str, *, memory_share: float, threads: int | None = None) -> Iterator[Connection]:
         """A DuckDB of its own. The other one is let go first, as it holds 200 MiB of what it has read."""
         self._discard()
-        limit = self._settings.memory_bytes_max
+        memory_bytes = alone_bytes(self._settings, memory_share)
         with duckdb_errors(subject):
-            memory_bytes = max(int(limit * memory_share), min(limit, _ALONE_BYTES_MIN))
             con = self._connect(threads=threads or self._settings.threads, memory_bytes=memory_bytes)
             try:
                 yield con
@@ -381,11 +377,15 @@ def _rows(aliases: Sequence[str], where: str) -> str:
     return "(" + " UNION ALL ".join(f"SELECT {COLUMN_LIST} FROM {alias}.events{where}" for alias in aliases) + ")"
 
 
-def _shares(con: Connection, rows: str, settings: WarmSettings) -> list[tuple[Share, Facts]]:
-    """What a merge of `rows` writes. Facts of the inputs: outputs are checked against them when they are read back."""
+def _shares(con: Connection, rows: str, settings: WarmSettings) -> list[tuple[Share, Facts | None]]:
+    """What a merge of `rows` writes. Facts of the inputs, where they are known: outputs are checked against them when they are
+    read back."""
     counts = fresh_name("counts")
     con.execute(f"CREATE TEMP TABLE {counts} AS SELECT {COUNTS}, {FACT_COUNTS} FROM {rows} GROUP BY ALL")
-    found = [(share, segment_file.counted(con, share.counts)) for share in counted_shares(con, rows, counts, settings)]
+    found = [
+        (share, None if share.counts is None else segment_file.counted(con, share.counts))
+        for share in counted_shares(con, rows, counts, settings)
+    ]
     con.execute(f"DROP TABLE {counts}")
     return found
 

@@ -366,6 +366,24 @@ def test_a_merge_of_more_than_its_memory_works_and_leaves_nothing(new_warm: NewW
     assert [path.name for path in tmp_path.iterdir()] == ["segments"]
 
 
+@pytest.mark.parametrize("conversations", [1, 5])
+def test_a_merge_of_large_events_makes_segments_that_can_be_read(new_warm: NewWarm, con: Connection, conversations: int) -> None:
+    """DuckDB holds a vector of 2,048 rows at once: of these in one segment, as many bytes as there are."""
+    lines = [event(content=chr(64 + n % 60) * 900_000) for n in range(120)]
+    blocks = [
+        block([line], number=number, conversation_id=f"c{number % conversations}", seq_first=1 + number // conversations)
+        for number, line in enumerate(lines, start=1)
+    ] + [block([event(content="short")] * 100, number=121, conversation_id="a", seq_first=1)]
+    inputs = [settled(new_warm(), table(blocks[first : first + 20])) for first in range(0, 121, 20)]
+    few = new_warm(memory_bytes_max=96 << 20, segment_rows_max=1_000_000, segment_bytes_max=1 << 30)
+    outputs = few.write_merged(inputs, level=1, move_id="m", created_us=1)
+    assert [one.part for one in outputs] == list(range(1, len(outputs) + 1))
+    assert max(one.content_bytes for one in outputs) <= 24 << 20
+    assert all(few.check(one, deep=True) == [] for one in outputs)
+    assert in_order(rows_in(con, few, outputs)) == in_order(rows_in(con, few, inputs))
+    assert [one.conversation_min for one in outputs] == sorted(one.conversation_min for one in outputs)
+
+
 def test_a_settle_beyond_its_memory_says_which_setting_to_raise(new_warm: NewWarm, tmp_path: Path) -> None:
     big = [block([event(content=chr(64 + n) * 900_000)], number=n, seq_first=n) for n in range(1, 60)]
     with pytest.raises(TierUnavailable, match=r"segments.*raise warm\.memory_bytes_max"):

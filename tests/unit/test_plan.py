@@ -67,7 +67,7 @@ def test_the_last_level_is_final() -> None:
     assert plan(several(50, 3) + several(50, 3, DAY, first=50), CLOSED_US) == []
 
 
-@pytest.mark.parametrize("large", [{"rows": 500}, {"file_bytes": 1 << 19}])
+@pytest.mark.parametrize("large", [{"rows": 500}, {"file_bytes": 1 << 19}, {"content_bytes": 64 << 20}])
 def test_full_segments_are_left_alone_by_count(large: dict[str, int]) -> None:
     full = several(20, 1, **large)
     assert all(is_full(one, SETTINGS) for one in full)
