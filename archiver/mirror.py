@@ -178,7 +178,7 @@ class Mirrorer:
 
     def _require_ours(self, view: View) -> None:
         """ConfigError when the mirror is another store's: what a new disk holds must not take the place of what was lost."""
-        newest, _ = newest_sound(self._mirror, lambda _: "") if not self._ours else (None, ())
+        newest, _ = newest_sound(self._mirror, self._mirror.snapshots(), lambda _: "") if not self._ours else (None, ())
         if newest is not None:
             incarnations = {view.incarnation, (self._tiers.ledger.identity() or {}).get("previous", "")} - {""}
             if not is_of_store(newest, incarnations, {one.segment_id for one in view.segments}):

@@ -88,12 +88,15 @@ def restore(
         raise ConfigError(f"{folder} is not empty: restore only makes a namespace that is not there; move it away first")
     mirror = Mirror(open_store(url, settings, setting="--from"))
     try:
-        there = mirror.segments()
+        keys = mirror.snapshots()
+        there = mirror.segments()  # after the snapshots: a worker may go on, and what one of them names is there when it is
         work = folder.with_name(folder.name + SUFFIX)
         with file_errors(str(work), setting="data_dir"):
             with named(reach, "fetch"):
                 _begin(work)
-                snapshot, passed_over, other_bytes = _fetched(settings, mirror, there, work, partial_=partial_, progress=progress)
+                snapshot, passed_over, other_bytes = _fetched(
+                    settings, mirror, keys, there, work, partial_=partial_, progress=progress
+                )
             with named(reach, "rename"):
                 if folder.exists():
                     folder.rmdir()
@@ -132,6 +135,7 @@ def _begin(work: Path) -> None:
 def _fetched(
     settings: Settings,
     mirror: Mirror,
+    keys: Sequence[str],
     there: dict[str, int],
     work: Path,
     *,
@@ -142,7 +146,7 @@ def _fetched(
     was written is taken out of `there`, and the choice made again."""
     unusable: dict[str, str] = {}
     while True:
-        snapshot, passed_over = _chosen(mirror, there, unusable, partial_=partial_)
+        snapshot, passed_over = _chosen(mirror, keys, there, unusable, partial_=partial_)
         _check_settings(settings, snapshot, partial_=partial_)
         wanted = [one for one in snapshot.segments if there.get(one.name) == one.bytes]
         damaged = _fetch_all(mirror, wanted, work, progress)
@@ -159,15 +163,17 @@ def _fetched(
             unusable[snapshot.snapshot_id] = str(exc)
 
 
-def _chosen(mirror: Mirror, there: dict[str, int], unusable: dict[str, str], *, partial_: bool) -> tuple[Snapshot, Sequence[str]]:
+def _chosen(
+    mirror: Mirror, keys: Sequence[str], there: dict[str, int], unusable: dict[str, str], *, partial_: bool
+) -> tuple[Snapshot, Sequence[str]]:
     """The snapshot to restore, and why newer ones are not."""
-    chosen, problems = newest_sound(mirror, lambda one: unusable.get(one.snapshot_id) or _lacking(one, there))
+    chosen, problems = newest_sound(mirror, keys, lambda one: unusable.get(one.snapshot_id) or _lacking(one, there))
     if chosen is not None:
         return chosen, problems
     if not problems:
         raise ConfigError(f"--from: there is no snapshot in {mirror.url}: is it what warm.mirror was, without the namespace?")
     if partial_:
-        newest, _ = newest_sound(mirror, lambda one: unusable.get(one.snapshot_id, ""))
+        newest, _ = newest_sound(mirror, keys, lambda one: unusable.get(one.snapshot_id, ""))
         if newest is not None:
             return newest, problems
     raise TierCorrupt(

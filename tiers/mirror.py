@@ -155,10 +155,12 @@ def segment_key(segment_id: str) -> str:
     return f"{SEGMENTS}{segment_id}.duckdb"
 
 
-def newest_sound(mirror: Mirror, problem_of: Callable[[Snapshot], str]) -> tuple[Snapshot | None, Sequence[str]]:
-    """(the newest snapshot without a problem, what was wrong with the newer ones)."""
+def newest_sound(
+    mirror: Mirror, keys: Sequence[str], problem_of: Callable[[Snapshot], str]
+) -> tuple[Snapshot | None, Sequence[str]]:
+    """(the first snapshot of `keys` without a problem, what was wrong with those before it)."""
     problems: list[str] = []
-    for key in mirror.snapshots():
+    for key in keys:
         try:
             found = mirror.snapshot(key)
             problem = problem_of(found)

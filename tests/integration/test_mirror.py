@@ -229,6 +229,38 @@ def test_a_snapshot_of_which_something_is_missing_is_passed_over_for_an_older_on
     assert store.store.verify(deep=True).problems == ()
 
 
+def test_a_snapshot_that_is_made_while_the_mirror_is_listed_is_not_taken_for_damaged(
+    store: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by restoring for five minutes under load."""
+    settle(store)
+    mirror_all(store)
+    folders = ("segments", "ledger", "snapshots")
+    before = {path for folder in folders for path in objects(store, folder)}
+    settle(store, start=100)
+    mirror_all(store)
+    made = [path for folder in folders for path in objects(store, folder) if path not in before]
+    assert len(made) == 3
+    lose_disk(store)
+    for path in made:
+        path.rename(tmp_path / path.name)
+    listed = Mirror.segments
+
+    def segments(mirror: Mirror) -> dict[str, int]:
+        found = listed(mirror)
+        for path in made:
+            if not path.exists():
+                (tmp_path / path.name).rename(path)
+        return found
+
+    monkeypatch.setattr(Mirror, "segments", segments)
+    found = restored(store)
+    assert found.passed_over == found.missing == ()
+    assert made[0].exists()
+    settle_all(Settler(store.tiers, store.epoch))
+    assert rows(store.tiers) == list(range(200))
+
+
 def test_a_segment_that_no_snapshot_can_do_without_is_named_and_left_out_only_when_asked(store: Archive) -> None:
     settle(store)
     settle(store, start=100)
