@@ -39,7 +39,7 @@ class Coverage(msgspec.Struct, frozen=True, kw_only=True):
     warm_rows: int
     cold_rows: int
     sampled_rows: int
-    """Of `cold_rows`, those that stand for others too."""
+    """Of `cold_rows`, those that stand for others too: their sample_rate is below 1."""
     segments_read: int
     segments_pruned: int
     files_read: int

@@ -23,7 +23,8 @@ def covered(cut: Cut, sources: Mapping[str, Sources], reading: Any, *, retries: 
     files = {file.file_id: file for source in sources.values() for file in source.files}
     sampled = {relation: source.sampled_rows(cut.view.whole_batches) for relation, source in sources.items()}
     labels: dict[str, Literal["exact", "sample"]] = {
-        relation: SAMPLE if sampled[relation] or source.thinned else EXACT for relation, source in sources.items()
+        relation: SAMPLE if source.sampled_files(cut.view.whole_batches) or source.thinned else EXACT
+        for relation, source in sources.items()
     }
     tail = cut.tail if sources else None
     newest_at = at(tail.newest_us) if tail and tail.newest_us is not None else None

@@ -78,12 +78,12 @@ class Sources(msgspec.Struct, frozen=True):
         return cls(tuple(segments), of_kind, sums_only=sums_only, thinned=thinned)
 
     def sampled_rows(self, whole_batches: Container[str]) -> int:
-        """Rows that may stand for others too: archived events, but for those of batches that kept all. Rollups are made before
-        sampling."""
-        return sum(file.rows for file in self.sampled_files(whole_batches))
+        """Rows that stand for others too; of files that were not counted all of them. Rollups are made before sampling."""
+        files = self.sampled_files(whole_batches)
+        return sum(file.rows if file.sampled_rows is None else file.sampled_rows for file in files)
 
     def sampled_files(self, whole_batches: Container[str]) -> list[ColdFile]:
-        """Those that such rows are in."""
+        """Events of batches that did not keep all."""
         return [file for file in self.files if file.kind == "events" and file.batch_id not in whole_batches]
 
 

@@ -9,7 +9,7 @@ import msgspec
 import uuid_utils
 
 from thermocline.tiers.block import Position
-from thermocline.tiers.ledger import Segment, ShardRange, ShardState
+from thermocline.tiers.ledger import ColdFile, Segment, ShardRange, ShardState
 from thermocline.tiers.ledger_sql import SqlLedger
 
 FILE_BYTES = 64
@@ -121,3 +121,23 @@ def settle(ledger: SqlLedger, folder: Path, epoch: int, *events: int) -> Segment
     write_files(folder, [made])
     ledger.settled(epoch, made, after, now_us=100)
     return made
+
+
+def cold_file(batch_id: str, number: int, rows: int, *, kind: str = "events") -> ColdFile:
+    """A file that the ledger lists."""
+    return ColdFile(
+        file_id=f"{batch_id}-{number}",
+        batch_id=batch_id,
+        kind=kind,
+        day="2026-11-13",
+        url=f"file:///cold/{batch_id}-{number}.parquet",
+        rows=rows,
+        file_bytes=9,
+        timestamp_min_us=1,
+        timestamp_max_us=2,
+        conversation_min="a",
+        conversation_max="b",
+        event_types=("error",),
+        checksum="5",
+        created_us=number,
+    )

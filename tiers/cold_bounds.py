@@ -1,4 +1,5 @@
-"""The bounds of a cold file, noted while its rows stream by: what the ledger says of it so that queries can pass over it."""
+"""The bounds of a cold file, noted while its rows stream by: what the ledger says of it so that queries can pass over it, or tell
+what is sampled without reading it."""
 
 from __future__ import annotations
 
@@ -32,6 +33,8 @@ class Bounds(msgspec.Struct, frozen=True, kw_only=True):
     conversation_max: str
     event_types: tuple[str, ...] | None
     """All there are; None when they are too many, or the kind has none."""
+    sampled_rows: int
+    """Those with a sample_rate below 1."""
 
 
 class BoundsOf:
@@ -43,6 +46,7 @@ class BoundsOf:
         self._times: list[int] = []
         self._names: list[str] = []
         self._types: set[str] = set()
+        self._sampled_rows = 0
 
     def add(self, rows: pa.Table) -> None:
         """rows  at least one, with the columns of the kind"""
@@ -54,6 +58,8 @@ class BoundsOf:
             self._names = _ends([*self._names, found["min"], found["max"]])
         if "event_type" in rows.column_names and len(self._types) <= EVENT_TYPES_MAX:
             self._types.update(pc.unique(rows["event_type"]).to_pylist())
+        if "sample_rate" in rows.column_names:
+            self._sampled_rows += pc.sum(pc.less(rows["sample_rate"], 1.0)).as_py()
 
     def bounds(self) -> Bounds:
         first, last = self._times or (self._day_us, self._day_us)
@@ -65,6 +71,7 @@ class BoundsOf:
             conversation_min=lowest,
             conversation_max=highest,
             event_types=tuple(sorted(self._types)) if few else None,
+            sampled_rows=self._sampled_rows,
         )
 
 

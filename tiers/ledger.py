@@ -99,6 +99,8 @@ class ColdFile(msgspec.Struct, frozen=True, kw_only=True):
     checksum: str
     """SHA-256 of its bytes."""
     created_us: int
+    sampled_rows: int | None = None
+    """Rows with a sample_rate below 1; None in files of a version that did not count them."""
 
     @property
     def key(self) -> str:

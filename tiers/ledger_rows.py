@@ -117,7 +117,8 @@ def read_files(con: sa.Connection, known: Mapping[str, ColdFile]) -> dict[str, C
     missing = [file_id for file_id in ids if file_id not in known]
     fetched = {}
     if missing:
-        files = sa.select(schema.cold_files)
+        there = {one["name"] for one in sa.inspect(con).get_columns("cold_files")}  # a ledger that no worker has completed yet
+        files = sa.select(*(column for column in schema.cold_files.c if column.name in there))
         if len(missing) <= FETCH_MAX:
             files = files.where(schema.cold_files.c.file_id.in_(missing))
         for row in con.execute(files).mappings().all():

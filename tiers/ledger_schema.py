@@ -9,6 +9,8 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, Boolean, Column, Double, Integer, MetaData, Table, Text
 
 metadata = MetaData()
+ADDED = {"cold_files": ("sampled_rows",)}
+"""Table → columns that ledgers of the first days do not have."""
 
 
 def _count(name: str) -> Column[int]:
@@ -105,6 +107,7 @@ cold_files = Table(
     Column("event_types", Text),
     _text("checksum"),
     _count("created_us"),
+    Column("sampled_rows", BigInteger),
 )
 
 batches = Table(

@@ -95,7 +95,7 @@ class SqlLedger:
     def take_epoch(self, owner: str, now_us: int) -> int:
         with self._engine.write() as con:
             self._known_identity(con)
-            schema.metadata.create_all(con)  # tables that the version which made this ledger did not have
+            _complete(con)
             epoch: int = con.execute(_EPOCH).scalar_one() + 1
             con.execute(sa.insert(schema.epochs), {"epoch": epoch, "owner": owner, "taken_us": now_us})
             con.execute(sa.delete(schema.epochs).where(schema.epochs.c.epoch <= epoch - EPOCHS_KEPT))
@@ -382,5 +382,16 @@ _IDENTITY = sa.select(schema.identity.c.key, schema.identity.c.value)
 _EPOCH = sa.select(sa.func.coalesce(sa.func.max(schema.epochs.c.epoch), 0))
 _PUT_SHARD = sa.update(schema.shards).where(schema.shards.c.shard == sa.bindparam("of_shard"))
 _OWNER = sa.select(schema.epochs.c.owner).order_by(schema.epochs.c.epoch.desc()).limit(1)
+
+
+def _complete(con: sa.Connection) -> None:
+    """Add the tables and columns that the version which made this ledger did not have."""
+    schema.metadata.create_all(con)
+    for table, columns in schema.ADDED.items():
+        there = {one["name"] for one in sa.inspect(con).get_columns(table)}
+        for column in columns:
+            if column not in there:
+                con.execute(sa.text(f"ALTER TABLE {table} ADD COLUMN {column} BIGINT"))
+
 
 __all__ = ["SqlLedger"]

@@ -14,12 +14,13 @@ import msgspec
 import pytest
 import sqlalchemy as sa
 
-from tests.segments import FILE_BYTES, advanced, covering, merged_from, new_id, segment, settle, write_files
+from tests.segments import FILE_BYTES, advanced, cold_file, covering, merged_from, new_id, segment, settle, write_files
 from thermocline.errors import ConfigError, LeaseHeld, TierCorrupt, TierUnavailable
 from thermocline.event import FORMAT
 from thermocline.tiers import ledger_engine, ledger_schema
 from thermocline.tiers.block import ORIGIN, Position
-from thermocline.tiers.ledger import ColdFile, Loss, Segment, ShardState, View
+from thermocline.tiers.ledger import Loss, Segment, ShardState, View
+from thermocline.tiers.ledger_rows import file_row
 from thermocline.tiers.ledger_sql import SqlLedger
 
 SHARDS = 4
@@ -444,27 +445,26 @@ def test_a_view_is_one_snapshot_while_another_process_moves(ledger: SqlLedger, o
     assert len({len(view.segments) for view in views}) > 3
 
 
-def test_cold_files_are_in_the_view(ledger: SqlLedger, open_ledger: OpenLedger) -> None:
-    file = ColdFile(
-        file_id=new_id(),
-        batch_id="b",
-        kind="events",
-        day="2026-11-13",
-        url="file:///cold/x.parquet",
-        rows=3,
-        file_bytes=9,
-        timestamp_min_us=1,
-        timestamp_max_us=2,
-        conversation_min="a",
-        conversation_max="b",
-        event_types=("error",),
-        checksum="5",
-        created_us=1,
-    )
-    other = msgspec.structs.replace(file, file_id=new_id(), event_types=None)
+def test_a_ledger_without_a_column_is_read_and_gets_it_from_the_next_worker(ledger: SqlLedger, open_ledger: OpenLedger) -> None:
+    made = cold_file("b", 1, 3)
+    counted = msgspec.structs.replace(made, file_id="b-2", sampled_rows=2)
     with ledger._engine.write() as con:
-        rows = [{**msgspec.structs.asdict(file), "event_types": '["error"]'}, msgspec.structs.asdict(other)]
-        con.execute(sa.insert(ledger_schema.cold_files), rows)
+        con.execute(sa.text("ALTER TABLE cold_files DROP COLUMN sampled_rows"))
+        row = {name: value for name, value in file_row(made).items() if name != "sampled_rows"}
+        con.execute(sa.insert(ledger_schema.cold_files), row)
+    assert open_ledger().view().files == (made,)
+    for number in (1, 2):
+        ledger.take_epoch("me", number)
+    with ledger._engine.write() as con:
+        con.execute(sa.insert(ledger_schema.cold_files), file_row(counted))
+    assert ledger.view().files == open_ledger().view().files == (made, counted)
+
+
+def test_cold_files_are_in_the_view(ledger: SqlLedger, open_ledger: OpenLedger) -> None:
+    file = cold_file("b", 1, 3)
+    other = msgspec.structs.replace(file, file_id="b-2", event_types=None, sampled_rows=2)
+    with ledger._engine.write() as con:
+        con.execute(sa.insert(ledger_schema.cold_files), [file_row(file), file_row(other)])
     assert ledger.view().files == open_ledger().view().files == (file, other)
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from tests.segments import advanced, covering, new_id, segment, settle, write_files
+from tests.segments import advanced, cold_file, covering, new_id, segment, settle, write_files
 from thermocline.errors import TierCorrupt
 from thermocline.event import FORMAT
-from thermocline.tiers.ledger import Batch, ColdFile, Intent, Segment, ShardState, ShardTotals
+from thermocline.tiers.ledger import Batch, Intent, Segment, ShardState, ShardTotals
 from thermocline.tiers.ledger_rows import FETCH_MAX
 from thermocline.tiers.ledger_sql import SqlLedger
 
@@ -34,25 +34,6 @@ def ledger(folder: Path) -> Iterator[SqlLedger]:
 @pytest.fixture
 def epoch(ledger: SqlLedger) -> int:
     return ledger.take_epoch("me", 1)
-
-
-def cold_file(batch_id: str, number: int, rows: int, *, kind: str = "events") -> ColdFile:
-    return ColdFile(
-        file_id=f"{batch_id}-{number}",
-        batch_id=batch_id,
-        kind=kind,
-        day="2026-11-13",
-        url=f"file:///cold/{batch_id}-{number}.parquet",
-        rows=rows,
-        file_bytes=9,
-        timestamp_min_us=1,
-        timestamp_max_us=2,
-        conversation_min="a",
-        conversation_max="b",
-        event_types=("error",),
-        checksum="5",
-        created_us=number,
-    )
 
 
 def archiving(made: Segment, **changes: object) -> Batch:

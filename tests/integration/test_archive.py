@@ -136,6 +136,14 @@ def test_a_sample_is_never_passed_off_as_complete(archived: Store) -> None:
     assert exact.coverage.exact
 
 
+@pytest.mark.parametrize("cold_url", ["folder"], indirect=True)
+def test_a_receipt_counts_the_rows_that_stand_for_others(archived: Store) -> None:
+    result = archived.sql("SELECT count(*) FILTER (sample_rate < 1), count(*) FROM events")
+    [(sampled, rows)] = result.fetchall()
+    assert 0 < sampled < result.coverage.cold_rows <= rows
+    assert result.coverage.sampled_rows == sampled
+
+
 @pytest.mark.parametrize("cold_url", SWIFT_IN_LONG, indirect=True)
 def test_a_late_event_of_an_archived_day_follows_its_conversation(archived: Store, cold_settings: Settings) -> None:
     """Many late ones, so that those kept show the rate that was decided before."""

@@ -67,6 +67,17 @@ def test_rollups_are_added_up_by_their_keys(archive: Archive) -> None:
     assert found["rollup_hourly"] == rows["rollup_hourly"]
 
 
+def test_the_rows_that_stand_for_others_are_counted_as_before(archive: Archive) -> None:
+    archive.archive_rounds()
+    query = "SELECT count(*) FILTER (sample_rate < 1) FROM events"
+    before = archive.store.sql(query)
+    [(sampled,)] = before.fetchall()
+    assert archive.compact() is not None
+    after = archive.store.sql(query)
+    assert after.fetchall() == [(sampled,)]
+    assert 0 < sampled == before.coverage.sampled_rows == after.coverage.sampled_rows < after.coverage.cold_rows
+
+
 def test_the_archive_goes_on_after_it_with_the_decisions_that_were_made(archive: Archive) -> None:
     archive.archive_rounds()
     rates = "SELECT DISTINCT conversation_id, event_type, sample_rate FROM events ORDER BY ALL"

@@ -23,6 +23,13 @@ def rows(*hours: int, **columns: list[object]) -> pa.Table:
     return pa.table({**made, "event_type": ["error"] * len(hours), **columns})
 
 
+def test_rows_that_stand_for_others_are_counted() -> None:
+    found = BoundsOf("events", DAY)
+    for rates in ([1.0, 0.1], [0.5, 0.999], [1.0, 1.0]):
+        found.add(rows(1, 2, sample_rate=list[object](rates)))
+    assert found.bounds().sampled_rows == 3
+
+
 def test_bounds_are_those_of_all_pieces_in_any_order() -> None:
     found = BoundsOf("events", DAY)
     for piece in (rows(5, 7), rows(2), rows(9, 3, event_type=["b", "a"])):
@@ -33,6 +40,7 @@ def test_bounds_are_those_of_all_pieces_in_any_order() -> None:
         conversation_min="c2",
         conversation_max="c9",
         event_types=("a", "b", "error"),
+        sampled_rows=0,
     )
 
 
