@@ -61,10 +61,10 @@ class Archived:
                 self._remote_ready = True
             self._remote.know({file.key: file.file_bytes for file in files})
 
-    def failure(self, sources: Iterable[Sources]) -> Exception | None:
-        """Why a query over these could not read its files, if that is why it failed. SegmentGone: take another cut."""
+    def failure(self, sources: Iterable[Sources], exc: BaseException) -> Exception | None:
+        """Why a query over these could not read its files, if that is why `exc` was raised. SegmentGone: take another cut."""
         files = [file for source in sources for file in source.files]
-        remote = self._remote.take_failure() if self._remote_ready else None
+        remote = self._remote.failure_in(f"{exc} {exc.__cause__}") if self._remote_ready else None
         if files and isinstance(remote, TierCorrupt | None):
             listed = {file.file_id for file in self._tiers.ledger.view().files}
             for file in files:

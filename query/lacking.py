@@ -27,7 +27,7 @@ def lacking(
         try:
             events, made = (0, 0) if query is None else _one(base, query)
         except (TierUnavailable, TierCorrupt) as exc:
-            raise (archived.failure(sources.values()) or exc) from exc
+            raise (archived.failure(sources.values(), exc) or exc) from exc
         if made < events:
             found.append(f"{relation} lacks {events - made:,} of {events:,} archived events: archived without this definition")
     return "; ".join(found)

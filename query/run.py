@@ -178,7 +178,7 @@ class Runner:
             try:
                 yield place.con.execute(query, parameters).to_arrow_reader(rows), plan.coverage
             except (DuckError, pa.ArrowException, OSError) as exc:
-                raise self._archived.failure(plan.sources.values()) or QueryRefused(first_line(exc)) from exc
+                raise self._archived.failure(plan.sources.values(), exc) or QueryRefused(first_line(exc)) from exc
             finally:
                 self._reader.release(cut)
 
@@ -205,7 +205,7 @@ class Runner:
             place.define(cut.tail, sources)
             return place.run(query, parameters, self._settings)
         except (QueryRefused, TierUnavailable) as exc:
-            failure = self._archived.failure(sources.values()) or place.gone()
+            failure = self._archived.failure(sources.values(), exc) or place.gone()
             if failure is None:
                 raise
             place.forget()

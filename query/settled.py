@@ -308,7 +308,7 @@ class SettledEvents:
                 return con.execute(query, parameters)
         except Exception as exc:
             files = tuple(one for one in sources if isinstance(one, ColdFile))
-            failure = archived.failure([Sources(files=files)])
+            failure = archived.failure([Sources(files=files)], exc)
             if failure is not None:
                 raise failure from exc
             raise

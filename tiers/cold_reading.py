@@ -11,10 +11,11 @@ blocks; neighbouring blocks that are missing come with one request. Objects are 
 
 from __future__ import annotations
 
+import copy
 import io
 import re
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -32,6 +33,9 @@ from .cold import Cold
 MIB: Final = 1 << 20
 WRITTEN_AT: Final = datetime(2000, 1, 1, tzinfo=UTC)
 """What every object says of its age: it never changes, and DuckDB asks before it believes its own cache."""
+
+FAILURES_MAX: Final = 64
+"""Remembered at once: of so many queries that fail side by side each finds its own."""
 
 Block: TypeAlias = tuple[str, int]
 """Key, and number from the front; the end of a file is TAIL."""
@@ -73,7 +77,7 @@ class ColdFiles(AbstractFileSystem):  # type: ignore[misc]
         self._coming: dict[Block, Future[bytes]] = {}
         self._requests = 0
         self._bytes = 0
-        self._failure: ThermoclineError | None = None
+        self._failures: deque[ThermoclineError] = deque(maxlen=FAILURES_MAX)
 
     def know(self, sizes: Mapping[str, int]) -> None:
         """Sizes in bytes of objects by key, so that they need not be asked for."""
@@ -85,18 +89,20 @@ class ColdFiles(AbstractFileSystem):  # type: ignore[misc]
         with self._lock:
             return Reads(requests=self._requests, bytes=self._bytes, cached_bytes=self._cached_bytes)
 
-    def take_failure(self) -> ThermoclineError | None:
-        """What the store raised last, if anything since the last call: DuckDB passes on no more than its text."""
+    def failure_in(self, text: str) -> ThermoclineError | None:
+        """What the store raised that the text of an error of DuckDB's quotes: it passes on no more than that. None when it is
+        about something else. Queries that fail side by side each find theirs."""
         with self._lock:
-            failure, self._failure = self._failure, None
-            return failure
+            found = next((one for one in reversed(self._failures) if str(one) in text), None)
+        return copy.copy(found)
 
     @contextmanager
     def _remembered(self) -> Iterator[None]:
         try:
             yield
         except ThermoclineError as exc:
-            self._failure = exc
+            with self._lock:
+                self._failures.append(copy.copy(exc))  # without the frames it was raised in
             raise
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tests.s3_servers import Bucket
 from tests.servers import RedisServer
 from tests.tidying import Archive
 from thermocline.config import Settings
+from thermocline.errors import QueryRefused, TierUnavailable
 from thermocline.store import connect
 from thermocline.tiers.cold_schema import KINDS
 
@@ -42,6 +44,30 @@ def requests_for_one_conversation(settings: Settings, days: int) -> tuple[int, i
         assert found.coverage.files_read == 2
         remote = store._runner._archived._remote
         return sum(file.kind == "events" for file in store.tiers.ledger.view().files), remote.reads.requests
+
+
+@pytest.mark.parametrize("cold_url", ["moto"], indirect=True)
+def test_queries_that_fail_side_by_side_all_say_that_the_archive_is_away(
+    cold_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One request fails for all that wait for it. Found by eight clients that read while the object store went away."""
+    append_and_work(cold_settings, one_a_day(3))
+    archive(cold_settings)
+
+    def away(*_: object, **__: object) -> bytes:
+        time.sleep(0.3)
+        raise TierUnavailable("the bucket is away: do this")
+
+    with connect(cold_settings) as store, ThreadPoolExecutor(8) as pool, monkeypatch.context() as patch:
+        store.sql("SELECT count(*) FROM conversation_summary").fetchall()
+        patch.setattr(store.tiers.cold, "get", away)
+        asked = [pool.submit(store.sql, "SELECT content FROM events") for _ in range(8)]
+        failures = [one.exception(60) for one in asked]
+        assert {(type(one), str(one)) for one in failures} == {(TierUnavailable, "the bucket is away: do this")}
+        patch.undo()
+        with pytest.raises(QueryRefused, match="nothing_like_it"):
+            store.sql("SELECT nothing_like_it FROM events")
+        assert len(store.sql("SELECT content FROM events").fetchall()) == 5
 
 
 @pytest.mark.parametrize("cold_url", ["moto", pytest.param("swift", marks=pytest.mark.long)], indirect=True)
