@@ -142,7 +142,7 @@ def data_dir(tmp_path: Path) -> Iterator[Path]:
 def redis_server(tmp_path: Path) -> Iterator[StartServer]:
     """A function that starts a RedisServer in a folder of its own: `redis_server(options={"appendfsync": "always"})`.
 
-    The binary is the newest found unless given. All are stopped when the test ends.
+    The binary is the newest found unless given. All are killed when the test ends: in order it would take them 0.1 s.
     """
     started: list[RedisServer] = []
 
@@ -154,7 +154,7 @@ def redis_server(tmp_path: Path) -> Iterator[StartServer]:
 
     yield start
     for server in started:
-        server.stop()
+        server.kill()
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from tests.servers import DIE_WITH_PARENT, START_WAIT_S, STOP_WAIT_S
+from tests.servers import START_WAIT_S, STOP_WAIT_S, dying_with_parent
 from tests.waiting import wait_until
 from thermocline.config import ColdSettings
 
@@ -83,12 +83,11 @@ class S3Server:
 
     def __init__(self, command: Sequence[str], folder: Path) -> None:
         """folder  for its log"""
-        died = [sys.executable, "-I", "-S", "-c", DIE_WITH_PARENT] if sys.platform == "linux" else []
         log, said = folder / "server.log", folder / "server.port"
         with log.open("wb") as errors, said.open("wb") as output:
             environ = {**os.environ, "PYTHONWARNINGS": "ignore"}
             self._process = subprocess.Popen(
-                [*died, *command], cwd=folder, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=errors
+                dying_with_parent(command), cwd=folder, env=environ, stdin=subprocess.DEVNULL, stdout=output, stderr=errors
             )
         try:
             wait_until(lambda: said.read_text().endswith("\n") or self._process.poll() is not None, START_WAIT_S, str(command))

@@ -366,14 +366,16 @@ def test_a_merge_of_more_than_its_memory_works_and_leaves_nothing(new_warm: NewW
     assert [path.name for path in tmp_path.iterdir()] == ["segments"]
 
 
-@pytest.mark.parametrize("conversations", [1, 5])
-def test_a_merge_of_large_events_makes_segments_that_can_be_read(new_warm: NewWarm, con: Connection, conversations: int) -> None:
-    """DuckDB holds a vector of 2,048 rows at once: of these in one segment, as many bytes as there are."""
-    lines = [event(content=chr(64 + n % 60) * 900_000) for n in range(120)]
-    blocks = [
-        block([line], number=number, conversation_id=f"c{number % conversations}", seq_first=1 + number // conversations)
-        for number, line in enumerate(lines, start=1)
-    ] + [block([event(content="short")] * 100, number=121, conversation_id="a", seq_first=1)]
+def test_a_merge_of_large_events_makes_segments_that_can_be_read(new_warm: NewWarm, con: Connection) -> None:
+    """DuckDB holds a vector of 2,048 rows at once: of these in one segment, as many bytes as there are. Half are of one
+    conversation, which alone is too much."""
+    counts = dict.fromkeys(("c0", "c1", "c2", "c3", "c4"), 0)
+    blocks = [block([event(content="short")] * 100, number=1, conversation_id="a", seq_first=1)]
+    for number in range(2, 122):
+        name = f"c{max(0, number % 8 - 3)}"
+        counts[name] += 1
+        lines = [event(content=chr(64 + number % 60) * 900_000)]
+        blocks.append(block(lines, number=number, conversation_id=name, seq_first=counts[name]))
     inputs = [settled(new_warm(), table(blocks[first : first + 20])) for first in range(0, 121, 20)]
     few = new_warm(memory_bytes_max=96 << 20, segment_rows_max=1_000_000, segment_bytes_max=1 << 30)
     outputs = few.write_merged(inputs, level=1, move_id="m", created_us=1)
@@ -382,6 +384,7 @@ def test_a_merge_of_large_events_makes_segments_that_can_be_read(new_warm: NewWa
     assert all(few.check(one, deep=True) == [] for one in outputs)
     assert in_order(rows_in(con, few, outputs)) == in_order(rows_in(con, few, inputs))
     assert [one.conversation_min for one in outputs] == sorted(one.conversation_min for one in outputs)
+    assert sum(one.conversation_min == one.conversation_max == "c0" for one in outputs) >= 3
 
 
 def test_a_settle_beyond_its_memory_says_which_setting_to_raise(new_warm: NewWarm, tmp_path: Path) -> None:

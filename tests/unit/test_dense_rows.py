@@ -39,7 +39,7 @@ def test_many_conversations_of_one_large_row_are_dense_together() -> None:
     assert dense([[10_000]] * 101) == [10_000] * 101
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(6))
 def test_no_vector_without_dense_rows_has_more_bytes_than_allowed(seed: int) -> None:
     rng = random.Random(seed)
     conversations = [
