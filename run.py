@@ -19,7 +19,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
 COMMANDS = {
     "demo": ("requirements.lock", ["-m", "thermocline", "demo"]),
-    "test": ("requirements-dev.lock", ["-m", "pytest", "-n", "4", "--dist", "worksteal", "--durations", "40"]),
+    "test": ("requirements-dev.lock", ["-m", "pytest", "-n", "6", "--dist", "worksteal", "--durations", "40"]),
     "long": ("requirements-dev.lock", ["-m", "pytest", "-m", "long"]),
 }
 UNREACHABLE = ("Failed to establish a new connection", "name resolution", "timed out", "Could not fetch URL", "ProxyError")

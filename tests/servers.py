@@ -168,7 +168,12 @@ class RedisServer:
     def _spawn(self, command: list[str]) -> None:
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                dying_with_parent(command), cwd=self.folder, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                dying_with_parent(command),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                restore_signals=False,  # SIGXFSZ stays ignored, so that a limit on the size of files is like a full disk
             )
         self._processes.append(process)
 
