@@ -12,6 +12,7 @@ from thermocline.policy import Policy
 from thermocline.tiers import rollups, user_rollups
 from thermocline.tiers.batch_files import BatchFiles, Part
 from thermocline.tiers.checksum import COLUMN_LIST, ROW_HASH
+from thermocline.tiers.dense_rows import ARCHIVE_SHARE
 from thermocline.tiers.duck import fresh_name, quoted
 from thermocline.tiers.ledger import Segment
 from thermocline.tiers.merge_split import COUNTS, counted_shares, day_text, equal_ranges
@@ -20,8 +21,6 @@ from thermocline.tiers.opening import Tiers
 from . import sampler
 from .archive_plan import DAY_US
 
-MEMORY_SHARE = 0.5
-"""Of warm.memory_bytes_max for DuckDB: as much again is taken by row groups that are written and read back."""
 _DAY = f"epoch_us(timestamp) // {DAY_US}"
 _NO_DECISIONS = "(SELECT '' AS conversation_id, '' AS rule, 0.5 AS rate, now() AS started_at, '' AS policy_hash LIMIT 0)"
 
@@ -50,7 +49,7 @@ class ArchiveSource:
 
     def __enter__(self) -> ArchiveSource:
         task = f"archiving {len(self._inputs)} segments"
-        self._open = self._tiers.warm.reading(self._segments, task=task, memory_share=MEMORY_SHARE)
+        self._open = self._tiers.warm.reading(self._segments, task=task, memory_share=ARCHIVE_SHARE)
         self.con, aliases = self._open.__enter__()
         self._alias = {one.segment_id: alias for one, alias in zip(self._segments, aliases, strict=True)}
         self.rows = "(" + " UNION ALL ".join(self._due(one) for one in self._inputs) + ")"

@@ -16,12 +16,14 @@ from .ledger import Segment
 
 MERGE_SHARE: Final = 0.6
 """Of warm.memory_bytes_max, for a merge: not all that the DuckDB before it had goes back to the system."""
+ARCHIVE_SHARE: Final = 1 / 3
+"""For the archive: more is taken by row groups that are written and read back. With a half it took as long."""
 _MEMORY_BYTES_MIN: Final = 256 << 20
 """When so much is allowed at all: below it no step may fit."""
 _VECTOR_ROWS: Final = 2048
 _VECTORS_AT_ONCE: Final = 4
-"""Outputs of a merge are written two at a time, and each reads one and writes one (measured: with 460 MiB and one output, 418 MiB
-in a vector are written and 456 MiB are not)."""
+"""Two threads of the archive read one each, and hash or sort what is in it. Outputs of a merge are written two at a time, and
+each reads one and writes one (measured: with 460 MiB and one output, 418 MiB in a vector are written and 456 MiB are not)."""
 _Counts = npt.NDArray[np.int64]
 
 
@@ -32,7 +34,7 @@ def alone_bytes(settings: WarmSettings, share: float) -> int:
 
 def dense_bytes_max(settings: WarmSettings) -> int:
     """Bytes of dense rows in one segment at most, and of what is not dense in one vector."""
-    return alone_bytes(settings, MERGE_SHARE) // _VECTORS_AT_ONCE
+    return alone_bytes(settings, min(MERGE_SHARE, ARCHIVE_SHARE)) // _VECTORS_AT_ONCE
 
 
 def vector_bytes(segment: Segment) -> float:

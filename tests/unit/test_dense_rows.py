@@ -58,6 +58,6 @@ def test_no_vector_without_dense_rows_has_more_bytes_than_allowed(seed: int) -> 
 
 
 def test_more_memory_allows_more_dense_rows() -> None:
-    few, many = (WarmSettings.model_validate({"memory_bytes_max": size << 20}) for size in (512, 1024))
+    few, many = (WarmSettings.model_validate({"memory_bytes_max": size << 20}) for size in (1024, 2048))
     assert dense_bytes_max(many) == pytest.approx(2 * dense_bytes_max(few), rel=0.01)
-    assert 4 * dense_bytes_max(many) < 1024 << 20
+    assert 4 * dense_bytes_max(many) < 2048 << 20
