@@ -314,6 +314,7 @@ def test_events_appended_again_with_their_ids_are_there_once(folder: Path) -> No
     ("arguments", "code", "said"),
     [
         (["nope"], 2, "No such command 'nope'"),
+        (["recnt"], 2, "Did you mean 'recent'? See `thermocline --help`."),
         (["query"], 2, "Missing argument 'SQL'"),
         (["query", "SELECT 1", "-o", "xml"], 2, "Invalid value"),
         (["recent", "c", "--limit", "0"], 2, "Invalid value"),

@@ -44,7 +44,8 @@ def _run(arguments: list[str]) -> int:
             sys.stderr.write(f"{exc.format_message().rstrip()}\n")
             return exc.exit_code
         place = getattr(context, "command_path", "thermocline")
-        return _failed(f"{exc.format_message().rstrip('.')}. See `{place} --help`.", exc.exit_code)
+        text = exc.format_message().rstrip(".")
+        return _failed(f"{text}{'' if text.endswith('?') else '.'} See `{place} --help`.", exc.exit_code)
     except typer.Abort:
         return 130
     except ThermoclineError as exc:
