@@ -9,8 +9,6 @@ from __future__ import annotations
 from sqlalchemy import BigInteger, Boolean, Column, Double, Integer, MetaData, Table, Text
 
 metadata = MetaData()
-ADDED = {"cold_files": ("sampled_rows",)}
-"""Table → columns that ledgers of the first days do not have."""
 
 
 def _count(name: str) -> Column[int]:

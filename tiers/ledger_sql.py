@@ -387,11 +387,11 @@ _OWNER = sa.select(schema.epochs.c.owner).order_by(schema.epochs.c.epoch.desc())
 def _complete(con: sa.Connection) -> None:
     """Add the tables and columns that the version which made this ledger did not have."""
     schema.metadata.create_all(con)
-    for table, columns in schema.ADDED.items():
-        there = {one["name"] for one in sa.inspect(con).get_columns(table)}
-        for column in columns:
-            if column not in there:
-                con.execute(sa.text(f"ALTER TABLE {table} ADD COLUMN {column} BIGINT"))
+    for table in schema.metadata.sorted_tables:
+        there = {one["name"] for one in sa.inspect(con).get_columns(table.name)}
+        for column in table.columns:
+            if column.name not in there:
+                con.execute(sa.text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {column.type.compile(con.dialect)}"))
 
 
 __all__ = ["SqlLedger"]

@@ -107,17 +107,17 @@ def _parts(con: Connection, rows: str, counts: str, day: str | None, where: str,
         step_rows = _step_rows(total, size, settings)
         steps = tuple(_steps(con, rows, " AND ".join(limits), part, step_rows=step_rows))
         if dense[first] > dense_max:  # a single conversation
-            yield from _pieces(day, steps, total, step_rows=step_rows, at_once=max(1, dense_max * total // (size * step_rows)))
+            yield from _pieces(day, steps, total, step_rows=step_rows, steps_max=max(1, dense_max * total // (size * step_rows)))
         else:
             of_counts = f"(SELECT * FROM {counts} WHERE {' AND '.join(limits[1:]) or 'true'})"
             yield Share(day=day, rows=total, steps=steps, counts=of_counts)
 
 
-def _pieces(day: str | None, steps: tuple[str, ...], rows: int, *, step_rows: int, at_once: int) -> Iterator[Share]:
-    """Outputs of `at_once` steps each."""
-    for first in range(0, len(steps), at_once):
+def _pieces(day: str | None, steps: tuple[str, ...], rows: int, *, step_rows: int, steps_max: int) -> Iterator[Share]:
+    """Outputs of `steps_max` steps each, but for the last."""
+    for first in range(0, len(steps), steps_max):
         rest = rows - first * step_rows
-        yield Share(day=day, rows=min(at_once * step_rows, rest), steps=steps[first : first + at_once], counts=None)
+        yield Share(day=day, rows=min(steps_max * step_rows, rest), steps=steps[first : first + steps_max], counts=None)
 
 
 def _step_rows(rows: int, size: int, settings: WarmSettings) -> int:
