@@ -12,10 +12,12 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from itertools import cycle, islice
 from pathlib import Path
 from typing import IO, Any
 
+import msgspec
 import pyarrow as pa
 import pyarrow.feather
 
@@ -102,19 +104,20 @@ def _orders() -> Iterator[str]:
 
 def work(config: Settings) -> None:
     """A worker that settles, merges or archives when told to, and says what it took and how much memory it ever had."""
-    from .tables.archive import archived
-
     with stores.working(config) as steps:
+        orders: dict[str, Callable[[], stores.Spent]] = {
+            "settle": steps.settle,
+            "merge what is due": partial(steps.merge, force=False),
+            "merge everything": partial(steps.merge, force=True),
+            "archive": steps.archive,
+        }
         _say({})
         for order in _orders():
-            events: float = 0
-            if order == "settle":
-                events = steps.settle()[0]
-                steps.merge(force=False)
-                steps.tidy()
-            elif order == "archive":
-                events = archived(steps)[0]
-            _say({"events": events, "peak_bytes": peak_bytes()})
+            spent = orders[order]()
+            steps.tidy()
+            view = steps.tiers.ledger.view()
+            counts = {"segments": len(view.segments), "files": len(view.files)}
+            _say({**msgspec.structs.asdict(spent), **counts, "peak_bytes": peak_bytes()})
 
 
 def run_worker(config: Settings) -> None:

@@ -8,8 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pyarrow as pa
 
+from thermocline.archiver.archive import Archiver
 from thermocline.archiver.lease import Lease
 from thermocline.archiver.merge import Merger
 from thermocline.archiver.purge import Purger
@@ -20,6 +22,7 @@ from thermocline.event import Event
 from thermocline.ingest.append import Client
 from thermocline.tiers.opening import Tiers, open_tiers
 
+from .case import DAY_US
 from .measure import Clock
 from .servers import RedisServer
 from .workload import kwargs_of
@@ -52,6 +55,16 @@ def append(config: Settings, tables: Iterable[pa.Table]) -> int:
     return count
 
 
+class Spent(msgspec.Struct, frozen=True):
+    """What a step took for so many events."""
+
+    events: int
+    wall_s: float
+    cpu_s: float
+    kept: int = 0
+    """Of an archive."""
+
+
 class Steps:
     """The worker's steps one by one, each as long as there is something to do."""
 
@@ -69,8 +82,8 @@ class Steps:
         time.sleep(pause_s)
         self._waited_s += pause_s
 
-    def settle(self) -> tuple[int, float, float]:
-        """(events, wall seconds, CPU seconds) of settling all that waits; pauses for Redis' disk are not counted."""
+    def settle(self) -> Spent:
+        """Settle all that waits; pauses for Redis' disk are not counted."""
         clock, events, last_s = Clock(), 0, time.monotonic()
         self._waited_s = 0.0
         while True:
@@ -79,20 +92,28 @@ class Steps:
             if step.events:
                 last_s = time.monotonic()
                 if step.events >= step.waiting_events:
-                    return events, clock.wall_s - self._waited_s, clock.cpu_s
+                    return Spent(events, clock.wall_s - self._waited_s, clock.cpu_s)
             elif not step.waiting_events:
-                return events, clock.wall_s - self._waited_s, clock.cpu_s
+                return Spent(events, clock.wall_s - self._waited_s, clock.cpu_s)
             elif time.monotonic() - last_s > SETTLE_WAIT_S:
                 raise TimeoutError(f"{step.waiting_events:,} events did not settle within {SETTLE_WAIT_S:g} s")
             else:
                 self._sleep(0.02)
 
-    def merge(self, *, force: bool) -> tuple[int, float, float]:
-        """(events written again, wall seconds, CPU seconds) of every merge that is due."""
+    def merge(self, *, force: bool) -> Spent:
+        """Every merge that is due, or possible; its events are those that were written again."""
         clock, events = Clock(), 0
         while merged := self._merger.step(force=force):
             events += merged.rows
-        return events, clock.wall_s, clock.cpu_s
+        return Spent(events, clock.wall_s, clock.cpu_s)
+
+    def archive(self, *, before_us: int | None = None) -> Spent:
+        """Archive every day before that time, or all there is."""
+        self.tiers.iceberg.ensure()  # made once in the life of a namespace
+        archiver, clock, events, kept = Archiver(self.tiers, self.epoch), Clock(), 0, 0
+        while batch := archiver.step(before_us=before_us or time.time_ns() // 1000 + DAY_US):
+            events, kept = events + batch.events_in, kept + batch.events_kept
+        return Spent(events, clock.wall_s, clock.cpu_s, kept)
 
     def tidy(self) -> None:
         """Make room: in Redis and on disk."""

@@ -87,5 +87,4 @@ TABLE = Table(
     "day each time.",
     sizes=(1_000_000, 10_000_000, 100_000_000),
     cases=_cases,
-    quick_events=200_000,
 )

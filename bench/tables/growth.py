@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 
-import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from bench import reads, stores
 from bench.case import DAY_US, Bench, Case, Table
+from bench.moved import EVERYTHING, moved, worker_settings
 from bench.results import Result, Row
-from bench.servers import RedisServer
 from bench.workload import DAYS, Workload
 from thermocline.config import Settings
 
-from .archive import archived
-
 ROUND_EVENTS = 400_000
-ROUNDS_MIN = 3
 WHOLE_MAX = 10_000_000
 """Of more events most are loaded, as the tables of reads load them, and so many more come on top:"""
 ADDED_EVENTS = 2_000_000
@@ -30,40 +26,22 @@ COST_GROWTH, REWRITES = 1.3, 3.0
 STEPS = ("settle", "merge", "archive")
 
 
-class Spent(msgspec.Struct):
-    """What a step took for so many events."""
-
-    events: int = 0
-    wall_s: float = 0.0
-    cpu_s: float = 0.0
-
-    def add(self, events: int, wall_s: float, cpu_s: float = 0.0) -> None:
-        self.events, self.wall_s, self.cpu_s = self.events + events, self.wall_s + wall_s, self.cpu_s + cpu_s
-
-
 def _cases(size: int, quick: bool) -> list[Case]:
     if size > WHOLE_MAX:
         return [Case("own", size, partial(_on_top, size=size), group=f"{reads.GROUP}/~ last, as it changes the store")]
-    return [Case("own", size, partial(_own, size=min(size, 150_000) if quick else size))]
+    return [Case("own", size, partial(_own, size=size))]
 
 
 def _own(bench: Bench, *, size: int) -> Sequence[Row]:
-    folder = bench.folder("growth")
-    with RedisServer(folder / "redis", appendfsync="always") as server:
-        config = _settings(folder, server)
-        load = Workload(size, end_us=bench.end_us)
-        spent, segments = _fed(config, load.arrivals(rows_max=min(ROUND_EVENTS, -(-size // ROUNDS_MIN))))
-        with stores.working(config.model_copy(update={"warm": config.warm.model_copy(update={"seal_after_s": 0.0})})) as steps:
-            spent["merge"].add(*steps.merge(force=True))
-            live = len(steps.tiers.ledger.view().segments)
-            rows = _ledger_rows(config.namespace_dir / "ledger.db")
-            spent["archive"].add(*archived(steps)[::2])
-            files = len(steps.tiers.ledger.view().files)
-    if spent["settle"].events != size or spent["archive"].events != size:
-        raise ValueError(f"{spent} of {size:,} events")
-    rewrites = spent["merge"].events / size
+    made = moved(bench, size)
+    settles, merges = [one.step for one in made.settled], [*made.merged_meanwhile, made.merged.step]
+    rows = _ledger_rows(made.config.namespace_dir / "ledger.db")
+    [archive, *_] = made.archived(EVERYTHING)
+    rewrites = sum(one.events for one in merges) / size
+    most, sealed = max(one.segments for one in settles), made.merged.step.segments
+    note = f"{sealed} when all days are sealed, {rows:,} rows in the ledger, {archive.step.files} files archived"
     return [
-        *_costs(spent, size),
+        *_costs({"settle": settles, "merge": merges, "archive": [archive.step]}, size),
         Row(
             what="merge, times an event is written again",
             events=size,
@@ -72,7 +50,7 @@ def _own(bench: Bench, *, size: int) -> Sequence[Row]:
             met=rewrites <= REWRITES,
             figures={"rewrites": rewrites},
         ),
-        _counts(size, config, segments, f"{live} when all days are sealed, {rows:,} rows in the ledger, {files} files archived"),
+        _counts(size, made.config, most, note),
     ]
 
 
@@ -80,24 +58,25 @@ def _on_top(bench: Bench, *, size: int) -> Sequence[Row]:
     """The same steps with ADDED_EVENTS more of the last day, and the first day archived, in a store that has `size` already."""
     made = reads.own(bench, size)
     made.give_up()
-    config = _settings(made.folder, made.server)
+    config = worker_settings(made.folder, made.server)
     load = Workload(ADDED_EVENTS, end_us=bench.end_us, seed=2, days=1)
-    spent, segments = _fed(config, map(_others, load.arrivals(rows_max=ROUND_EVENTS)))
+    settles, merges, segments = [], [], 0
     with stores.working(config) as steps:
+        for table in load.arrivals(rows_max=config.warm.settle_batch_events):
+            stores.append(config, [_others(table)])
+            settles.append(steps.settle())
+            merges.append(steps.merge(force=False))
+            steps.tidy()
+            segments = max(segments, len(steps.tiers.ledger.view().segments))
         rows = _ledger_rows(config.namespace_dir / "ledger.db")
-        spent["archive"].add(*archived(steps, before_us=made.load.start_us + DAY_US)[::2])
+        archive = steps.archive(before_us=made.load.start_us + DAY_US)
         files = len(steps.tiers.ledger.view().files)
-    if spent["settle"].events != ADDED_EVENTS or not spent["archive"].events:
-        raise ValueError(f"{spent} of {ADDED_EVENTS:,} events")
+    if sum(one.events for one in settles) != ADDED_EVENTS or not archive.events:
+        raise ValueError(f"{settles} of {ADDED_EVENTS:,} events, {archive}")
     return [
-        *_costs(spent, size),
+        *_costs({"settle": settles, "merge": merges, "archive": [archive]}, size),
         _counts(size, config, segments, f"{rows:,} rows in the ledger, {files} files archived from one day"),
     ]
-
-
-def _settings(folder: Path, server: RedisServer) -> Settings:
-    warm = {**stores.WARM_ONLY, "purge_grace_s": 1}
-    return stores.settings(folder, server, warm=warm, hot={"cache_window_s": 5}, sampling=stores.KEEP_ALL)
 
 
 def _others(table: pa.Table) -> pa.Table:
@@ -106,33 +85,24 @@ def _others(table: pa.Table) -> pa.Table:
     return table.set_column(table.schema.get_field_index("conversation_id"), "conversation_id", names)
 
 
-def _fed(config: Settings, tables: Iterable[pa.Table]) -> tuple[dict[str, Spent], int]:
-    """(what settling and merging took while the tables were appended one by one, the most segments there were)."""
-    spent = {name: Spent() for name in STEPS}
-    segments = 0
-    for table in tables:
-        stores.append(config, [table])
-        with stores.working(config) as steps:
-            spent["settle"].add(*steps.settle())
-            spent["merge"].add(*steps.merge(force=False))
-            steps.tidy()
-            segments = max(segments, len(steps.tiers.ledger.view().segments))
-    return spent, segments
-
-
-def _costs(spent: dict[str, Spent], size: int) -> list[Row]:
-    """A row for each step; of merge: per event written."""
-    return [
-        Row(
-            what=f"{name}, cost per event",
-            events=size,
-            value=f"{one.wall_s / one.events * 1e6:.2f} µs",
-            note=f"{one.events:,} events" + (f"; CPU {one.cpu_s / one.events * 1e6:.2f} µs" if one.cpu_s else ""),
-            figures={f"{name}_us_per_event": one.wall_s / one.events * 1e6},
+def _costs(steps: dict[str, Sequence[stores.Spent]], size: int) -> list[Row]:
+    """A row for each kind of step; of merge: per event written."""
+    rows = []
+    for name, spent in steps.items():
+        events = sum(one.events for one in spent)
+        wall_us, cpu_us = (
+            sum(times) / max(events, 1) * 1e6 for times in zip(*((one.wall_s, one.cpu_s) for one in spent), strict=True)
         )
-        for name, one in spent.items()
-        if one.events
-    ]
+        rows.append(
+            Row(
+                what=f"{name}, cost per event",
+                events=size,
+                value=f"{wall_us:.2f} µs",
+                note=f"{events:,} events; CPU {cpu_us:.2f} µs",
+                figures={f"{name}_us_per_event": wall_us},
+            )
+        )
+    return rows
 
 
 def _counts(size: int, config: Settings, segments: int, note: str) -> Row:

@@ -134,6 +134,5 @@ TABLE = Table(
     "merged days and the largest backlog of unmerged segments that the design allows.",
     sizes=(1_000_000, 10_000_000, 100_000_000),
     cases=_cases,
-    quick_events=200_000,
     derived=_derived,
 )

@@ -8,38 +8,31 @@ from functools import partial
 from bench import loader, stores
 from bench.case import Bench, Case, Table
 from bench.child import Child
+from bench.moved import EVERYTHING, moved
 from bench.results import Row
 from bench.servers import RedisServer
 from bench.workload import Workload
 
 LIMIT_BYTES = 1 << 30
-ROUND_EVENTS = 400_000
 
 
 def _cases(size: int, quick: bool) -> list[Case]:
     return [
-        Case("settle", size, partial(_settle, size=min(size, 200_000) if quick else size)),
-        Case("archive", size, partial(_archive, size=min(size, 150_000) if quick else size)),
+        Case("settle", size, partial(_settle, size=size)),
+        Case("archive", size, partial(_archive_week if quick else _archive_day, size=size)),
     ]
 
 
 def _settle(bench: Bench, *, size: int) -> Sequence[Row]:
-    folder = bench.folder("memory")
-    with RedisServer(folder / "redis", appendfsync="always") as server:
-        config = stores.settings(folder, server, warm={**stores.WARM_ONLY, "purge_grace_s": 1}, hot={"cache_window_s": 5})
-        count, peak = 0, 0
-        with Child("work", config) as worker:
-            worker.ready()
-            for table in Workload(size, end_us=bench.end_us).arrivals(rows_max=ROUND_EVENTS):
-                stores.append(config, [table])
-                told = worker.ask("settle")
-                count, peak = count + told["events"], told["peak_bytes"]
-    if count != size:
-        raise ValueError(f"{count:,} events settled, {size:,} were appended")
-    return [_row("worker settling and merging", size, peak)]
+    return [_row("worker settling and merging", size, moved(bench, size).settling_peak_bytes)]
 
 
-def _archive(bench: Bench, *, size: int) -> Sequence[Row]:
+def _archive_week(bench: Bench, *, size: int) -> Sequence[Row]:
+    [found, *_] = moved(bench, size).archived(EVERYTHING)
+    return [_row("worker archiving a week, everything kept", size, found.step.peak_bytes)]
+
+
+def _archive_day(bench: Bench, *, size: int) -> Sequence[Row]:
     folder = bench.folder("memory")
     with RedisServer(folder / "redis") as server:
         config = stores.settings(folder, server, sampling=stores.KEEP_ALL)

@@ -131,5 +131,4 @@ TABLE = Table(
     "of unmerged segments without rollups that the design allows.",
     sizes=(1_000_000, 10_000_000, 100_000_000),
     cases=_cases,
-    quick_events=200_000,
 )
