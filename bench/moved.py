@@ -1,0 +1,243 @@
+"""Events that go all the way from Redis to the archive, a step at a time, in a process that does nothing else.
+
+What every step took, and beside it what DuckDB alone takes for the least one could do with the same rows. Several tables are
+about parts of it.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from thermocline.config import Settings
+from thermocline.event import COLUMNS
+from thermocline.store import connect
+from thermocline.tiers.duck import Connection, quoted
+from thermocline.tiers.duck import connect as open_duck
+from thermocline.tiers.ledger import Segment
+from thermocline.tiers.opening import Tiers
+
+from . import stores
+from .case import Bench
+from .child import Child
+from .measure import Clock
+from .servers import RedisServer
+from .workload import Workload
+
+ROUNDS_MIN = 5
+ALONE_MAX = 1_000_000
+"""With more events DuckDB alone is not measured."""
+PAGE_BYTES = 4 << 20
+ALONE_MEMORY_BYTES = 4 << 30
+"""Of DuckDB alone, which sorts everything at once; the worker has warm.memory_bytes_max."""
+ORDER = "conversation_id, timestamp, seq"
+EVERYTHING, DEFAULT = "everything kept", "the default policy"
+POLICIES: dict[str, dict[str, Any]] = {EVERYTHING: stores.KEEP_ALL, DEFAULT: {"rules": []}}
+
+
+class Step(stores.Spent, frozen=True, kw_only=True):
+    """What a process that works says of a step."""
+
+    segments: int
+    """In the store afterwards."""
+    files: int
+    """In the archive afterwards."""
+    peak_bytes: int
+    """The most memory the process had so far."""
+
+
+class Alone(msgspec.Struct, frozen=True, kw_only=True):
+    """What DuckDB alone took."""
+
+    wall_s: float
+    cpu_s: float
+
+
+class Beside(msgspec.Struct, frozen=True, kw_only=True):
+    """A step, and DuckDB alone before it, after it, or both; neither when there are too many events."""
+
+    step: Step
+    alone: tuple[Alone, ...]
+
+    @property
+    def alone_s(self) -> float:
+        return sum(one.wall_s for one in self.alone) / len(self.alone)
+
+    @property
+    def alone_cpu_s(self) -> float:
+        return sum(one.cpu_s for one in self.alone) / len(self.alone)
+
+
+class Moved:
+    """A store through which `size` events of a week go."""
+
+    def __init__(self, bench: Bench, size: int) -> None:
+        self.size = size
+        self._bench = bench
+        self._folder = bench.folder("moved")
+        self.server = RedisServer(self._folder / "redis", appendfsync="always")  # so that settling need not wait for its disk
+        self.config = worker_settings(self._folder, self.server)
+        self.settled: list[Beside] = []
+        self.merged_meanwhile: list[Step] = []
+        self._archived: dict[str, list[Beside]] = {}
+        with connect(self.config) as store, Child("work", self.config) as worker:
+            worker.ready()
+            rows_max = min(self.config.warm.settle_batch_events, -(-size // ROUNDS_MIN))
+            for table in Workload(size, end_us=bench.end_us).arrivals(rows_max=rows_max):
+                self._round(store.tiers, worker, table)
+
+    def _round(self, tiers: Tiers, worker: Child, table: pa.Table) -> None:
+        """Append a batch, settle it and merge what is due; DuckDB alone with the same lines before or after, in turns."""
+        stores.append(self.config, [table])
+        lines = _lines(tiers) if self.size <= ALONE_MAX else pa.table({"line": []})
+        alone = [_parse_alone(lines, self._folder, self.config)] if len(lines) and len(self.settled) % 2 == 0 else []
+        step = told(worker, "settle")
+        if step.events != table.num_rows:
+            raise ValueError(f"{step.events:,} events settled, {table.num_rows:,} waited")
+        if len(lines) and not alone:
+            alone = [_parse_alone(lines, self._folder, self.config)]
+        self.settled.append(Beside(step=step, alone=tuple(alone)))
+        self.merged_meanwhile.append(told(worker, "merge what is due"))
+
+    @property
+    def settling_peak_bytes(self) -> int:
+        return max(one.peak_bytes for one in (*self.merged_meanwhile, self.merged.step))
+
+    @cached_property
+    def merged(self) -> Beside:
+        """Every day merged and sealed."""
+        warm = self.config.warm.model_copy(update={"seal_after_s": 0.0})
+        with Child("work", self.config.model_copy(update={"warm": warm})) as worker:
+            worker.ready()
+            return self._beside(_merge_alone, lambda: told(worker, "merge everything"))
+
+    def archived(self, policy: str, rounds: int = 1) -> list[Beside]:
+        """Everything archived by a policy of POLICIES, at least so many times."""
+        found = self._archived.setdefault(policy, [])
+        while len(found) < rounds:
+            found.append(self._archive(POLICIES[policy]))
+        return found
+
+    def _archive(self, sampling: dict[str, Any]) -> Beside:
+        """From a copy of the store, by a process that has done nothing else."""
+        self.merged  # noqa: B018  # it is made
+        folder = self._bench.folder("archived")
+        config = worker_settings(folder, self.server, sampling=sampling)
+        shutil.copytree(self.config.namespace_dir, config.namespace_dir)
+        with Child("work", config) as worker:
+            worker.ready()
+            found = self._beside(_archive_alone, lambda: told(worker, "archive"))
+        if found.step.events != self.size:
+            raise ValueError(f"{found.step.events:,} events were archived, there are {self.size:,}")
+        shutil.rmtree(folder)
+        return found
+
+    def _beside(self, alone: Callable[[Tiers, Path], Alone], work: Callable[[], Step]) -> Beside:
+        """A step, and DuckDB alone before and after it; in the quick run, before."""
+        found = []
+        with connect(self.config) as store:
+            if self.size <= ALONE_MAX:
+                found.append(alone(store.tiers, self._folder))
+            step = work()
+            if self.size <= ALONE_MAX and not self._bench.quick:
+                found.append(alone(store.tiers, self._folder))
+        return Beside(step=step, alone=tuple(found))
+
+    def close(self) -> None:
+        self.server.close()
+
+
+def told(worker: Child, order: str) -> Step:
+    """What a worker did when it was told to."""
+    return msgspec.convert(worker.ask(order), Step)
+
+
+def moved(bench: Bench, size: int) -> Moved:
+    """One for all tables of this size."""
+    made: Moved = bench.shared(("", "moved", size), lambda: Moved(bench, size))
+    return made
+
+
+def worker_settings(folder: Path, server: RedisServer, **overrides: Any) -> Settings:
+    """Settings of a worker that tidies up soon."""
+    chosen = {
+        "warm": {**stores.WARM_ONLY, "purge_grace_s": 1},
+        "hot": {"cache_window_s": 5},
+        "sampling": stores.KEEP_ALL,
+        **overrides,
+    }
+    return stores.settings(folder, server, **chosen)
+
+
+def _lines(tiers: Tiers) -> pa.Table:
+    """(conversation_id, line) of every event that waits."""
+    tables = []
+    for cut, state in zip(tiers.hot.cut(), tiers.ledger.view().shards, strict=True):
+        after = state.position
+        while (page := tiers.hot.page(cut.shard, after, cut.last, bytes_max=PAGE_BYTES)).num_rows:
+            tables.append(page.select(["conversation_id", "payload", "position_ms", "position_seq"]))
+            last = page.slice(page.num_rows - 1).to_pylist()[0]
+            after = type(cut.last)(last["position_ms"], last["position_seq"])
+    blocks = pa.concat_tables(tables).combine_chunks()
+    split = pc.split_pattern(blocks["payload"], "\n").combine_chunks()
+    conversations = blocks["conversation_id"].combine_chunks().take(pc.list_parent_indices(split))
+    return pa.table({"conversation_id": conversations, "line": pc.list_flatten(split)})
+
+
+def _parse_alone(lines: pa.Table, folder: Path, settings: Settings) -> Alone:
+    """Parse, sort and store the lines."""
+    clock = Clock()
+    spec = "{" + ", ".join(f'"{column.name}": "{column.line_type}"' for column in COLUMNS if column.in_line) + "}"
+    con = open_duck(memory_bytes=settings.warm.memory_bytes_max, threads=settings.warm.threads)
+    target = folder / f"alone-{time.monotonic_ns()}.duckdb"
+    con.register("lines", lines)
+    con.execute(f"ATTACH '{target}' AS alone (STORAGE_VERSION 'v1.5.0')")
+    select = f"SELECT conversation_id, unnest(from_json(line, '{spec}')) FROM lines"
+    con.execute(f"CREATE TABLE alone.events AS FROM ({select}) ORDER BY conversation_id, timestamp")
+    con.execute("CHECKPOINT alone")
+    con.close()
+    target.unlink()
+    return Alone(wall_s=clock.wall_s, cpu_s=clock.cpu_s)
+
+
+def _merge_alone(tiers: Tiers, folder: Path) -> Alone:
+    """Write the rows of all segments, sorted, into one new file."""
+    con, rows = _opened(tiers, tiers.ledger.view().segments, folder)
+    clock, target = Clock(), folder / "alone.duckdb"
+    con.execute(f"ATTACH '{target}' AS alone (STORAGE_VERSION 'v1.5.0')")
+    con.execute(f"CREATE TABLE alone.events AS FROM ({rows}) ORDER BY {ORDER}")
+    con.execute("CHECKPOINT alone")
+    found = Alone(wall_s=clock.wall_s, cpu_s=clock.cpu_s)
+    con.close()
+    target.unlink()
+    return found
+
+
+def _archive_alone(tiers: Tiers, folder: Path) -> Alone:
+    """Write the rows of all segments, sorted, as one Parquet file."""
+    con, rows = _opened(tiers, tiers.ledger.view().segments, folder)
+    clock, target = Clock(), folder / "alone.parquet"
+    con.execute(
+        f"COPY (SELECT * FROM ({rows}) ORDER BY {ORDER})"
+        f" TO {quoted(str(target))} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 131072)"
+    )
+    found = Alone(wall_s=clock.wall_s, cpu_s=clock.cpu_s)
+    con.close()
+    target.unlink()
+    return found
+
+
+def _opened(tiers: Tiers, segments: Sequence[Segment], folder: Path) -> tuple[Connection, str]:
+    """A DuckDB with the segments attached, and SELECT of all their rows."""
+    con = open_duck(memory_bytes=ALONE_MEMORY_BYTES, threads=tiers.settings.warm.threads, temp_dir=str(folder / "spill"))
+    for number, segment in enumerate(segments):
+        con.execute(f"ATTACH {quoted(tiers.warm.path(segment.segment_id))} AS s{number} (READ_ONLY)")
+    return con, " UNION ALL ".join(f"SELECT * FROM s{number}.events" for number in range(len(segments)))
