@@ -34,7 +34,7 @@ from .workload import Workload
 
 ROUNDS_MIN = 5
 ALONE_MAX = 1_000_000
-"""With more events DuckDB alone is not measured."""
+"""With more events DuckDB alone is not measured, and what is due for a merge is merged at once instead of when all is settled."""
 PAGE_BYTES = 4 << 20
 ALONE_MEMORY_BYTES = 4 << 30
 """Of DuckDB alone, which sorts everything at once; the worker has warm.memory_bytes_max."""
@@ -95,7 +95,7 @@ class Moved:
                 self._round(store.tiers, worker, table)
 
     def _round(self, tiers: Tiers, worker: Child, table: pa.Table) -> None:
-        """Append a batch, settle it and merge what is due; DuckDB alone with the same lines before or after, in turns."""
+        """Append a batch and settle it; DuckDB alone with the same lines before or after, in turns."""
         stores.append(self.config, [table])
         lines = _lines(tiers) if self.size <= ALONE_MAX else pa.table({"line": []})
         alone = [_parse_alone(lines, self._folder, self.config)] if len(lines) and len(self.settled) % 2 == 0 else []
@@ -105,11 +105,13 @@ class Moved:
         if len(lines) and not alone:
             alone = [_parse_alone(lines, self._folder, self.config)]
         self.settled.append(Beside(step=step, alone=tuple(alone)))
-        self.merged_meanwhile.append(told(worker, "merge what is due"))
+        if self.size > ALONE_MAX:
+            self.merged_meanwhile.append(told(worker, "merge what is due"))
 
     @property
     def settling_peak_bytes(self) -> int:
-        return max(one.peak_bytes for one in (*self.merged_meanwhile, self.merged.step))
+        steps = (self.settled[-1].step, *self.merged_meanwhile, self.merged.step)
+        return max(one.peak_bytes for one in steps)
 
     @cached_property
     def merged(self) -> Beside:

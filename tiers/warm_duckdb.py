@@ -116,7 +116,7 @@ class DuckWarm(Warm):
             label,
             ranges=lambda _: ranges,
             rollup_rows_min=self._settings.rollup_rows_min,
-            block_bytes=self._block_bytes(pc.sum(pc.binary_length(blocks["payload"])).as_py() * 2 // 5),
+            block_bytes=self._block_bytes(pc.sum(pc.binary_length(blocks["payload"])).as_py()),
             group_rows=SETTLED_GROUP_ROWS,
             at_once=self._at_once,
             user_rollups=self._rollups,
