@@ -7,7 +7,7 @@ shape.py      what recorded conversations look like, as constants
 text.py       text, and strings cut from it
 workload.py   the events
 loader.py     a store with very many of them
-stores.py     a store of ours, one worker step at a time
+stores.py     a store of ours, one worker step at a time; moved.py all of them, beside DuckDB alone
 servers.py    redis-server
 child.py      other processes
 reads.py      loaded stores that the tables of reads share
@@ -20,3 +20,7 @@ machine.py    what it was measured on
 report.py     docs/benchmarks.md; plots.py its plots, markdown.py its tables, notes.md its end
 sizes.py      bytes per event: a command of its own
 """
+
+import logging
+
+logging.getLogger("pyiceberg").setLevel(logging.ERROR)  # it warns of every column we keep no bounds of

@@ -57,7 +57,11 @@ def _parser() -> argparse.ArgumentParser:
         "What was measured by the same code on this machine is not measured again, so a run that was cut short goes on.",
     )
     parser.add_argument("tables", nargs="*", help="tables to measure, all, or report")
-    parser.add_argument("--quick", action="store_true", help="every row, small: at most 1M events, five to seven minutes")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="every row at 1M events, within five minutes; rates of what comes in are of a part of them",
+    )
     parser.add_argument("--events", type=_sizes, help="sizes instead of each table's own: 1M,10M,100M")
     parser.add_argument("--again", action="store_true", help="measure again what was measured already")
     parser.add_argument("--peers", type=_peers, help=f"measure these only: {', '.join(peer.name for peer in PEERS)}")

@@ -112,4 +112,4 @@ class Table(NamedTuple):
     derived: Callable[[Sequence[Result]], list[Row]] = lambda _: []
     """Rows that follow from the results of several sizes."""
     quick_events: int = 1_000_000
-    """Size of the quick run: all of them together have five minutes."""
+    """Size of the quick run: all tables together have five minutes. Rates of what comes in are measured on a part of so many."""

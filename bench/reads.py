@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import partial
 
 import numpy as np
 
@@ -11,11 +13,13 @@ from thermocline.store import connect
 from . import loader, stores
 from .case import DAY_US, WHOLE, Bench
 from .measure import forget_files
+from .peers import PEERS
 from .peers.peer import Peer
 from .servers import RedisServer
 from .workload import Workload
 
 GROUP = "reads"
+LOADED_AT_ONCE = 2
 ASKED = 50
 """Conversations that are asked for, one after the other."""
 
@@ -74,9 +78,28 @@ class Loaded:
         self.peer.close()
 
 
-def group(peer: type[Peer]) -> str:
-    """The group of the cases that load a peer: one peer at a time takes its room on disk."""
-    return f"{GROUP}/{peer.name}"
+class Peers:
+    """All peers that answer queries, with the same events: for the quick run, in which they are small and time is short."""
+
+    def __init__(self, bench: Bench, size: int) -> None:
+        there = [peer for peer in PEERS if peer.queries and not peer.missing()]
+        with ThreadPoolExecutor(LOADED_AT_ONCE) as pool:
+            self._loads: dict[type[Peer], Future[Loaded]] = {peer: pool.submit(Loaded, bench, size, peer) for peer in there}
+            wait(self._loads.values())
+
+    def loaded(self, peer: type[Peer]) -> Loaded:
+        """One of them; raises what loading it raised."""
+        return self._loads[peer].result()
+
+    def close(self) -> None:
+        for load in self._loads.values():
+            if load.exception() is None:
+                load.result().close()
+
+
+def group(peer: type[Peer], *, quick: bool) -> str:
+    """The group of the cases that load a peer: in the full run one peer at a time takes its room on disk."""
+    return GROUP if quick else f"{GROUP}/{peer.name}"
 
 
 def own(bench: Bench, size: int) -> Own:
@@ -85,7 +108,10 @@ def own(bench: Bench, size: int) -> Own:
 
 
 def loaded(bench: Bench, size: int, peer: type[Peer]) -> Loaded:
-    made: Loaded = bench.shared((group(peer), size), lambda: Loaded(bench, size, peer))
+    if bench.quick:
+        peers: Peers = bench.shared((GROUP, "peers", size), partial(Peers, bench, size))
+        return peers.loaded(peer)
+    made: Loaded = bench.shared((group(peer, quick=False), size), partial(Loaded, bench, size, peer))
     return made
 
 

@@ -85,13 +85,13 @@ def _head(results: Sequence[Result], plots: dict[str, str]) -> str:
         f"* Measured: {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, commit {commits}",
         f"* Versions: {_versions(results)}",
         "* Commands: `bench/run all`, which goes on where it was cut short, then `bench/run report`. `bench/run --quick` prints",
-        "  every row, small, in five to seven minutes. Peers come with `pip install -e .[bench]` and",
+        "  every row at 1 M events within five minutes. Peers come with `pip install -e .[bench]` and",
         "  `apt install postgresql nats-server redis-server`.",
         "* The same for machines: [benchmarks/results.json](benchmarks/results.json)",
         f"* Targets: {sum(bool(row.met) for row in judged)} of {len(judged)} rows that have one meet it.",
     ]
     if quick:
-        lines.append(f"* Measured by the quick run only, so on few events: {', '.join(quick)}.")
+        lines.append(f"* Measured by the quick run only, so on fewer or by fewer calls: {', '.join(quick)}.")
     old = sum(
         one.identity not in (identity_of(one.table, product=True), identity_of(one.table, product=False)) for one in results
     )

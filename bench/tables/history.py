@@ -23,7 +23,7 @@ def _cases(size: int, quick: bool) -> list[Case]:
     peers = [one for one in (Sqlite, ClickHouse, DuckTable, Postgres) if size <= one.events_max]
     return [
         Case("own", size, partial(_own, size=size), group=reads.GROUP),
-        *(Case(one.name, size, partial(_peer, size=size, peer=one), group=reads.group(one)) for one in peers),
+        *(Case(one.name, size, partial(_peer, size=size, peer=one), group=reads.group(one, quick=quick)) for one in peers),
     ]
 
 

@@ -16,7 +16,7 @@ from thermocline.store import Store
 
 LIMIT_S, LISTING_RATE, SQLITE_RATIO = 0.100, 10_000_000, 20
 CALLS = {True: 20, False: 50}
-PEER_CALLS = 5
+PEER_CALLS = {True: 2, False: 5}
 QUERIES = {
     ONE_DAY: (
         "statistics of one day",
@@ -35,7 +35,7 @@ def _cases(size: int, quick: bool) -> list[Case]:
     peers = [one for one in (Sqlite, ClickHouse, DuckTable, Postgres) if size <= one.events_max]
     return [
         Case("own", size, partial(_own, size=size), group=reads.GROUP),
-        *(Case(one.name, size, partial(_peer, size=size, peer=one), group=reads.group(one)) for one in peers),
+        *(Case(one.name, size, partial(_peer, size=size, peer=one), group=reads.group(one, quick=quick)) for one in peers),
     ]
 
 
@@ -106,7 +106,7 @@ def _peer(bench: Bench, *, size: int, peer: type[Peer]) -> Sequence[Row]:
             "own": partial(_ask, made, name),
             "peer": lambda number, name=name: other.peer.query(name, _parameters(made, name, number)),
         }
-        taken = interleaved_s(calls, PEER_CALLS, warm_up=1)
+        taken = interleaved_s(calls, PEER_CALLS[bench.quick], warm_up=1)
         ratio = percentile(taken["peer"], 0.5) / percentile(taken["own"], 0.5)
         target = peer is Sqlite
         rows.append(
