@@ -31,11 +31,9 @@ from .cold_schema import SCHEMAS, SORT, SQL_TYPES
 from .duck import Connection
 from .ledger import ColdFile
 from .merge_split import day_text
-from .parquet_file import GROUP_ROWS, ParquetFile, row_hashes, sums_read_back
+from .parquet_file import GROUP_ROWS, PIECE_ROWS, ParquetFile, row_hashes, sums_read_back
 
 T = TypeVar("T")
-PIECE_ROWS: Final = 16_384
-"""Rows on their way from DuckDB at once, of which a few pieces wait: a row group's worth in each would be a GiB."""
 FINISHING_MAX: Final = 2
 """Files at once that have all their rows and are closed and read back."""
 

@@ -10,7 +10,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from thermocline.config import WarmSettings
+from thermocline.config import SETTLE_BATCHES, WarmSettings
 
 from .ledger import Segment
 
@@ -30,6 +30,13 @@ _Counts = npt.NDArray[np.int64]
 def alone_bytes(settings: WarmSettings, share: float) -> int:
     """What a DuckDB has that runs beside what needs memory of its own: that share, and not too little."""
     return max(int(settings.memory_bytes_max * share), min(settings.memory_bytes_max, _MEMORY_BYTES_MIN))
+
+
+def settle_bytes(settings: WarmSettings) -> int:
+    """What the DuckDB has that settles and counts. It fills what it may with what it has read, so not all there is (with all,
+    a worker that merges 1 M events takes 1,185 MiB instead of 900, and no less time); but a full batch fits."""
+    least = SETTLE_BATCHES * settings.settle_batch_bytes
+    return min(settings.memory_bytes_max, max(least, alone_bytes(settings, MERGE_SHARE)))
 
 
 def dense_bytes_max(settings: WarmSettings) -> int:

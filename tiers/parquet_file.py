@@ -1,6 +1,6 @@
 """One Parquet file of the cold tier: how it is written so that the same rows are the same bytes, and how it is read back.
 
-pyarrow writes; every row group is one contiguous slice of 131,072 rows (or 64 MiB of text), whatever pieces the rows arrive in.
+pyarrow writes; a row group is 131,072 rows (or 64 MiB of text) in contiguous slices of 16,384, whatever pieces they arrive in.
 Polars, which has no code in common with it, reads the finished file in full; what it finds is compared with what went in.
 """
 
@@ -20,6 +20,8 @@ import pyarrow.compute as pc
 from thermocline.errors import TierCorrupt
 
 GROUP_ROWS: Final = 131_072
+PIECE_ROWS: Final = 16_384
+"""Of a contiguous slice: bytes depend on where slices end. A whole group in one would be there twice when it is made."""
 GROUP_BYTES: Final = 64 << 20
 """Of content and metadata: beyond it a row group ends early, so that memory stays bounded with events of a MiB each."""
 READ_BACK_ROWS: Final = 32_768
@@ -52,8 +54,10 @@ class ParquetFile:
         """path  must not exist; its folder must"""
         self.path = path
         self._schema = schema
-        self._waiting: list[pa.Table] = []
-        self._waiting_rows = self._waiting_bytes = 0
+        self._pieces: list[pa.Table] = []
+        self._piece: list[pa.Table] = []
+        """Slices that are to become the next of the pieces."""
+        self._piece_rows = self._waiting_rows = self._waiting_bytes = 0
         self._rows = 0
         import pyarrow.parquet as pq  # here and below: what only the archive needs is imported when it is used
 
@@ -84,15 +88,18 @@ class ParquetFile:
         """Rows with the columns of the schema, after all that were added before."""
         while rows.num_rows:
             count, size, full = self._fitting(rows)
-            self._waiting.append(rows.slice(0, count))
+            self._piece.append(rows.slice(0, count))
+            self._piece_rows += count
             self._waiting_rows, self._waiting_bytes = self._waiting_rows + count, self._waiting_bytes + size
             rows = rows.slice(count)
+            if self._piece_rows == PIECE_ROWS or full:
+                self._end_piece()
             if full:
                 self._write_group()
 
     def _fitting(self, rows: pa.Table) -> tuple[int, int, bool]:
-        """(how many of the rows still belong to the group, the bytes of their texts, whether it is full with them)."""
-        count = min(rows.num_rows, GROUP_ROWS - self._waiting_rows)
+        """(how many of the rows still belong to the piece, the bytes of their texts, whether the group is full with them)."""
+        count = min(rows.num_rows, PIECE_ROWS - self._piece_rows)
         texts = [name for name in ("content", "metadata") if name in rows.column_names]
         if not texts:
             return count, 0, self._waiting_rows + count == GROUP_ROWS
@@ -108,6 +115,7 @@ class ParquetFile:
     def close(self, facts: Mapping[str, str]) -> Written:
         """Finish the file with `facts` as its key-value metadata, and sync it."""
         if self._waiting_rows:
+            self._end_piece()
             self._write_group()
         self._writer.add_key_value_metadata(dict(sorted(facts.items())))
         self._writer.close()
@@ -124,11 +132,16 @@ class ParquetFile:
         self._sink.close()
         self.path.unlink(missing_ok=True)
 
+    def _end_piece(self) -> None:
+        whole = len(self._piece) == 1 and all(column.num_chunks == 1 for column in self._piece[0].columns)
+        if self._piece:
+            self._pieces.append(self._piece[0] if whole else pa.concat_tables(self._piece).combine_chunks())
+        self._piece, self._piece_rows = [], 0
+
     def _write_group(self) -> None:
-        group = pa.concat_tables(self._waiting).combine_chunks()
-        self._waiting, self._waiting_rows, self._waiting_bytes = [], 0, 0
-        self._writer.write_table(group, row_group_size=GROUP_ROWS)
-        self._rows += group.num_rows
+        self._writer.write_table(pa.concat_tables(self._pieces), row_group_size=GROUP_ROWS)
+        self._rows += self._waiting_rows
+        self._pieces, self._waiting_rows, self._waiting_bytes = [], 0, 0
 
 
 def sums_read_back(path: Path) -> tuple[int, int]:

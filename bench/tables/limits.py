@@ -30,6 +30,7 @@ from thermocline.tiers.duck import Connection, quoted, registered
 from thermocline.tiers.duck import connect as open_duck
 from thermocline.tiers.redis_link import exchange_packed
 from thermocline.tiers.rows_strict import chunked
+from thermocline.tiers.segment_file import MERGED_TEXT, SETTLED_TEXT
 
 from .append import events as events_of
 from .recent import LIMIT, fill
@@ -38,9 +39,6 @@ BLOCKS = (1, 10, 100, 500)
 PIECES = {"one piece": None, "8,192 events each": 8192}
 SEGMENTS = 24
 _TYPES = ", ".join(f"{column.name} {column.sql_type}" for column in COLUMNS)
-_ZSTD = _TYPES.replace("content VARCHAR", "content VARCHAR USING COMPRESSION zstd").replace(
-    "metadata JSON", "metadata JSON USING COMPRESSION zstd"
-)
 
 
 def _cases(size: int, quick: bool) -> list[Case]:
@@ -199,11 +197,13 @@ def _settle(bench: Bench, *, count: int) -> Sequence[Row]:
         )
         for name, call in parse.items()
     ]
+    plain, packed = _stored_as(SETTLED_TEXT), _stored_as(MERGED_TEXT)
     writes = {
-        "as settle does: sorted, text in zstd, no rollups": (_ZSTD, True, False),
-        "not sorted": (_ZSTD, False, False),
+        "as settle does: sorted, text as it is, no rollups": (plain, True, False),
+        "not sorted": (plain, False, False),
+        "text in zstd, as a merge writes it": (packed, True, False),
         "text compressed as DuckDB chooses": (_TYPES, True, False),
-        "with rollups": (_ZSTD, True, True),
+        "with rollups": (plain, True, True),
     }
     for name, (columns, in_order, rolled) in writes.items():
         target = folder / "written.duckdb"
@@ -212,6 +212,12 @@ def _settle(bench: Bench, *, count: int) -> Sequence[Row]:
         note = f"{target.stat().st_size / count:,.0f} bytes an event"
         rows.append(Row(what=f"settle: writing, {name}", events=count, value=f"{cost_us:.2f} µs of CPU an event", note=note))
     return [*rows, _attaching(bench, con, folder / "written.duckdb")]
+
+
+def _stored_as(compression: str) -> str:
+    """The columns of events with their texts compressed so."""
+    text = f" USING COMPRESSION {compression}"
+    return _TYPES.replace("content VARCHAR", f"content VARCHAR{text}").replace("metadata JSON", f"metadata JSON{text}")
 
 
 def _waiting(bench: Bench, folder: Any, count: int) -> tuple[Connection, pa.Table]:

@@ -23,6 +23,8 @@ from thermocline.serve_settings import ServeSettings
 MIB = 1 << 20
 GIB = 1 << 30
 NUMBER_MAX = 1_000_000_000
+SETTLE_BATCHES = 6
+"""Batches that must fit in the memory of the DuckDB that settles one."""
 """Of seconds and milliseconds in settings."""
 FILE_NAME = "thermocline.toml"
 EMBEDDED_FOLDER = "redis"
@@ -244,7 +246,7 @@ class Settings(BaseModel):
             )
         if self.warm.settle_after_s > self.warm.settle_latest_s:
             problems.append("warm.settle_after_s must not exceed warm.settle_latest_s")
-        if self.warm.memory_bytes_max < 6 * self.warm.settle_batch_bytes:
+        if self.warm.memory_bytes_max < SETTLE_BATCHES * self.warm.settle_batch_bytes:
             problems.append(
                 "warm.memory_bytes_max must be at least six times warm.settle_batch_bytes, or a full batch may not fit in memory"
             )
