@@ -264,7 +264,7 @@ def lines_of(server: Served) -> list[dict[str, Any]]:
 def test_queries_are_recorded_with_who_asked_and_what_came_of_it(guarded: Served, tokens: dict[str, str]) -> None:
     with guarded.client(headers=bearer(tokens["query"])) as client:
         wait_until(lambda: client.post("/v1/query", json={"sql": "SELECT 41 + 1 AS n"}).status_code == 200, 300, "an answer")
-        client.post("/v1/query", json={"sql": "SELEC"})
+        wait_until(lambda: client.post("/v1/query", json={"sql": "SELEC"}).status_code == 400, 300, "a refusal")
     good, bad = [
         line for line in lines_of(guarded) if line.get("sql") in ("SELECT 41 + 1 AS n", "SELEC") and line["status"] != 429
     ]
