@@ -45,9 +45,9 @@ Whole groups are compressed once, what is left of one again when the file is clo
 _SORTED: Final = "conversation_id, timestamp, seq"
 SETTLED_TEXT: Final = "uncompressed"
 MERGED_TEXT: Final = "zstd"
-"""How `content` and `metadata` are stored. What is settled is written in a hurry and read by every query until it is merged: as it
-is, it takes 40 % less CPU to write and half as much to read a conversation from. What is merged stays for a week, and takes a
-third of the room."""
+"""How `content` and `metadata` are stored. What is settled is written in a hurry and read by every query until it is merged:
+as it is, it takes 40 % less CPU to write and half as much to read a conversation from. What is merged stays for a week, and takes
+a third of the room."""
 
 _RANGES: Final = pa.list_(
     pa.struct(

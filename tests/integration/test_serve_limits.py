@@ -265,9 +265,13 @@ def test_queries_are_recorded_with_who_asked_and_what_came_of_it(guarded: Served
     with guarded.client(headers=bearer(tokens["query"])) as client:
         wait_until(lambda: client.post("/v1/query", json={"sql": "SELECT 41 + 1 AS n"}).status_code == 200, 300, "an answer")
         wait_until(lambda: client.post("/v1/query", json={"sql": "SELEC"}).status_code == 400, 300, "a refusal")
-    good, bad = [
-        line for line in lines_of(guarded) if line.get("sql") in ("SELECT 41 + 1 AS n", "SELEC") and line["status"] != 429
-    ]
+    asked = ("SELECT 41 + 1 AS n", "SELEC")
+
+    def recorded() -> list[dict[str, Any]]:
+        return [line for line in lines_of(guarded) if line.get("sql") in asked and line["status"] != 429]
+
+    wait_until(lambda: len(recorded()) == 2, 30, "a line for each")  # written when the answer is on its way already
+    good, bad = recorded()
     assert (good["status"], good["rows"], good["truncated"]) == (200, 1, False)
     assert good["caller"].startswith("token:")
     assert good["address"] == "127.0.0.1"
