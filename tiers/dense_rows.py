@@ -13,6 +13,7 @@ import numpy.typing as npt
 from thermocline.config import SETTLE_BATCHES, WarmSettings
 
 from .ledger import Segment
+from .segment_file import VECTOR_ROWS
 
 MERGE_SHARE: Final = 0.6
 """Of warm.memory_bytes_max, for a merge: not all that the DuckDB before it had goes back to the system."""
@@ -20,7 +21,6 @@ ARCHIVE_SHARE: Final = 1 / 3
 """For the archive: more is taken by row groups that are written and read back. With a half it took as long."""
 _MEMORY_BYTES_MIN: Final = 256 << 20
 """When so much is allowed at all: below it no step may fit."""
-_VECTOR_ROWS: Final = 2048
 _VECTORS_AT_ONCE: Final = 4
 """Two threads of the archive read one each, and hash or sort what is in it. Outputs of a merge are written two at a time, and
 each reads one and writes one (measured: with 460 MiB and one output, 418 MiB in a vector are written and 456 MiB are not)."""
@@ -46,7 +46,7 @@ def dense_bytes_max(settings: WarmSettings) -> int:
 
 def vector_bytes(segment: Segment) -> float:
     """Bytes of content in a vector of a segment, on average."""
-    return segment.content_bytes * min(1.0, _VECTOR_ROWS / segment.rows)
+    return segment.content_bytes * min(1.0, VECTOR_ROWS / segment.rows)
 
 
 def dense_bytes(rows: _Counts, sizes: _Counts, largest: _Counts, bytes_max: int) -> _Counts:
@@ -54,9 +54,9 @@ def dense_bytes(rows: _Counts, sizes: _Counts, largest: _Counts, bytes_max: int)
 
     rows, sizes, largest  of the conversations, in the order of the segment: how many, their bytes, and those of the largest row
     """
-    at_most = np.minimum(sizes, _VECTOR_ROWS * largest)
+    at_most = np.minimum(sizes, VECTOR_ROWS * largest)
     ends, before = np.cumsum(rows), np.concatenate(([0], np.cumsum(at_most)))
-    last = np.minimum(np.searchsorted(ends, ends + _VECTOR_ROWS), len(ends) - 1)
+    last = np.minimum(np.searchsorted(ends, ends + VECTOR_ROWS), len(ends) - 1)
     crowded = np.flatnonzero(before[last + 1] - before[:-1] > bytes_max)
     changes = np.zeros(len(ends) + 1, dtype=np.int64)
     np.add.at(changes, crowded, 1)

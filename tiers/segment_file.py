@@ -39,9 +39,11 @@ EVENT_TYPES_MAX: Final = 64
 SMALL_BLOCK_BYTES: Final = 16_384
 LARGE_BLOCK_BYTES: Final = 262_144
 SETTLED_GROUP_ROWS: Final = 20_480
-MERGED_GROUP_ROWS: Final = 122_880
-"""Rows of a row group. DuckDB compresses and scans one with one thread: a settle has too few rows for large ones to be shared.
-Whole groups are compressed once, what is left of one again when the file is closed."""
+MERGED_GROUP_ROWS: Final = 40_960
+"""Rows of a row group at most. DuckDB compresses and scans one with one thread. Of what is inserted at once whole groups are
+compressed and written; what is left of one stays in memory as it is, and is compressed when the file is closed."""
+VECTOR_ROWS: Final = 2048
+"""A row group is a multiple of it."""
 _SORTED: Final = "conversation_id, timestamp, seq"
 SETTLED_TEXT: Final = "uncompressed"
 MERGED_TEXT: Final = "zstd"

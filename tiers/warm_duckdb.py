@@ -29,7 +29,6 @@ from .segment_check import contradictions
 from .segment_file import (
     FACT_COUNTS,
     LARGE_BLOCK_BYTES,
-    MERGED_GROUP_ROWS,
     SETTLED_GROUP_ROWS,
     SMALL_BLOCK_BYTES,
     SUFFIX,
@@ -223,7 +222,7 @@ class DuckWarm(Warm):
             ranges=lambda alias: merged_ranges(inputs, self._events_per_shard(con, alias)),
             rollup_rows_min=0,
             block_bytes=self._block_bytes(expected),
-            group_rows=MERGED_GROUP_ROWS,
+            group_rows=share.group_rows,
             facts=facts,
             at_once=at_once,
             user_rollups=self._rollups,

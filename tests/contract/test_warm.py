@@ -387,6 +387,19 @@ def test_a_merge_of_large_events_makes_segments_that_can_be_read(new_warm: NewWa
     assert sum(one.conversation_min == one.conversation_max == "c0" for one in outputs) >= 3
 
 
+def test_what_a_merge_sorts_at_once_is_whole_row_groups(new_warm: NewWarm, con: Connection) -> None:
+    """What is left of one would wait in memory, as it is, until the file is closed."""
+    inputs = [settled(new_warm(), blocks_of([5_000])), settled(new_warm(), blocks_of([0, 5_000], first=1_001))]
+    few = new_warm(settle_batch_events=5_000, segment_rows_max=1_000_000)
+    [output] = few.write_merged(inputs, level=1, move_id="m", created_us=1)
+    with attached(con, Path(few.path(output.segment_id))) as alias:
+        groups = con.execute(
+            f"SELECT sum(count)::BIGINT FROM pragma_storage_info('{alias}.events') WHERE column_name = 'seq' "
+            "AND segment_type = 'BIGINT' GROUP BY row_group_id ORDER BY row_group_id"
+        ).fetchall()
+    assert groups == [(4_096,), (4_096,), (1_808,)]
+
+
 def test_a_settle_beyond_its_memory_says_which_setting_to_raise(new_warm: NewWarm, tmp_path: Path) -> None:
     big = [block([event(content=chr(64 + n) * 900_000)], number=n, seq_first=n) for n in range(1, 60)]
     with pytest.raises(TierUnavailable, match=r"segments.*raise warm\.memory_bytes_max"):
