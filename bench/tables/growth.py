@@ -18,7 +18,6 @@ from bench.results import Result, Row
 from bench.workload import DAYS, Workload
 from thermocline.config import Settings
 
-ROUND_EVENTS = 400_000
 WHOLE_MAX = 10_000_000
 """Of more events most are loaded, as the tables of reads load them, and so many more come on top:"""
 ADDED_EVENTS = 2_000_000
@@ -148,8 +147,8 @@ def _derived(results: Sequence[Result]) -> list[Row]:
 TABLE = Table(
     name="growth",
     title="Growth",
-    about="Events of a week are appended in the order in which they came, settled at most 400,000 at a time and merged when "
-    "it is due; then every day is sealed, and everything archived, all of it kept. At 100 M events most are loaded, as for the "
+    about="Events of a week are appended in the order in which they came, settled 200,000 at a time and merged when "
+    "it is due (at 1 M events when all is settled); then every day is sealed, and everything archived, all of it kept. At 100 M events most are loaded, as for the "
     "tables of reads, then 2 M more of the last day are appended, settled and merged, and the first day is archived. The cost of "
     "a merge is per event that it writes. The bound of segments is 3 × (fan_in − 1) + 2 + 3 for "
     "each day being filled + 1 for each sealed day + 2 × events / segment_rows_max for full ones; rows in the ledger are "
