@@ -148,7 +148,8 @@ TABLE = Table(
     name="growth",
     title="Growth",
     about="Events of a week are appended in the order in which they came, settled 200,000 at a time and merged when "
-    "it is due (at 1 M events when all is settled); then every day is sealed, and everything archived, all of it kept. At 100 M events most are loaded, as for the "
+    "it is due (at 1 M events when all is settled); then every day is sealed, and everything archived, all of it kept. At 100 M "
+    "events most are loaded, as for the "
     "tables of reads, then 2 M more of the last day are appended, settled and merged, and the first day is archived. The cost of "
     "a merge is per event that it writes. The bound of segments is 3 × (fan_in − 1) + 2 + 3 for "
     "each day being filled + 1 for each sealed day + 2 × events / segment_rows_max for full ones; rows in the ledger are "
