@@ -233,6 +233,7 @@ def _written(
             rollup_rows_min=0 if level else config.warm.rollup_rows_min,
             block_bytes=segment_file.LARGE_BLOCK_BYTES if rows > 50_000 else segment_file.SMALL_BLOCK_BYTES,
             group_rows=segment_file.MERGED_GROUP_ROWS if level else segment_file.SETTLED_GROUP_ROWS,
+            text=segment_file.PACKED_TEXT if level or rows < config.warm.settle_events else segment_file.PLAIN_TEXT,
         )
     assert segment is not None
     return segment

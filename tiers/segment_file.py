@@ -45,11 +45,11 @@ compressed and written; what is left of one stays in memory as it is, and is com
 VECTOR_ROWS: Final = 2048
 """A row group is a multiple of it."""
 _SORTED: Final = "conversation_id, timestamp, seq"
-SETTLED_TEXT: Final = "uncompressed"
-MERGED_TEXT: Final = "zstd"
-"""How `content` and `metadata` are stored. What is settled is written in a hurry and read by every query until it is merged:
-as it is, it takes 40 % less CPU to write and half as much to read a conversation from. What is merged stays for a week, and takes
-a third of the room."""
+PLAIN_TEXT: Final = "uncompressed"
+PACKED_TEXT: Final = "zstd"
+"""How `content` and `metadata` are stored. A large settle is written in a hurry, read by every query, and soon merged: texts as
+they are take 40 % less CPU to write and half as much to read a conversation from. What stays, a small settle of a quiet store
+too, takes a third of the room."""
 
 _RANGES: Final = pa.list_(
     pa.struct(
@@ -186,6 +186,7 @@ def write(
     rollup_rows_min: int,
     block_bytes: int,
     group_rows: int,
+    text: str = PACKED_TEXT,
     facts: Facts | None = None,
     at_once: int = 1,
     user_rollups: Sequence[Definition] = (),
@@ -201,6 +202,7 @@ def write(
     rollup_rows_min  rows from which it carries rollups
     block_bytes      BLOCK_SIZE of the file
     group_rows       its ROW_GROUP_SIZE
+    text             how texts are stored: PACKED_TEXT or PLAIN_TEXT
     facts            of all rows, when they are known: then neither they nor `beside` are measured
     at_once          statements that run side by side: those for `rows` when they are several, and those that read what they wrote
     user_rollups     definitions of rollups it carries too, if it carries rollups
@@ -216,7 +218,7 @@ def write(
         options = f"STORAGE_VERSION 'v1.5.0', BLOCK_SIZE {block_bytes}, ROW_GROUP_SIZE {group_rows}"
         with named(reach, "write segment"), attached(con, tmp, options=options) as alias:
             events = f"{alias}.events"
-            con.execute(f"CREATE TABLE {events} ({_columns(SETTLED_TEXT if label.level == 0 else MERGED_TEXT)})")
+            con.execute(f"CREATE TABLE {events} ({_columns(text)})")
             if at_once > 1 and len(rows) > 1:
                 _insert_side_by_side(con, events, rows, at_once=at_once)
             else:

@@ -29,6 +29,8 @@ from .segment_check import contradictions
 from .segment_file import (
     FACT_COUNTS,
     LARGE_BLOCK_BYTES,
+    PACKED_TEXT,
+    PLAIN_TEXT,
     SETTLED_GROUP_ROWS,
     SMALL_BLOCK_BYTES,
     SUFFIX,
@@ -108,6 +110,8 @@ class DuckWarm(Warm):
         reach: Reach,
     ) -> Segment | None:
         """The segment of `rows`; None when their sums are to be checked and are not those of `blocks`."""
+        events, size = pc.sum(blocks["events"]).as_py(), pc.sum(pc.binary_length(blocks["payload"])).as_py()
+        in_a_hurry = events >= self._settings.settle_events or size >= self._settings.settle_bytes
         return segment_file.write(
             con,
             self._folder,
@@ -115,8 +119,9 @@ class DuckWarm(Warm):
             label,
             ranges=lambda _: ranges,
             rollup_rows_min=self._settings.rollup_rows_min,
-            block_bytes=self._block_bytes(pc.sum(pc.binary_length(blocks["payload"])).as_py()),
+            block_bytes=self._block_bytes(size if in_a_hurry else size * 2 // 5),
             group_rows=SETTLED_GROUP_ROWS,
+            text=PLAIN_TEXT if in_a_hurry else PACKED_TEXT,
             at_once=self._at_once,
             user_rollups=self._rollups,
             beside=AGREEMENT if check_sums else (),

@@ -30,7 +30,7 @@ from thermocline.tiers.duck import Connection, quoted, registered
 from thermocline.tiers.duck import connect as open_duck
 from thermocline.tiers.redis_link import exchange_packed
 from thermocline.tiers.rows_strict import chunked
-from thermocline.tiers.segment_file import MERGED_TEXT, SETTLED_TEXT
+from thermocline.tiers.segment_file import PACKED_TEXT, PLAIN_TEXT
 
 from .append import events as events_of
 from .recent import LIMIT, fill
@@ -197,7 +197,7 @@ def _settle(bench: Bench, *, count: int) -> Sequence[Row]:
         )
         for name, call in parse.items()
     ]
-    plain, packed = _stored_as(SETTLED_TEXT), _stored_as(MERGED_TEXT)
+    plain, packed = _stored_as(PLAIN_TEXT), _stored_as(PACKED_TEXT)
     writes = {
         "as settle does: sorted, text as it is, no rollups": (plain, True, False),
         "not sorted": (plain, False, False),

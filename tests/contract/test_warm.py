@@ -400,6 +400,24 @@ def test_what_a_merge_sorts_at_once_is_whole_row_groups(new_warm: NewWarm, con: 
     assert groups == [(4_096,), (4_096,), (1_808,)]
 
 
+@pytest.mark.parametrize(
+    ("busy", "stored"), [({}, "ZSTD"), ({"settle_events": 80}, "Uncompressed"), ({"settle_bytes": 1}, "Uncompressed")]
+)
+def test_only_a_settle_of_a_busy_store_leaves_texts_as_they_are(
+    new_warm: NewWarm, con: Connection, busy: dict[str, int], stored: str
+) -> None:
+    warm = new_warm(**busy)
+    settle = settled(warm, blocks_of([80]))
+    [merged] = warm.write_merged([settle], level=1, move_id="m", created_us=1)
+    for segment, expected in ((settle, stored), (merged, "ZSTD")):
+        with attached(con, Path(warm.path(segment.segment_id))) as alias:
+            found = con.execute(
+                f"SELECT DISTINCT compression FROM pragma_storage_info('{alias}.events') WHERE column_name = 'content' "
+                "AND segment_type = 'VARCHAR'"
+            ).fetchall()
+        assert found == [(expected,)]
+
+
 def test_a_settle_beyond_its_memory_says_which_setting_to_raise(new_warm: NewWarm, tmp_path: Path) -> None:
     big = [block([event(content=chr(64 + n) * 900_000)], number=n, seq_first=n) for n in range(1, 60)]
     with pytest.raises(TierUnavailable, match=r"segments.*raise warm\.memory_bytes_max"):
