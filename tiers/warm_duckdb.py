@@ -93,9 +93,7 @@ class DuckWarm(Warm):
             rejected = parse_blocks(con, blocks, parsed)
             kept = dict(con.execute(f"SELECT shard, count(*) FROM {parsed} GROUP BY shard").fetchall())
             ranges = settled_ranges(blocks, before, kept=kept, rejected=rejected)
-            segment = None
-            if kept:
-                segment = self._write_settled(con, parsed, label, ranges, blocks, check_sums=False, reach=reach)
+            segment = self._write_settled(con, parsed, label, ranges, blocks, check_sums=False, reach=reach) if kept else None
             return Settled(segment=segment, rejected=tuple(rejected))
 
     def _write_settled(
@@ -397,8 +395,6 @@ def _shares(con: Connection, rows: str, settings: WarmSettings) -> list[tuple[Sh
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
+    except OSError as exc:
+        return not isinstance(exc, ProcessLookupError)
     return True
