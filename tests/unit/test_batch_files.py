@@ -176,3 +176,19 @@ def test_an_error_in_the_making_comes_after_the_items_before_it() -> None:
     with pytest.raises(TierCorrupt, match="no more"):
         next(items)
     assert threads() == []
+
+
+@pytest.mark.parametrize("pieces", [(50_000,), (16_384, 16_384, 17_232), (1, 20_000, 29_999), (9_999, 40_001)])
+def test_a_file_has_the_same_bytes_however_its_rows_arrive(folder: Path, pieces: tuple[int, ...]) -> None:
+    schema = SCHEMAS[KIND]
+    names = pa.array([f"c{number % 977:03}" for number in range(50_000)])
+    rows = pa.table({"conversation_id": names, "task_id": names}, schema)
+    found = []
+    for name, sizes in (("whole", [50_000]), ("pieces", pieces)):
+        file, start = ParquetFile(folder / name, schema), 0
+        for size in sizes:
+            file.add(rows.slice(start, size))
+            start += size
+        file.close({})
+        found.append((folder / name).read_bytes())
+    assert found[0] == found[1]
