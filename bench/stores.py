@@ -110,8 +110,9 @@ class Steps:
     def archive(self, *, before_us: int | None = None) -> Spent:
         """Archive every day before that time, or all there is."""
         self.tiers.iceberg.ensure()  # made once in the life of a namespace
+        before_us = before_us or time.time_ns() // 1000 + DAY_US
         archiver, clock, events, kept = Archiver(self.tiers, self.epoch), Clock(), 0, 0
-        while batch := archiver.step(before_us=before_us or time.time_ns() // 1000 + DAY_US):
+        while batch := archiver.step(before_us=before_us):
             events, kept = events + batch.events_in, kept + batch.events_kept
         return Spent(events, clock.wall_s, clock.cpu_s, kept)
 

@@ -32,7 +32,7 @@ def alone_bytes(settings: WarmSettings, share: float) -> int:
     return max(int(settings.memory_bytes_max * share), min(settings.memory_bytes_max, _MEMORY_BYTES_MIN))
 
 
-def settle_bytes(settings: WarmSettings) -> int:
+def settle_memory_bytes(settings: WarmSettings) -> int:
     """What the DuckDB has that settles and counts. It fills what it may with what it has read, so not all there is (with all,
     a worker that merges 1 M events takes 1,185 MiB instead of 900, and no less time); but a full batch fits."""
     least = SETTLE_BATCHES * settings.settle_batch_bytes

@@ -20,7 +20,7 @@ from thermocline.errors import TierCorrupt
 from . import segment_file
 from .block import shard_of
 from .checksum import COLUMN_LIST
-from .dense_rows import MERGE_SHARE, alone_bytes, settle_bytes
+from .dense_rows import MERGE_SHARE, alone_bytes, settle_memory_bytes
 from .duck import DATA_ERRORS, Connection, DuckError, connect, duckdb_errors, fresh_name
 from .ledger import Segment, ShardRange, ShardState
 from .merge_split import COUNTS, THREADS_MAX, Share, counted_shares
@@ -333,7 +333,7 @@ class DuckWarm(Warm):
             if self._instance is None:
                 if writing:
                     self._remove_old_spills()
-                self._instance = self._connect(threads=self._settings.threads, memory_bytes=settle_bytes(self._settings))
+                self._instance = self._connect(threads=self._settings.threads, memory_bytes=settle_memory_bytes(self._settings))
             return self._instance.cursor()
 
     def _connect(self, *, threads: int, memory_bytes: int) -> Connection:

@@ -23,9 +23,9 @@ from thermocline.serve_settings import ServeSettings
 MIB = 1 << 20
 GIB = 1 << 30
 NUMBER_MAX = 1_000_000_000
+"""Of seconds and milliseconds in settings."""
 SETTLE_BATCHES = 6
 """Batches that must fit in the memory of the DuckDB that settles one."""
-"""Of seconds and milliseconds in settings."""
 FILE_NAME = "thermocline.toml"
 EMBEDDED_FOLDER = "redis"
 ROLLUPS_MAX = 16
