@@ -69,6 +69,10 @@ class Beside(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def alone_s(self) -> float:
+        if not self.alone:
+            raise ValueError(
+                f"DuckDB alone is measured up to {ALONE_MAX:,} events; what more of them take is in the table of growth"
+            )
         return sum(one.wall_s for one in self.alone) / len(self.alone)
 
     @property

@@ -8,7 +8,7 @@ from statistics import median
 
 from bench.case import Bench, Case, Table
 from bench.measure import middle_ratio
-from bench.moved import ALONE_MAX, POLICIES, moved
+from bench.moved import POLICIES, moved
 from bench.results import Row
 
 RATIO = 0.7
@@ -16,8 +16,6 @@ ROUNDS = 3
 
 
 def _cases(size: int, quick: bool) -> list[Case]:
-    if size > ALONE_MAX:  # growth has what the steps take of more
-        return []
     return [Case(f"policy-{number}", size, partial(_own, size=size, policy=policy)) for number, policy in enumerate(POLICIES)]
 
 

@@ -6,15 +6,13 @@ from collections.abc import Sequence
 from functools import partial
 
 from bench.case import Bench, Case, Table
-from bench.moved import ALONE_MAX, moved
+from bench.moved import moved
 from bench.results import Row
 
 RATE = 600_000
 
 
 def _cases(size: int, quick: bool) -> list[Case]:
-    if size > ALONE_MAX:  # growth has what the steps take of more
-        return []
     return [Case("own", size, partial(_own, size=size))]
 
 

@@ -7,7 +7,7 @@ from functools import partial
 
 from bench.case import Bench, Case, Table
 from bench.measure import middle_ratio
-from bench.moved import ALONE_MAX, moved
+from bench.moved import moved
 from bench.peers.naive import Naive
 from bench.results import Result, Row
 from bench.workload import Workload, kwargs_of
@@ -17,8 +17,6 @@ NAIVE_LIMIT_S = {True: 5.0, False: 60.0}
 
 
 def _cases(size: int, quick: bool) -> list[Case]:
-    if size > ALONE_MAX:  # growth has what the steps take of more
-        return []
     return [Case("own", size, partial(_own, size=size)), Case("naive", size, partial(_naive, size=size), product=False)]
 
 
