@@ -24,17 +24,23 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - begin
 
 
-def interleaved_s(calls: dict[str, Call], count: int, *, warm_up: int = 20) -> dict[str, list[float]]:
+def interleaved_s(
+    calls: dict[str, Call], count: int, *, warm_up: int = 20, before: Call = lambda _: None
+) -> dict[str, list[float]]:
     """Seconds of each of `count` calls of each, one of each in turn, so that a machine that is slow for a while is slow for all.
+
+    before  called once a turn, not timed
 
     Rubbish is collected before, not while, anything is timed.
     """
-    for number in range(warm_up):
+    for number in range(-warm_up, 0):
+        before(number)
         for call in calls.values():
             call(number)
     taken: dict[str, list[float]] = {name: [] for name in calls}
     with quiet():
         for number in range(count):
+            before(number)
             for name, call in calls.items():
                 begin = time.perf_counter()
                 call(number)

@@ -99,7 +99,7 @@ def _columns(blocks: BlockLists) -> dict[str, Sequence[Any]] | None:
 def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
     if values.count(None) == len(values):
         return pa.nulls(len(values), kind)
-    return pa.array(values, pa.int64()).cast(kind) if kind == _TIME else pa.array(values, kind)
+    return pa.array(values, kind)
 
 
 def _parsed(text: bytes) -> list[Sequence[Any]] | None:

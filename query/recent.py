@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from typing import Final
+from collections import OrderedDict
+from typing import Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from thermocline.errors import QueryRefused, TierUnavailable
+from thermocline.tiers.block import Position
+from thermocline.tiers.hot import Newest
 from thermocline.tiers.opening import Tiers
 
 from .coverage import EXACT, Coverage
@@ -18,14 +22,44 @@ from .result import Result
 from .run import Runner
 
 RECENT_MAX: Final = 100_000
+CHUNKS_MAX: Final = 8
+"""Of what is kept: more are made one, without what went before."""
+
+
+class _Kept(NamedTuple):
+    """The newest events of a conversation as they were read from the log, where what is written never changes."""
+
+    rows: pa.Table
+    first: Position
+    """Of the oldest block that rows are of, or before it: when it is trimmed away, they are no longer cached."""
+    last: Position
+    shard_state: tuple[bytes | None, bytes | None]
+    bytes: int
+
+    def answers(self, limit: int) -> bool:
+        """Whether it has as many, or all there were."""
+        return self.rows.num_rows >= limit or bool(self.rows.column("seq")[0].as_py() == 1)
+
+    def followed_by(self, newest: Newest) -> bool:
+        """Whether all of it is still in Redis, and what was read just now comes next."""
+        return newest.joined and newest.shard_state == self.shard_state and newest.trimmed < self.first
 
 
 class Recent:
-    """Thread-safe."""
+    """Thread-safe. Decoded events are kept for the next call: of those who ask again and again, only what is new is read."""
 
     def __init__(self, tiers: Tiers, runner: Runner) -> None:
         self._hot = tiers.hot
         self._runner = runner
+        self._bytes_max = tiers.settings.query.recent_bytes_max
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._kept_bytes = 0
+        self._lock = threading.Lock()
+
+    @property
+    def bytes(self) -> int:
+        """Of the events that are kept."""
+        return self._kept_bytes
 
     def recent(self, conversation_id: str, limit: int) -> Result:
         """The newest `limit` events of a conversation, columns as in `events`, ordered by seq.
@@ -45,21 +79,58 @@ class Recent:
         """The answer of Redis alone; None when it does not have it."""
         taken_us = time.time_ns() // 1000
         try:
-            head, blocks = self._hot.recent(conversation_id, limit)
+            kept, newest = self._newest(conversation_id, limit)
         except TierUnavailable:
             return None  # the long way brings Redis back, or says what is wrong with it
-        if head is None or not blocks["payload"]:
-            return None
-        rows = decoded(blocks, SCHEMA)
+        rows = decoded(newest.blocks, SCHEMA)
         if rows is None:
             return None
-        rows = rows.slice(max(0, rows.num_rows - limit))
-        seqs = rows.column("seq").to_numpy()
-        if not np.array_equal(seqs, np.arange(head - len(seqs) + 1, head + 1)):
+        if kept is not None:
+            rows = pa.concat_tables([kept.rows, rows]) if rows.num_rows else kept.rows
+        answer = rows.slice(max(0, rows.num_rows - limit))
+        seqs = answer.column("seq").to_numpy()
+        if not len(seqs) or not np.array_equal(seqs, np.arange(newest.head - len(seqs) + 1, newest.head + 1)):
             return None  # something is missing, or was rejected
-        if len(seqs) < limit and head != len(seqs):
+        if len(seqs) < limit and newest.head != len(seqs):
             return None
-        return Result(rows, _coverage(taken_us, rows, sum(map(len, blocks["payload"]))))
+        self._keep(conversation_id, limit, rows, kept, newest)
+        return Result(answer, _coverage(taken_us, answer, sum(map(len, newest.blocks["payload"]))))
+
+    def _newest(self, conversation_id: str, limit: int) -> tuple[_Kept | None, Newest]:
+        """What is kept of the conversation, if it can be used, and what is to follow it."""
+        with self._lock:
+            kept = self._kept.get(conversation_id)
+            if kept is not None:
+                self._kept.move_to_end(conversation_id)
+        if kept is not None and kept.answers(limit):
+            newest = self._hot.recent(conversation_id, limit, kept.last)
+            if kept.followed_by(newest):
+                return kept, newest
+        return None, self._hot.recent(conversation_id, limit)
+
+    def _keep(self, conversation_id: str, limit: int, rows: pa.Table, kept: _Kept | None, newest: Newest) -> None:
+        blocks = newest.blocks
+        if not blocks["payload"]:
+            return
+        places = [Position(ms, seq) for ms, seq in zip(blocks["position_ms"], blocks["position_seq"], strict=True)]
+        wanted = max(limit, kept.rows.num_rows if kept else 0)
+        rows = rows.slice(max(0, rows.num_rows - wanted))
+        if rows.column(0).num_chunks > CHUNKS_MAX:
+            rows = rows.combine_chunks()
+        size = rows.get_total_buffer_size()
+        found = _Kept(rows, kept.first if kept else places[0], places[-1], newest.shard_state, size)
+        with self._lock:
+            self._drop(conversation_id)
+            if found.bytes > self._bytes_max:
+                return
+            self._kept[conversation_id] = found
+            self._kept_bytes += found.bytes
+            while self._kept_bytes > self._bytes_max:
+                self._drop(next(iter(self._kept)))
+
+    def _drop(self, conversation_id: str) -> None:
+        gone = self._kept.pop(conversation_id, None)
+        self._kept_bytes -= gone.bytes if gone else 0
 
 
 def _coverage(taken_us: int, rows: pa.Table, payload_bytes: int) -> Coverage:

@@ -138,8 +138,7 @@ class States:
             projection = self._known[projection]
         wanted = checked(projection)
         identity = self._identity(conversation_id)
-        head, _ = self._tiers.hot.recent(conversation_id, 1)
-        last = head or 0
+        last = self._tiers.hot.head(conversation_id)
         if upto is not None:
             _check_number("at_seq", upto, 0)
             if upto > last:

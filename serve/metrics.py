@@ -106,6 +106,7 @@ class _Limits:
             "queries": (service.queries.taken, service.queries.size),
             "answers": (service.answers.taken, limits.answers_max),
             "tails": (service.tails.taken, limits.tails_max),
+            "recent_bytes": (service.store.recent_bytes, service.settings.query.recent_bytes_max),
         }
         for name, (taken, size) in bounds.items():
             used.add_metric([name], taken)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 import pyarrow as pa
@@ -47,6 +47,21 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
     """ordinal → seq of the first copy, for caller-given ids seen before."""
     detail: int = 0
     """GAP, OLD: the last number taken. CONFLICT: the last seq. CLOCK: Redis' time, µs."""
+
+
+class Newest(NamedTuple):
+    """What Redis still has of a conversation's newest events."""
+
+    head: int
+    """The conversation's last seq; 0 when it has none."""
+    shard_state: tuple[bytes | None, bytes | None]
+    """Incarnation and era. While it is the same, what is at a position never changes."""
+    trimmed: Position
+    """Up to here the log is gone."""
+    blocks: BlockLists
+    """Oldest first. Usually enough for what was asked, never a promise."""
+    joined: bool
+    """Whether the blocks follow the one at the position asked for, with none between."""
 
 
 class AppendSession(Protocol):
@@ -145,9 +160,11 @@ class Hot(Protocol):
     def reported_losses(self) -> dict[tuple[int, int, str], int]:
         """(shard, era, producer) → acknowledged events that producer found gone."""
 
-    def recent(self, conversation_id: str, limit: int) -> tuple[int | None, BlockLists]:
-        """(head seq, None when unknown; blocks that hold the conversation's newest events still cached, oldest first).
-        Usually enough for `limit`, never a promise."""
+    def recent(self, conversation_id: str, limit: int, after: Position | None = None) -> Newest:
+        """The newest `limit` events of a conversation that are still cached.
+
+        after  of a block of the conversation that the caller has: only what came later is read
+        """
 
     def session(self, durability: Durability = "memory") -> AppendSession:
         """A new one, whose answers mean that a block is kept as firmly as that, at least. ConfigError, when it connects, if this

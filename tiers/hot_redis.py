@@ -15,7 +15,7 @@ from thermocline.event import Durability
 
 from .append_session import RedisAppendSession
 from .block import Position, head_place, parse_head, shard_of
-from .hot import BlockLists, ServerFacts, ShardCut
+from .hot import Newest, ServerFacts, ShardCut
 from .hot_keys import CLEAN_KEY, Keys
 from .log_page import EntryFault, UnreadableEntry, blocks_lists, blocks_table, entry_fault
 from .redis_link import CommandFailed, Link, Script
@@ -175,23 +175,31 @@ class RedisHot:
                 found[shard, int(era), producer] = int(value)
         return found
 
-    def recent(self, conversation_id: str, limit: int) -> tuple[int | None, BlockLists]:
+    def recent(self, conversation_id: str, limit: int, after: Position | None = None) -> Newest:
         shard = shard_of(conversation_id, self.shards)
         bucket, field = head_place(conversation_id, self._settings.buckets)
-        pointers = self.keys.pointers(shard, conversation_id)
-        found, newest = self.link.pipeline(
-            [("HGET", self.keys.heads(shard, bucket), field), ("XREVRANGE", pointers, "+", "-", "COUNT", limit)], transaction=True
+        known = b"-" if after is None else str(after).encode()
+        found, (inc, era, trimmed), newest = self.link.pipeline(
+            [
+                ("HGET", self.keys.heads(shard, bucket), field),
+                ("HMGET", self.keys.meta(shard), "inc", "era", "T"),
+                ("XREVRANGE", self.keys.pointers(shard, conversation_id), "+", known, "COUNT", limit),
+            ],
+            transaction=True,
         )
-        if not found:
-            return None, blocks_lists([])
-        head, _ = parse_head(found)
+        head = parse_head(found)[0] if found else 0
         positions: list[bytes] = []
-        for position, (_, first) in newest:
+        joined = False
+        for position, (_, first) in newest if head else ():
+            joined = position == known
+            if joined:
+                break
             positions.append(position)
             if int(first) <= head - limit + 1:
                 break
         with self._readable():
-            return head, blocks_lists([(shard, entry) for entry in self._entries(shard, positions)[::-1]])
+            blocks = blocks_lists([(shard, entry) for entry in self._entries(shard, positions)[::-1]])
+        return Newest(head, (inc, era), Position.parse(trimmed or b"0-0"), blocks, joined)
 
     def _entries(self, shard: int, positions: Sequence[bytes]) -> list[Any]:
         """The log's entries there, in that order, up to the first that is trimmed away, or to about a page of them."""

@@ -287,11 +287,11 @@ def _recent(bench: Bench, *, calls: int) -> Sequence[Row]:
 def _parts_of_recent(bench: Bench, block: int, calls: int) -> dict[str, list[float]]:
     folder = bench.folder("recent")
     with RedisServer(folder / "redis") as server:
-        config = stores.settings(folder, server)
+        config = stores.settings(folder, server, query={"recent_bytes_max": 0})
         names = fill(bench, server.client, config, block)
         with connect(config) as store:
             hot = store.tiers.hot
-            _, found = hot.recent(names[0], LIMIT)
+            found = hot.recent(names[0], LIMIT).blocks
             parts: dict[str, Call] = {
                 "all": lambda number: store.recent(names[number % len(names)], LIMIT).to_arrow(),
                 "Redis, parsing its replies, checksums": lambda number: hot.recent(names[number % len(names)], LIMIT),

@@ -1,11 +1,14 @@
-"""recent(100) from Redis' cache, against a bare XREVRANGE of the same events and their decoding."""
+"""recent(100) from Redis' cache, of a conversation that is new to the reader and of one it follows, against a bare XREVRANGE of
+the same events and their decoding."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import orjson
+import pyarrow as pa
 import redis
 
 from bench import stores
@@ -17,49 +20,72 @@ from bench.workload import Workload, kwargs_of
 from thermocline.config import Settings
 from thermocline.event import Event
 from thermocline.ingest.append import Client
-from thermocline.store import connect
+from thermocline.store import Store, connect
 
 LIMIT = 100
 CONVERSATIONS = 10
 EVENTS = 150
+EVENTS_ADDED = 5000
+"""Different ones, appended while a reader follows."""
+WARM_UP = 20
 BLOCKS = {1: (2.5, 0.0012), 10: (1.5, None), 50: (1.5, None)}
 """Events of a block: the most its p50 may be, as a ratio and absolute."""
 
 
 def _cases(size: int, quick: bool) -> list[Case]:
     calls = min(size // 10, 300 if quick else 3000)
-    return [Case(f"blocks-of-{events}", 0, partial(_own, block=events, calls=calls)) for events in BLOCKS]
+    return [
+        Case(f"{name}blocks-of-{events}", 0, partial(_both, block=events, calls=calls, followed=followed))
+        for name, followed in (("", False), ("followed-", True))
+        for events in BLOCKS
+    ]
 
 
-def _own(bench: Bench, *, block: int, calls: int) -> Sequence[Row]:
+def _both(bench: Bench, *, block: int, calls: int, followed: bool) -> Sequence[Row]:
+    """By a reader that keeps nothing; followed: by one that keeps what it read, after another block is appended each time."""
     folder = bench.folder("recent")
+    given = [event for table in Workload(EVENTS_ADDED, end_us=bench.end_us).arrivals() for event in kwargs_of(table)]
     with RedisServer(folder / "redis") as server:
-        config = stores.settings(folder, server)
+        config = stores.settings(folder, server, query={} if followed else {"recent_bytes_max": 0})
         names = fill(bench, server.client, config, block)
-        with connect(config) as store:
+        with connect(config) as store, Client(config) as client:
 
-            def own(number: int) -> object:
-                return store.recent(names[number % len(names)], LIMIT).to_arrow()
+            def add(number: int) -> None:
+                start = (number + WARM_UP) * block % EVENTS_ADDED
+                _append(client, server.client, names[number % len(names)], given[start : start + block])
 
-            def bare(number: int) -> object:
-                found = server.client.xrevrange(names[number % len(names)], count=LIMIT)
-                return [orjson.loads(fields[b"d"]) for _, fields in found]
+            ways = {"own": partial(_own, store, names), "bare": partial(_bare, server.client, names)}
+            assert len(ways["own"](0)) == len(ways["bare"](0)) == LIMIT
+            taken = (
+                interleaved_s(ways, calls, warm_up=WARM_UP, before=add)
+                if followed
+                else interleaved_s(ways, calls, warm_up=WARM_UP)
+            )
+    what = "that the reader follows, after each append" if followed else "that was not read before"
+    return [_row(f"recent({LIMIT}) of a conversation {what}", block, taken)]
 
-            assert own(0).num_rows == len(bare(0)) == LIMIT
-            taken = interleaved_s({"own": own, "bare": bare}, calls)
+
+def _own(store: Store, names: Sequence[str], number: int) -> pa.Table:
+    return store.recent(names[number % len(names)], LIMIT).to_arrow()
+
+
+def _bare(client: redis.Redis, names: Sequence[str], number: int) -> list[object]:
+    found = client.xrevrange(names[number % len(names)], count=LIMIT)
+    return [orjson.loads(fields[b"d"]) for _, fields in found]
+
+
+def _row(what: str, block: int, taken: dict[str, list[float]]) -> Row:
     p50_s = percentile(taken["own"], 0.5)
     ratio = p50_s / percentile(taken["bare"], 0.5)
     most, most_s = BLOCKS[block]
-    return [
-        Row(
-            what=f"recent({LIMIT}), blocks of {block} event{'s' * (block > 1)}",
-            value=spread(taken["own"]),
-            against=f"XREVRANGE of {LIMIT} one-event entries, decoded by orjson: {spread(taken['bare'])}; ratio {ratio:.2f}",
-            target=f"p50 ≤ {most}×" + (f", ≤ {shown_time(most_s)}" if most_s else ""),
-            met=ratio <= most and (most_s is None or p50_s <= most_s),
-            figures={"p50_s": p50_s, "p99_s": percentile(taken["own"], 0.99), "ratio": ratio},
-        )
-    ]
+    return Row(
+        what=f"{what}, blocks of {block} event{'s' * (block > 1)}",
+        value=spread(taken["own"]),
+        against=f"XREVRANGE of {LIMIT} one-event entries, decoded by orjson: {spread(taken['bare'])}; ratio {ratio:.2f}",
+        target=f"p50 ≤ {most}×" + (f", ≤ {shown_time(most_s)}" if most_s else ""),
+        met=ratio <= most and (most_s is None or p50_s <= most_s),
+        figures={"p50_s": p50_s, "p99_s": percentile(taken["own"], 0.99), "ratio": ratio},
+    )
 
 
 def fill(bench: Bench, client: redis.Redis, config: Settings, block: int) -> list[str]:
@@ -68,19 +94,24 @@ def fill(bench: Bench, client: redis.Redis, config: Settings, block: int) -> lis
     names = [f"conversation-{number}" for number in range(CONVERSATIONS)]
     with Client(config) as own:
         for start in range(0, len(given), block):
-            name = names[start // EVENTS]
-            events = [{**event, "conversation_id": name} for event in given[start : start + block]]
-            own.append_many([Event(**event) for event in events])
-            for event in events:
-                client.xadd(name, {"d": orjson.dumps(event)})
+            _append(own, client, names[start // EVENTS], given[start : start + block])
     return names
+
+
+def _append(own: Client, client: redis.Redis, name: str, given: Sequence[dict[str, Any]]) -> None:
+    """A block of ours, and the same events one by one."""
+    events = [{**event, "conversation_id": name} for event in given]
+    own.append_many([Event(**event) for event in events])
+    for event in events:
+        client.xadd(name, {"d": orjson.dumps(event)})
 
 
 TABLE = Table(
     name="recent",
     title="recent(): the newest events of a conversation, cached",
-    about="The newest 100 of 150 events as Arrow columns, another conversation each time. The bare baseline reads one entry "
-    "per event, as one would store them without blocks, and decodes each to a dict.",
+    about="The newest 100 of 150 events and more as Arrow columns, another of ten conversations each time. A reader keeps what "
+    "it decoded (`query.recent_bytes_max`) and asks Redis only for what came since; in the first three rows it keeps nothing. "
+    "The bare baseline reads one entry per event, as one would store them without blocks, and decodes each to a dict.",
     sizes=(1_000_000,),
     cases=_cases,
 )

@@ -148,6 +148,7 @@ class QuerySettings(_Section):
     view_retries_max: int = Field(5, ge=1, le=100, description="fresh views a query may take before it gives up")
     memory_bytes_max: int = Field(2 * GIB, ge=64 * MIB, description="DuckDB memory of one store")
     tail_bytes_max: int = Field(768 * MIB, ge=MIB, description="payload of unsettled events one reader keeps")
+    recent_bytes_max: int = Field(32 * MIB, ge=0, description="events one reader keeps for the next recent(); 0 keeps none")
     search_rows_max: int = Field(20_000_000, ge=1000, description="stored events one search looks through, newest first, about")
     threads: int = Field(2, ge=1, le=64)
     state_bytes_max: int = Field(16 * MIB, ge=1024, description="one state of a projection, as JSON")

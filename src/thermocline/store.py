@@ -100,6 +100,11 @@ class Store(Followable):
         self._check_open()
         return self._recent.recent(conversation_id, limit)
 
+    @property
+    def recent_bytes(self) -> int:
+        """Of the events that are kept for the next `recent`: at most `query.recent_bytes_max`."""
+        return self._recent.bytes
+
     def whereabouts(self, conversation_id: str, from_seq: int = 1, to_seq: int = INT64_MAX) -> Result:
         """Which tier a conversation's events are in: columns from_seq, to_seq (included) and tier (hot, warm, cold), in order."""
         from thermocline.query.whereabouts import whereabouts

@@ -467,14 +467,26 @@ def test_a_full_redis_refuses_blocks_whole_and_can_still_be_trimmed(
 def test_recent_gives_the_newest_cached_blocks_oldest_first(session: RedisAppendSession, hot: RedisHot) -> None:
     for number in range(1, 201):
         append(session, block(lines=2), number)
-    head, blocks = hot.recent("chat", 10)
-    assert head == 400 and list(blocks["seq_first"]) == [391, 393, 395, 397, 399]
-    head, blocks = hot.recent("chat", 399)
-    assert list(blocks["seq_first"]) == list(range(1, 400, 2))
+    newest = hot.recent("chat", 10)
+    assert newest.head == 400 and list(newest.blocks["seq_first"]) == [391, 393, 395, 397, 399]
+    assert list(hot.recent("chat", 399).blocks["seq_first"]) == list(range(1, 400, 2))
     shard = shard_of("chat", 16)
-    hot.trim(shard, Position.parse(append(session, block(), 201).position), settled_events=0, settled_bytes=0, others_bytes=0)
-    assert not hot.recent("chat", 10)[1]["payload"]
-    assert hot.recent("nobody", 10)[0] is None
+    last = Position.parse(append(session, block(), 201).position)
+    hot.trim(shard, last, settled_events=0, settled_bytes=0, others_bytes=0)
+    assert (hot.recent("chat", 10).blocks["payload"], hot.recent("chat", 10).trimmed) == ((), last)
+    assert hot.recent("nobody", 10).head == 0
+
+
+def test_recent_after_a_known_block_is_what_came_since(session: RedisAppendSession, hot: RedisHot) -> None:
+    places = [Position.parse(append(session, block(lines=2), number).position) for number in range(1, 21)]
+    found = hot.recent("chat", 40, places[17])
+    assert (found.joined, found.head, list(found.blocks["seq_first"])) == (True, 40, [37, 39])
+    found = hot.recent("chat", 40, places[-1])
+    assert (found.joined, found.blocks["payload"]) == (True, ())
+    assert found.shard_state == hot.recent("chat", 1).shard_state
+    far = hot.recent("chat", 4, places[0])
+    assert (far.joined, list(far.blocks["seq_first"])) == (False, [37, 39]), "there are others between"
+    assert not hot.recent("chat", 40, Position(places[17].ms, places[17].seq + 1_000_000)).joined, "no such block"
 
 
 def test_long_conversation_ids_have_heads_of_their_own(session: RedisAppendSession, hot: RedisHot) -> None:
@@ -484,7 +496,7 @@ def test_long_conversation_ids_have_heads_of_their_own(session: RedisAppendSessi
         shard = shard_of(conversation, 16)
         shards[shard] += 1
         append(session, block(conversation), shards[shard])
-    assert (hot.recent(one, 9)[0], hot.recent(two, 9)[0]) == (2, 1)
+    assert (hot.recent(one, 9).head, hot.recent(two, 9).head) == (2, 1)
 
 
 def test_losses_that_producers_report_are_read_back_by_shard_and_era(session: RedisAppendSession, hot: RedisHot) -> None:

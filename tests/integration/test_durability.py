@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import StartServer
+from tests.redis_calls import ask, calls
 from tests.servers import RedisServer, redis_binaries, valkey_binary
 from thermocline.config import Settings, load
 from thermocline.doctor import examine
@@ -17,7 +18,6 @@ from thermocline.event import Event
 from thermocline.ingest.append import Client
 from thermocline.ingest.producer import Producer
 from thermocline.store import connect
-from thermocline.tiers.redis_link import Link
 
 SettingsOf = Callable[..., Settings]
 FAST = {"shards": 2, "timeout_s": 20, "connect_timeout_s": 0.1, "durable_lag_s": 0}
@@ -35,21 +35,6 @@ def settings_of(tmp_path: Path) -> SettingsOf:
 @pytest.fixture
 def valkey(redis_server: StartServer) -> RedisServer:
     return redis_server(valkey_binary(), options={"appendfsync": "everysec"})
-
-
-def ask(server: RedisServer, *command: str | int) -> Any:
-    link = Link(server.url, connect_timeout_s=1, timeout_s=5)
-    try:
-        return link.call(*command)
-    finally:
-        link.close()
-
-
-def calls(server: RedisServer, command: str) -> int:
-    """How often clients have called it."""
-    lines = ask(server, "INFO", "commandstats").decode().splitlines()
-    found = [line for line in lines if line.startswith(f"cmdstat_{command}:")]
-    return int(found[0].partition("calls=")[2].partition(",")[0]) if found else 0
 
 
 def said(settings: Settings) -> tuple[str, str]:

@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from tests.redis_calls import calls
 from tests.servers import RedisServer
 from tests.site import Site, chats
 from thermocline.errors import QueryRefused, TierUnavailable
 from thermocline.event import COLUMN_NAMES
 from thermocline.query.result import Result
+from thermocline.store import connect
 
 
 @pytest.fixture
@@ -109,6 +113,63 @@ def test_events_skip_ahead_after_a_loss_and_recent_follows(site: Site, server: R
     assert (found[:10], len(found)) == (list(range(1, 11)), 13)
     assert found[10] > 1_000_000
     assert from_redis(site.store.recent("chat-0", 3))
+
+
+def test_of_a_conversation_that_is_followed_only_what_is_new_is_read(site: Site, server: RedisServer) -> None:
+    site.append(chats(200, conversations=1))
+    first = site.store.recent("chat-0")
+    assert first.coverage.bytes > 0
+    for count in (0, 1, 7):
+        if count:
+            site.append(chats(count, conversations=1))
+        before = calls(server, "xrange")
+        result = site.store.recent("chat-0")
+        assert calls(server, "xrange") - before == (1 if count else 0), "XRANGE once for each block that is new"
+        assert from_redis(result)
+        assert result.to_arrow().equals(the_long_way(site, "chat-0", 100).to_arrow())
+        assert (result.coverage.bytes > 0) == (count > 0), "the receipt says what was read"
+    assert seqs(site.store.recent("chat-0", 3)) == [206, 207, 208]
+    assert seqs(site.store.recent("chat-0", 150)) == list(range(59, 209)), "more than what is kept is read anew"
+    assert seqs(first)[-1] == 200, "an answer stays as it is"
+
+
+STEPS = st.tuples(st.integers(0, 30), st.integers(1, 60), st.booleans())
+
+
+@given(steps=st.lists(STEPS, min_size=1, max_size=6))
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_who_follows_sees_what_a_new_reader_sees(site: Site, steps: list[tuple[int, int, bool]]) -> None:
+    keeps_none = site.settings.model_copy(update={"query": site.settings.query.model_copy(update={"recent_bytes_max": 0})})
+    with connect(keeps_none) as new:
+        for count, limit, settle in steps:
+            site.append(chats(count, conversations=2))
+            if settle:
+                site.settle()
+                site.merge()
+                site.trim()
+            kept, fresh = site.store.recent("chat-1", limit), new.recent("chat-1", limit)
+            assert kept.to_arrow().equals(fresh.to_arrow())
+            assert from_redis(kept) == from_redis(fresh), "what Redis has trimmed away is no longer answered from it"
+
+
+def test_what_is_kept_is_bounded_and_what_was_asked_for_longest_ago_goes_first(data_dir: Path, server: RedisServer) -> None:
+    with Site(data_dir, server.url, query={"recent_bytes_max": 100_000}) as site:
+        for number in range(20):
+            site.append({"conversation_id": f"c{number}", "event_type": "t", "content": "x" * 100} for _ in range(100))
+            assert len(site.store.recent(f"c{number}")) == 100
+            assert 0 < site.store.recent_bytes <= 100_000
+        before = calls(server, "xrange")
+        assert len(site.store.recent("c19")) == 100
+        assert calls(server, "xrange") == before
+        assert len(site.store.recent("c0")) == 100
+        assert calls(server, "xrange") == before + 1
+        site.append({"conversation_id": "large", "event_type": "t", "content": "x" * 60_000} for _ in range(3))
+        kept = site.store.recent_bytes
+        assert len(site.store.recent("large")) == 3
+        assert site.store.recent_bytes == kept, "one that is larger than the bound is not kept"
+    with Site(data_dir, server.url, query={"recent_bytes_max": 0}) as site:
+        assert [len(site.store.recent("c1")) for _ in range(2)] == [100, 100]
+        assert site.store.recent_bytes == 0
 
 
 @pytest.mark.parametrize("limit", [0, -1, 100_001, True, 1.5, "3"])

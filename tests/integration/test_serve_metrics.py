@@ -86,6 +86,7 @@ def test_every_metric_is_documented_and_no_other(values: Values) -> None:
         (("thermocline_limit_used", "queries"), 0),
         (("thermocline_limit_max", "queries"), 34),
         (("thermocline_limit_used", "answers"), 0),
+        (("thermocline_limit_used", "recent_bytes"), 0),
         (("thermocline_limit_max", "answers"), 16),
         (("thermocline_limit_used", "bodies_bytes"), 0),
         (("thermocline_limit_max", "bodies_bytes"), 128 << 20),
