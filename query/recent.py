@@ -86,14 +86,14 @@ class Recent:
         if rows is None:
             return None
         if kept is not None:
-            rows = pa.concat_tables([kept.rows, rows]) if rows.num_rows else kept.rows
-        answer = rows.slice(max(0, rows.num_rows - limit))
+            rows = _last(pa.concat_tables([kept.rows, rows]), max(limit, kept.rows.num_rows)) if rows.num_rows else kept.rows
+        answer = _last(rows, limit)
         seqs = answer.column("seq").to_numpy()
         if not len(seqs) or not np.array_equal(seqs, np.arange(newest.head - len(seqs) + 1, newest.head + 1)):
             return None  # something is missing, or was rejected
         if len(seqs) < limit and newest.head != len(seqs):
             return None
-        self._keep(conversation_id, limit, rows, kept, newest)
+        self._keep(conversation_id, rows, kept, newest)
         return Result(answer, _coverage(taken_us, answer, sum(map(len, newest.blocks["payload"]))))
 
     def _newest(self, conversation_id: str, limit: int) -> tuple[_Kept | None, Newest]:
@@ -108,17 +108,15 @@ class Recent:
                 return kept, newest
         return None, self._hot.recent(conversation_id, limit)
 
-    def _keep(self, conversation_id: str, limit: int, rows: pa.Table, kept: _Kept | None, newest: Newest) -> None:
+    def _keep(self, conversation_id: str, rows: pa.Table, kept: _Kept | None, newest: Newest) -> None:
         blocks = newest.blocks
         if not blocks["payload"]:
             return
-        places = [Position(ms, seq) for ms, seq in zip(blocks["position_ms"], blocks["position_seq"], strict=True)]
-        wanted = max(limit, kept.rows.num_rows if kept else 0)
-        rows = rows.slice(max(0, rows.num_rows - wanted))
+        first, last = (Position(blocks["position_ms"][place], blocks["position_seq"][place]) for place in (0, -1))
         if rows.column(0).num_chunks > CHUNKS_MAX:
             rows = rows.combine_chunks()
         size = rows.get_total_buffer_size()
-        found = _Kept(rows, kept.first if kept else places[0], places[-1], newest.shard_state, size)
+        found = _Kept(rows, kept.first if kept else first, last, newest.shard_state, size)
         with self._lock:
             self._drop(conversation_id)
             if found.bytes > self._bytes_max:
@@ -131,6 +129,10 @@ class Recent:
     def _drop(self, conversation_id: str) -> None:
         gone = self._kept.pop(conversation_id, None)
         self._kept_bytes -= gone.bytes if gone else 0
+
+
+def _last(rows: pa.Table, count: int) -> pa.Table:
+    return rows if rows.num_rows <= count else rows.slice(rows.num_rows - count)
 
 
 def _coverage(taken_us: int, rows: pa.Table, payload_bytes: int) -> Coverage:
