@@ -9,7 +9,7 @@ import pytest
 
 from tests.servers import RedisServer
 from tests.site import Site
-from thermocline.query import conversations
+from thermocline.query import conversations, relations
 from thermocline.store import connect
 from thermocline.tiers.block import shard_of
 from thermocline.tiers.hot_redis import RedisHot
@@ -17,10 +17,12 @@ from thermocline.tiers.hot_redis import RedisHot
 HISTORY = "SELECT seq, content FROM events WHERE conversation_id = ? ORDER BY seq"
 
 
-@pytest.fixture(params=[1, conversations.ROWS_MIN], ids=["by rows", "by segment"])
+@pytest.fixture(params=[(1, 256), (1, 0), (conversations.ROWS_MIN, 256)], ids=["by few rows", "by many rows", "by segment"])
 def site(tmp_path: Path, server: RedisServer, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Site]:
     """Six segments, each with conversations of its own and `conversation-both`; the first three are merged, with rollups."""
-    monkeypatch.setattr(conversations, "ROWS_MIN", request.param)
+    rows_min, limited_max = request.param
+    monkeypatch.setattr(conversations, "ROWS_MIN", rows_min)
+    monkeypatch.setattr(relations, "LIMITED_ROWS_MAX", limited_max)
     with Site(tmp_path / "data", server.url, warm={"fan_in": 3, "rollup_rows_min": 50_000}) as made:
         for number in range(6):
             names = [f"conversation-{number}-{place % 40:03d}" for place in range(400)]
