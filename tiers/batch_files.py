@@ -1,7 +1,7 @@
 """The Parquet files of one batch, written from SQL into a local folder and read back before anything leaves it.
 
 What goes in is summed while it streams by; what Polars reads back from the finished file must sum to the same. Three things go on
-at once: DuckDB makes the next rows, the last ones are summed, and full files are encoded and read back.
+at once: DuckDB makes the next rows and they are summed, the row group before them is encoded, and full files are read back.
 """
 
 from __future__ import annotations
@@ -11,16 +11,14 @@ import itertools
 import queue
 import threading
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from thermocline.errors import TierCorrupt
 from thermocline.event import FORMAT
@@ -31,11 +29,13 @@ from .cold_schema import SCHEMAS, SORT, SQL_TYPES
 from .duck import Connection
 from .ledger import ColdFile
 from .merge_split import day_text
-from .parquet_file import GROUP_ROWS, PIECE_ROWS, ParquetFile, row_hashes, sums_read_back
+from .parquet_file import GROUP_ROWS, PIECE_ROWS, ParquetFile, row_hashes, sum_of, sums_read_back
 
 T = TypeVar("T")
 FINISHING_MAX: Final = 2
 """Files at once that have all their rows and are closed and read back."""
+WAITING_BYTES: Final = 32 << 20
+"""Of rows that are made and summed before they are asked for: about what comes while a row group is encoded."""
 
 
 class Part(NamedTuple):
@@ -91,14 +91,14 @@ class BatchFiles:
         finishing: deque[Future[Staged]] = deque()
         with ThreadPoolExecutor(FINISHING_MAX, "thermocline-read-back") as beside:
             try:
-                for kind, day, rows, may_end in prefetched(self._pieces(parts)):
-                    if file is not None and not file.takes(kind, day, self._bytes_max if may_end else None):
+                for rows in prefetched(self._pieces(parts), size=lambda piece: piece.table.nbytes, size_max=WAITING_BYTES):
+                    if file is not None and not file.takes(rows, self._bytes_max):
                         finishing.append(beside.submit(self._finished, file))
                         file = None
                     if file is None:
                         if len(finishing) >= FINISHING_MAX:
                             self.staged.append(finishing.popleft().result())
-                        file = self._opened(kind, day)
+                        file = self._opened(rows.kind, rows.day)
                     file.add(rows)
                 if file is not None:
                     finishing.append(beside.submit(self._finished, file))
@@ -109,9 +109,9 @@ class BatchFiles:
                     file.parquet.abandon()
                 raise
 
-    def _pieces(self, parts: Iterable[Part]) -> Iterator[tuple[str, str, pa.Table, bool]]:
-        """(kind, day, rows of that day only, whether the file before them may end) as they stream by, at most PIECE_ROWS at a
-        time. A file may end where a row group's worth of a part does, however small the pieces are."""
+    def _pieces(self, parts: Iterable[Part]) -> Iterator[_Piece]:
+        """The rows as they stream by, at most PIECE_ROWS at a time. A file may end where a row group's worth of a part does,
+        however small the pieces are."""
         for part in parts:
             passed = groups = 0
             for batch in self._con.sql(_sorted(part)).to_arrow_reader(PIECE_ROWS):
@@ -119,12 +119,12 @@ class BatchFiles:
                 may_end = passed == 0 or passed // GROUP_ROWS > groups
                 groups, passed = passed // GROUP_ROWS, passed + table.num_rows
                 if part.day is not None:
-                    yield part.kind, part.day, table, may_end
+                    yield _summed(part.kind, part.day, table, may_end)
                     continue
                 days = table["_day"].to_numpy()
                 borders = [0, *(np.flatnonzero(np.diff(days)) + 1).tolist(), table.num_rows]
                 for first, last in itertools.pairwise(borders):  # a batch is never empty
-                    yield part.kind, day_text(int(days[first])), table.slice(first, last - first), may_end
+                    yield _summed(part.kind, day_text(int(days[first])), table.slice(first, last - first), may_end)
 
     def _opened(self, kind: str, day: str) -> _Open:
         self._files += 1
@@ -181,17 +181,33 @@ class _Open:
         self.row_hash = 0
         self.polars_hash = 0
 
-    def takes(self, kind: str, day: str, bytes_max: int | None) -> bool:
-        """Whether rows of that kind and day go on in this file; bytes_max None: however large it is."""
-        return (kind, day) == (self.kind, self.day) and (bytes_max is None or self.parquet.file_bytes < bytes_max)
+    def takes(self, rows: _Piece, bytes_max: int) -> bool:
+        """Whether the rows go on in this file."""
+        return (rows.kind, rows.day) == (self.kind, self.day) and (not rows.may_end or self.parquet.file_bytes < bytes_max)
 
-    def add(self, rows: pa.Table) -> None:
-        self.row_hash += int(pc.sum(pc.cast(rows["_hash"], pa.decimal128(38, 0))).as_py())
-        schema = SCHEMAS[self.kind]
-        table = pa.Table.from_arrays([rows[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
-        self.bounds.add(table)
-        self.polars_hash += row_hashes(_plain(table))
-        self.parquet.add(table)
+    def add(self, rows: _Piece) -> None:
+        self.row_hash += rows.row_hash
+        self.polars_hash += rows.polars_hash
+        self.bounds.add(rows.table)
+        self.parquet.add(rows.table)
+
+
+class _Piece(NamedTuple):
+    """Rows of one day with the sums over them."""
+
+    kind: str
+    day: str
+    table: pa.Table
+    may_end: bool
+    """Whether the file before them may end."""
+    row_hash: int
+    polars_hash: int
+
+
+def _summed(kind: str, day: str, rows: pa.Table, may_end: bool) -> _Piece:
+    schema = SCHEMAS[kind]
+    table = pa.Table.from_arrays([rows[name].cast(schema.field(name).type) for name in schema.names], schema=schema)
+    return _Piece(kind, day, table, may_end, sum_of(rows["_hash"].to_numpy()), row_hashes(_plain(table)))
 
 
 def _sorted(part: Part) -> str:
@@ -219,26 +235,29 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def prefetched(items: Iterator[T], *, depth: int = 2) -> Iterator[T]:
-    """The same items, made by a thread of its own that is at most `depth` ahead. Its errors are raised here."""
-    ready: queue.Queue[tuple[T | None, BaseException | None]] = queue.Queue(depth)
-    stopped = threading.Event()
+def prefetched(items: Iterator[T], *, size: Callable[[T], int], size_max: int) -> Iterator[T]:
+    """The same items, made by a thread of its own, which goes on while those that wait have less than `size_max` together; one
+    more is in its hands. Its errors are raised here."""
+    ready: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+    changed = threading.Condition()
+    waiting, stopped = 0, False
 
-    def put(item: T | None, error: BaseException | None) -> None:
-        while not stopped.is_set():
-            with suppress(queue.Full):
-                ready.put((item, error), timeout=0.05)
-                return
+    def may_go_on() -> bool:
+        return waiting < size_max or stopped
 
     def make() -> None:
+        nonlocal waiting
         try:
             for item in items:
-                put(item, None)
-                if stopped.is_set():
+                with changed:
+                    changed.wait_for(may_go_on)
+                    waiting += size(item)
+                if stopped:
                     return
-            put(None, None)
+                ready.put((item, None))
+            ready.put((None, None))
         except BaseException as exc:
-            put(None, exc)
+            ready.put((None, exc))
 
     maker = threading.Thread(target=make, name="thermocline-rows", daemon=True)
     maker.start()
@@ -249,7 +268,12 @@ def prefetched(items: Iterator[T], *, depth: int = 2) -> Iterator[T]:
                 raise error
             if item is None:
                 return
+            with changed:
+                waiting -= size(item)
+                changed.notify()
             yield item
     finally:
-        stopped.set()
+        with changed:
+            stopped = True
+            changed.notify()
         maker.join()

@@ -1,6 +1,6 @@
 """One Parquet file of the cold tier: how it is written so that the same rows are the same bytes, and how it is read back.
 
-pyarrow writes; a row group is 131,072 rows (or 64 MiB of text) in contiguous slices of 16,384, whatever pieces they arrive in.
+pyarrow writes; a row group is 65,536 rows (or 64 MiB of text) in contiguous slices of 16,384, whatever pieces they arrive in.
 Polars, which has no code in common with it, reads the finished file in full; what it finds is compared with what went in.
 """
 
@@ -14,18 +14,20 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from thermocline.errors import TierCorrupt
 
-GROUP_ROWS: Final = 131_072
+GROUP_ROWS: Final = 65_536
+"""With twice as many a file is 0.3 % smaller, and reading one conversation of it takes 64 instead of 36 ms of CPU."""
 PIECE_ROWS: Final = 16_384
 """Of a contiguous slice: bytes depend on where slices end. A whole group in one would be there twice when it is made."""
 GROUP_BYTES: Final = 64 << 20
 """Of content and metadata: beyond it a row group ends early, so that memory stays bounded with events of a MiB each."""
 READ_BACK_ROWS: Final = 32_768
-"""Read at once: a whole row group took 120 MiB more and hardly less time."""
+"""Read at once: with 131,072 it took 120 MiB more and hardly less time."""
 ZSTD_LEVEL: Final = 3
 """Real conversations take 15 % less at level 6, but unique text takes twice as long to write."""
 _PLAIN: Final = ("event_id", "content", "metadata")
@@ -156,7 +158,7 @@ def sums_read_back(path: Path) -> tuple[int, int]:
         for number in range(groups.num_row_groups):
             end = first + groups.row_group(number).num_rows
             for start in range(first, end, READ_BACK_ROWS):
-                total += _sum(source.slice(start, min(READ_BACK_ROWS, end - start)).collect().hash_rows())
+                total += sum_of(source.slice(start, min(READ_BACK_ROWS, end - start)).collect().hash_rows().to_numpy())
             first = end
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, pa.ArrowException) as exc:
         raise TierCorrupt(f"{path}: cannot be read back ({_line(exc)}); nothing was archived, check memory and disk") from exc
@@ -169,12 +171,11 @@ def row_hashes(rows: pa.Table) -> int:
 
     found = pl.from_arrow(rows)
     assert isinstance(found, pl.DataFrame)
-    return _sum(found.hash_rows())
+    return sum_of(found.hash_rows().to_numpy())
 
 
-def _sum(hashes: Any) -> int:
-    """The exact sum of unsigned 64-bit integers."""
-    values = hashes.to_numpy()
+def sum_of(values: npt.NDArray[np.uint64]) -> int:
+    """Their exact sum."""
     return (int((values >> np.uint64(32)).sum()) << 32) + int((values & np.uint64(0xFFFFFFFF)).sum())
 
 

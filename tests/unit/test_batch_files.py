@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
 import threading
 from collections.abc import Iterator
@@ -14,11 +15,19 @@ import pytest
 
 from tests.waiting import wait_until
 from thermocline.errors import TierCorrupt
-from thermocline.tiers import parquet_file
+from thermocline.tiers import batch_files, parquet_file
 from thermocline.tiers.batch_files import BatchFiles, Part, prefetched, sha256_of
 from thermocline.tiers.cold_schema import SCHEMAS
 from thermocline.tiers.duck import Connection, connect
-from thermocline.tiers.parquet_file import GROUP_ROWS, ParquetFile, facts_of, page_problem, sums_read_back
+from thermocline.tiers.parquet_file import (
+    GROUP_ROWS,
+    PIECE_ROWS,
+    ParquetFile,
+    facts_of,
+    page_problem,
+    row_hashes,
+    sums_read_back,
+)
 
 KIND, DAY = "rollup_task", "2026-11-13"
 MIB = 1 << 20
@@ -68,7 +77,7 @@ def test_a_file_ends_with_the_row_group_that_passes_the_limit(con: Connection, f
 
 def test_a_file_below_the_limit_has_row_groups_of_one_size_whatever_pieces_come(con: Connection, folder: Path) -> None:
     files = batch(con, folder, bytes_max=1 << 30)
-    files.write(parts(tasks(0, 100_000), tasks(100_000, 100_001), tasks(100_001, GROUP_ROWS + 10)))
+    files.write(parts(tasks(0, 50_000), tasks(50_000, 50_001), tasks(50_001, GROUP_ROWS + 10)))
     [one] = files.staged
     found = pq.read_metadata(one.path)
     assert [found.row_group(number).num_rows for number in range(found.num_row_groups)] == [GROUP_ROWS, 10]
@@ -146,9 +155,13 @@ def threads() -> list[str]:
     return [one.name for one in threading.enumerate() if one.name == "thermocline-rows"]
 
 
+def one(item: int) -> int:
+    return 1
+
+
 def test_items_come_in_order_and_are_made_only_a_little_ahead() -> None:
     made: list[int] = []
-    items = prefetched((made.append(number) or number for number in range(50)), depth=2)  # type: ignore[func-returns-value]
+    items = prefetched((made.append(number) or number for number in range(50)), size=one, size_max=2)  # type: ignore[func-returns-value]
     for number in range(50):
         assert next(items) == number
         assert len(made) <= number + 5
@@ -156,9 +169,23 @@ def test_items_come_in_order_and_are_made_only_a_little_ahead() -> None:
     assert threads() == []
 
 
+def test_what_waits_is_bounded_by_its_size_however_large_an_item_is() -> None:
+    made: list[int] = []
+    sizes = [1, 3, 4, 2, 100, 1, 1]
+    items = prefetched((made.append(size) or size for size in sizes), size=int, size_max=8)  # type: ignore[func-returns-value]
+    assert next(items) == 1
+    wait_until(lambda: len(made) == 5, 10, "3, 4 and 2 wait, and 100 has no place")
+    assert next(items) == 3
+    wait_until(lambda: len(made) == 6, 10, "4 and 2 left 100 a place")
+    assert [next(items), next(items)] == [4, 2]
+    assert len(made) == 6  # beside 100 nothing has a place
+    assert list(items) == [100, 1, 1]
+    assert threads() == []
+
+
 def test_whoever_takes_no_more_items_ends_their_making() -> None:
     made: list[int] = []
-    items = prefetched((made.append(number) or number for number in itertools.count()), depth=1)  # type: ignore[func-returns-value]
+    items = prefetched((made.append(number) or number for number in itertools.count()), size=one, size_max=1)  # type: ignore[func-returns-value]
     assert [next(items), next(items)] == [0, 1]
     wait_until(lambda: len(made) == 4, 10, "one item waits, and the one after it has no place")
     items.close()  # type: ignore[attr-defined]
@@ -171,11 +198,74 @@ def test_an_error_in_the_making_comes_after_the_items_before_it() -> None:
         yield 1
         raise TierCorrupt("no more")
 
-    items = prefetched(make())
+    items = prefetched(make(), size=one, size_max=2)
     assert next(items) == 1
     with pytest.raises(TierCorrupt, match="no more"):
         next(items)
     assert threads() == []
+
+
+class Uncaught(BaseException):
+    """As KeyboardInterrupt is."""
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), pa.ArrowInvalid("no"), Uncaught("ended")])
+@pytest.mark.parametrize("where", ["encoding", "sums"])
+def test_what_fails_in_encoding_or_in_the_sums_leaves_no_file_and_no_thread(
+    con: Connection, folder: Path, monkeypatch: pytest.MonkeyPatch, where: str, error: BaseException
+) -> None:
+    """After a first row group, so that there is a file."""
+    written: list[int] = []
+
+    def write_group(self: ParquetFile) -> None:
+        written.append(GROUP_ROWS)
+        if where == "encoding" and len(written) == 2:
+            raise error
+        write(self)
+
+    def hashes(rows: pa.Table) -> int:
+        if where == "sums" and rows["conversation_id"][-1].as_py() >= f"c{GROUP_ROWS:07}":
+            raise error
+        return row_hashes(rows)
+
+    write = ParquetFile._write_group
+    files = batch(con, folder, bytes_max=1 << 30)
+    with monkeypatch.context() as patch:
+        patch.setattr(ParquetFile, "_write_group", write_group)
+        patch.setattr(batch_files, "row_hashes", hashes)
+        with pytest.raises(type(error)) as raised:
+            files.write(parts(tasks(0, 3 * GROUP_ROWS)))
+    assert raised.value is error
+    assert written == [GROUP_ROWS] * (2 if where == "encoding" else 1)
+    assert files.staged == []
+    assert list(folder.iterdir()) == []
+    assert threads() == []
+    files.write(parts(tasks(0, 3)))
+    assert [one.file.rows for one in files.staged] == [3]
+
+
+@pytest.mark.parametrize(("waiting_bytes", "ahead"), [(1 << 30, 8), (1, 2)], ids=["with room", "without"])
+def test_the_next_rows_are_summed_while_a_row_group_is_encoded_as_far_as_there_is_room(
+    con: Connection, folder: Path, monkeypatch: pytest.MonkeyPatch, waiting_bytes: int, ahead: int
+) -> None:
+    """Without room one piece waits and one is in hand."""
+    group = GROUP_ROWS // PIECE_ROWS
+    summed: list[int] = []
+    begun: list[ParquetFile] = []
+
+    def write_group(self: ParquetFile) -> None:
+        begun.append(self)
+        if len(begun) == 1:
+            wait_until(lambda: len(summed) == group + ahead, 10, "what has room is summed")
+        write(self)
+
+    write = ParquetFile._write_group
+    monkeypatch.setattr(ParquetFile, "_write_group", write_group)
+    monkeypatch.setattr(batch_files, "WAITING_BYTES", waiting_bytes)
+    monkeypatch.setattr(batch_files, "row_hashes", lambda rows: summed.append(rows.num_rows) or row_hashes(rows))  # type: ignore[func-returns-value]
+    files = batch(con, folder, bytes_max=1 << 30)
+    files.write(parts(tasks(0, (group + 8) * PIECE_ROWS)))
+    assert [one.file.rows for one in files.staged] == [sum(summed)]
 
 
 @pytest.mark.parametrize("pieces", [(50_000,), (16_384, 16_384, 17_232), (1, 20_000, 29_999), (9_999, 40_001)])
