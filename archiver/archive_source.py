@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -22,6 +22,8 @@ from . import sampler
 from .archive_plan import DAY_US
 
 _DAY = f"epoch_us(timestamp) // {DAY_US}"
+GROUPS_AT_ONCE: Final = 500_000
+"""Rows of a rollup that are added up at once: a million, each with a cost and a duration, take 250 MiB that cannot be spilled."""
 _NO_DECISIONS = "(SELECT '' AS conversation_id, '' AS rule, 0.5 AS rate, now() AS started_at, '' AS policy_hash LIMIT 0)"
 
 
@@ -110,7 +112,13 @@ class ArchiveSource:
         for rollup in rollups.ROLLUPS:
             rolled = [f"{self._alias[one.segment_id]}.{rollup.name}" for one in self._inputs if self._is_rolled(one)]
             raw = " UNION ALL ".join(self._due(one) for one in self._inputs if not self._is_rolled(one))
-            yield Part(rollup.name, rollups.totals(rollup.name, rolled, f"({raw})" if raw else None), day)
+            for some in self._grouped_at_once(rollup, rolled):
+                tables = [f"(SELECT * FROM {table} WHERE {some})" for table in rolled]
+                yield Part(
+                    rollup.name,
+                    rollups.totals(rollup.name, tables, f"(SELECT * FROM ({raw}) WHERE {some})" if raw else None),
+                    day,
+                )
         if self._rollups:
             table = fresh_name("user_rollups")
             user_rollups.create(self.con, table, self.rows, self._rollups, temporary=True)
@@ -149,6 +157,24 @@ class ArchiveSource:
             for share in counted_shares(self.con, rows, counted, warm):
                 for step in share.steps:
                     yield day_text(start), f"{span} AND {step}"
+
+    def _grouped_at_once(self, rollup: rollups.Rollup, rolled: Sequence[str]) -> Iterator[str]:
+        """Conditions on rows of a rollup: together all of them, in order, and of each no more than fit memory while they are
+        added up: DuckDB cannot spill all that it holds of a group."""
+        if "conversation_id" not in rollup.keys:
+            yield "true"
+            return
+        raw = sum(one.rows for one in self._inputs if not self._is_rolled(one))
+        counts = "".join(f" + (SELECT count(*) FROM {table})" for table in rolled)
+        [(rows, names)] = self.con.execute(f"SELECT {raw}{counts}, (SELECT count(*) FROM {self._names})").fetchall()
+        each = max(1, names * GROUPS_AT_ONCE // max(1, rows))
+        numbered = f"SELECT conversation_id, row_number() OVER (ORDER BY conversation_id) AS number FROM {self._names}"
+        ends = f"SELECT conversation_id FROM ({numbered}) WHERE number % {each} = 0 AND number < {names} ORDER BY number"
+        after = "true"
+        for (name,) in self.con.execute(ends).fetchall():
+            yield f"{after} AND conversation_id <= {quoted(name)}"
+            after = f"conversation_id > {quoted(name)}"
+        yield after
 
     def _first_day(self) -> str:
         [(day,)] = self.con.execute(f"SELECT min(day) FROM {self._counts}").fetchall()

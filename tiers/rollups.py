@@ -21,7 +21,8 @@ _IS_INTERVENTION: Final = "(event_type = 'intervention' OR prefix(event_type, 'i
 
 
 def _sum_in_order(name: str) -> str:
-    return f"list_sum(list_sort(list({name}) FILTER ({name} IS NOT NULL)))"
+    # Lists are what DuckDB cannot spill while it groups: most events have no cost, and 0 changes no sum.
+    return f"list_sum(list_sort(list({name}) FILTER ({name} <> 0)))"
 
 
 class Rollup(NamedTuple):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from pyiceberg.table import StaticTable
 
 from tests.archived import aged_events, append_and_work, archive, compare, statistics
 from tests.cold_stores import SWIFT_IN_LONG
+from thermocline.archiver import archive_source
+from thermocline.archiver.archive_source import ArchiveSource
 from thermocline.config import Settings
 from thermocline.errors import IncompleteAnswer
 from thermocline.ingest.append import Client
@@ -181,6 +184,26 @@ def test_the_same_days_from_a_copy_are_the_same_bytes(cold_settings: Settings, t
             contents.append(sorted((file.kind, file.day, cold.get(file.key)) for file in store.tiers.ledger.view().files))
     assert contents[0] == contents[1]
     assert len(contents[0]) > 6
+
+
+def test_rollups_added_up_a_few_conversations_at_a_time_are_the_same_bytes(
+    cold_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append_and_work(cold_settings, aged_events())
+    shutil.copytree(cold_settings.data_dir, tmp_path / "copy")
+    elsewhere = None if cold_settings.cold_url is None else f"{cold_settings.cold_url}/copy"
+    copy = cold_settings.model_copy(update={"data_dir": tmp_path / "copy", "cold_url": elsewhere})
+    parts, kinds, contents = ArchiveSource.parts, Counter[str](), []
+    monkeypatch.setattr(ArchiveSource, "parts", lambda *given: (kinds.update([part.kind]) or part for part in parts(*given)))
+    for one, at_once in ((cold_settings, archive_source.GROUPS_AT_ONCE), (copy, 20)):
+        monkeypatch.setattr(archive_source, "GROUPS_AT_ONCE", at_once)
+        kinds.clear()
+        archive(one)
+        assert (kinds["rollup_hourly"] > 5) == (kinds["rollup_conversation"] > 1) == (at_once == 20)
+        with connect(one) as store:
+            cold = store.tiers.cold
+            contents.append(sorted((file.kind, file.day, cold.get(file.key)) for file in store.tiers.ledger.view().files))
+    assert contents[0] == contents[1]
 
 
 def test_verify_finds_a_changed_byte_and_a_missing_object(archived: Store) -> None:
