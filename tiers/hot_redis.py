@@ -197,9 +197,10 @@ class RedisHot:
             positions.append(position)
             if int(first) <= head - limit + 1:
                 break
+        entries = self._entries(shard, positions)
         with self._readable():
-            blocks = blocks_lists([(shard, entry) for entry in self._entries(shard, positions)[::-1]])
-        return Newest(head, (inc, era), Position.parse(trimmed or b"0-0"), blocks, joined)
+            blocks = blocks_lists([(shard, entry) for entry in entries[::-1]])
+        return Newest(head, (inc, era), Position.parse(trimmed or b"0-0"), blocks, joined and len(entries) == len(positions))
 
     def _entries(self, shard: int, positions: Sequence[bytes]) -> list[Any]:
         """The log's entries there, in that order, up to the first that is trimmed away, or to about a page of them."""

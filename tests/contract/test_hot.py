@@ -489,6 +489,15 @@ def test_recent_after_a_known_block_is_what_came_since(session: RedisAppendSessi
     assert not hot.recent("chat", 40, Position(places[17].ms, places[17].seq + 1_000_000)).joined, "no such block"
 
 
+def test_recent_after_a_known_block_says_when_more_came_than_is_read_at_once(session: RedisAppendSession, hot: RedisHot) -> None:
+    known = Position.parse(append(session, block(), 1).position)
+    for number in range(2, 14):
+        append(session, block(text="x" * 600_000), number)
+    found = hot.recent("chat", 100, known)
+    assert 0 < len(found.blocks["payload"]) < 12
+    assert not found.joined
+
+
 def test_long_conversation_ids_have_heads_of_their_own(session: RedisAppendSession, hot: RedisHot) -> None:
     one, two = "a" * 200, "a" * 199 + "b"
     shards = {shard_of(one, 16): 0, shard_of(two, 16): 0}

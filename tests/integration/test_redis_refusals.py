@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import StartServer
+from tests.redis_calls import ask
 from tests.servers import RedisServer, aof_tail, redis_binaries
 from tests.waiting import wait_until
 from thermocline import Receipt
@@ -49,14 +50,6 @@ def server(redis_server: StartServer, redis_binary: Path) -> RedisServer:
 
 def url_of(server: RedisServer, user: str = "") -> str:
     return server.url_of(user, "pw") if user else server.url
-
-
-def ask(server: RedisServer, *command: str | int) -> Any:
-    link = Link(server.url, connect_timeout_s=1, timeout_s=5)
-    try:
-        return link.call(*command)
-    finally:
-        link.close()
 
 
 def limit_rights(server: RedisServer, user: str, *rules: str) -> None:
