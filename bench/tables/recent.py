@@ -35,13 +35,13 @@ BLOCKS = {1: (2.5, 0.0012), 10: (1.5, None), 50: (1.5, None)}
 def _cases(size: int, quick: bool) -> list[Case]:
     calls = min(size // 10, 300 if quick else 3000)
     return [
-        Case(f"{name}blocks-of-{events}", 0, partial(_both, block=events, calls=calls, followed=followed))
+        Case(f"{name}blocks-of-{events}", 0, partial(_measured, block=events, calls=calls, followed=followed))
         for name, followed in (("", False), ("followed-", True))
         for events in BLOCKS
     ]
 
 
-def _both(bench: Bench, *, block: int, calls: int, followed: bool) -> Sequence[Row]:
+def _measured(bench: Bench, *, block: int, calls: int, followed: bool) -> Sequence[Row]:
     """By a reader that keeps nothing; followed: by one that keeps what it read, after another block is appended each time."""
     folder = bench.folder("recent")
     given = [event for table in Workload(EVENTS_ADDED, end_us=bench.end_us).arrivals() for event in kwargs_of(table)]
@@ -56,11 +56,7 @@ def _both(bench: Bench, *, block: int, calls: int, followed: bool) -> Sequence[R
 
             ways = {"own": partial(_own, store, names), "bare": partial(_bare, server.client, names)}
             assert len(ways["own"](0)) == len(ways["bare"](0)) == LIMIT
-            taken = (
-                interleaved_s(ways, calls, warm_up=WARM_UP, before=add)
-                if followed
-                else interleaved_s(ways, calls, warm_up=WARM_UP)
-            )
+            taken = interleaved_s(ways, calls, warm_up=WARM_UP, before=add if followed else lambda _: None)
     what = "that the reader follows, after each append" if followed else "that was not read before"
     return [_row(f"recent({LIMIT}) of a conversation {what}", block, taken)]
 
