@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Final
 
 import msgspec
@@ -32,6 +33,8 @@ SCHEMA: Final = pa.schema([(column.name, _ARROW.get(column.sql_type, pa.string()
 """The columns of `events` as a query gives them."""
 PLACES: Final = pa.schema([("shard", pa.int32()), ("position_ms", pa.int64()), ("position_seq", pa.int64())])
 WITH_PLACES: Final = pa.schema([*SCHEMA, *PLACES])
+_ROW: Final = pa.struct(list(SCHEMA))
+_PLACED_ROW: Final = pa.struct(list(WITH_PLACES))
 
 _PYTHON: Final = {"VARCHAR": str, "BIGINT": int, "DOUBLE": float}
 _FIELDS: Final = tuple(column.name for column in COLUMNS if column.in_line)
@@ -47,9 +50,7 @@ _Line: Any = msgspec.defstruct(
 )
 _EVENT_ID, _TYPE, _TIMESTAMP = (_FIELDS.index(name) for name in ("event_id", "event_type", "timestamp"))
 _CONTENT, _METADATA = _FIELDS.index("content"), _FIELDS.index("metadata")
-_OF_BLOCK: Final = {"conversation_id": "conversation_id", "ingested_at": "ingested_us"} | {name: name for name in PLACES.names}
-"""Columns that all events of a block share, and their names in hot.BLOCKS_SCHEMA."""
-_OF_IDS: Final = ("payload", "block_id", "events", "skip")
+_OF_BLOCK: Final = ("payload", "skip", "events", "block_id", "conversation_id", "seq_first", "ingested_us")
 _NULLABLE: Final = [_FIELDS.index(name) for name in NULLABLE_COLUMNS]
 _decode: Any = msgspec.json.Decoder(_Line).decode
 _encode: Any = msgspec.json.Encoder().encode
@@ -60,81 +61,72 @@ def few(blocks: pa.Table) -> bool:
     return blocks.num_rows == 0 or int(pc.sum(blocks.column("events")).as_py()) <= LINES_MAX
 
 
-def decoded(blocks: BlockLists, schema: pa.Schema = WITH_PLACES) -> pa.Table | None:
-    """The rows of `blocks`, in log order. None when a line is not as we write it.
-
-    schema  WITH_PLACES, or the columns of it that are wanted
-    """
-    if not blocks["payload"]:
-        return schema.empty_table()
+def decoded(blocks: BlockLists, *, placed: bool = True) -> pa.RecordBatch | None:
+    """The rows of `blocks`, in log order, WITH_PLACES or SCHEMA. None when a line is not as we write it."""
+    kind, places = (_PLACED_ROW, PLACES.names) if placed else (_ROW, [])
+    if blocks["fault"].count(None) < len(blocks["fault"]):
+        return None
     try:
-        columns = _columns(blocks) if blocks["fault"].count(None) == len(blocks["fault"]) else None
-        arrays = None if columns is None else [_array(columns[field.name], field.type) for field in schema]
+        rows = _rows(blocks, places) if blocks["payload"] else []
+        # All columns at once: an array for each takes twice as long.
+        return None if rows is None else pa.RecordBatch.from_struct_array(pa.array(rows, kind))
     except (ValueError, OverflowError, msgspec.MsgspecError):
         return None
-    return None if arrays is None else pa.Table.from_arrays(arrays, schema=schema)
 
 
-def _columns(blocks: BlockLists) -> dict[str, Sequence[Any]] | None:
-    """Values by column, of every event that is not skipped; None when something about a block is odd."""
-    by_line = _parsed("\n".join(blocks["payload"]).encode())
-    if by_line is None or not _fit(by_line) or _sizes(by_line) != list(map(sum, zip(*blocks["sizes"], strict=True))):
+def _rows(blocks: BlockLists, places: Sequence[str]) -> list[tuple[Any, ...]] | None:
+    """Every event that is not skipped: its values as in SCHEMA, then `places`; None when something about a block is odd."""
+    lines = _parsed("\n".join(blocks["payload"]).encode())
+    if lines is None:
         return None
-    kept = _kept(blocks, by_line[_EVENT_ID])
-    if kept is None:
+    by_field = list(zip(*lines, strict=True))
+    if not _fit(by_field) or _sizes(by_field) != list(map(sum, zip(*blocks["sizes"], strict=True))):
         return None
-    lines, event_ids = kept
-    if len(lines) < len(by_line[0]):
-        by_line = [[values[line] for line in lines] for values in by_line]
-    columns = dict(zip(_FIELDS, by_line, strict=True))
-    events = blocks["events"]
-    for name, given in _OF_BLOCK.items():
-        columns[name] = [value for value, count in zip(blocks[given], events, strict=True) for _ in range(count)]
-    columns["seq"] = [first + place for first, count in zip(blocks["seq_first"], events, strict=True) for place in range(count)]
-    columns["sample_rate"] = [1.0] * len(lines)
-    columns["event_id"] = event_ids
-    return columns
+    rows: list[tuple[Any, ...]] = []
+    unread = iter(lines)
+    for payload, skip, events, *rest in zip(*(blocks[name] for name in (*_OF_BLOCK, *places)), strict=True):
+        count = payload.count("\n") + 1
+        if count != events + len(skip or ()):
+            return None
+        rows += _of_block(list(islice(unread, count)), skip or (), *rest)
+    return rows
 
 
-def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    if values.count(None) == len(values):
-        return pa.nulls(len(values), kind)
-    return pa.array(values, kind)
+def _of_block(
+    lines: Sequence[tuple[Any, ...]],
+    skip: Sequence[int],
+    block_id: str,
+    conversation_id: str,
+    seq_first: int,
+    us: int,
+    *place: int,
+) -> list[tuple[Any, ...]]:
+    """The rows of a block's lines, of those that are not skipped."""
+    kept = [(ordinal, line) for ordinal, line in enumerate(lines) if ordinal not in skip]
+    return [
+        (event_id or derived_event_id(block_id, ordinal), conversation_id, seq, event_type, timestamp, us, *rest, 1.0, *place)
+        for seq, (ordinal, (event_id, event_type, timestamp, *rest)) in enumerate(kept, start=seq_first)
+    ]
 
 
-def _parsed(text: bytes) -> list[Sequence[Any]] | None:
-    """The values of lines by field; None when a line is not as we write it: keys twice, blanks, numbers in other forms."""
+def _parsed(text: bytes) -> list[tuple[Any, ...]] | None:
+    """The values of each line in the order of its fields; None when one is not as we write it: keys twice, blanks, numbers in
+    other forms."""
     lines = text.split(b"\n")
     parsed = list(map(_decode, lines))
     if b"\\u0000" in text:
         return None
     if b"\n".join(map(_encode, parsed)) != text and not all(orjson.dumps(orjson.loads(line)) == line for line in lines):
         return None
-    return list(zip(*map(msgspec.structs.astuple, parsed), strict=True))
-
-
-def _kept(blocks: BlockLists, given_ids: Sequence[str | None]) -> tuple[list[int], list[str]] | None:
-    """(lines that are not skipped, their event ids); None when a block has more or fewer lines than it says."""
-    lines: list[int] = []
-    event_ids: list[str] = []
-    line = 0
-    for payload, block_id, events, skip in zip(*(blocks[name] for name in _OF_IDS), strict=True):
-        count = payload.count("\n") + 1
-        if count != events + len(skip or ()):
-            return None
-        ordinals = [ordinal for ordinal in range(count) if ordinal not in skip] if skip else range(count)
-        lines += [line + ordinal for ordinal in ordinals]
-        event_ids += [given_ids[line + ordinal] or derived_event_id(block_id, ordinal) for ordinal in ordinals]
-        line += count
-    if any(event_id is not None and event_id != str(uuid.UUID(event_id)) for event_id in given_ids):
-        return None  # braces and the like: not ours
-    return lines, event_ids
+    return list(map(msgspec.structs.astuple, parsed))
 
 
 def _fit(by_field: Sequence[Sequence[Any]]) -> bool:
     """Whether values of the right types are also within what an event may hold."""
     if not all(by_field[_TYPE]) or min(by_field[_TIMESTAMP]) < TIMESTAMP_MIN_US or max(by_field[_TIMESTAMP]) > TIMESTAMP_MAX_US:
         return False
+    if any(event_id is not None and event_id != str(uuid.UUID(event_id)) for event_id in by_field[_EVENT_ID]):
+        return False  # braces and the like: not ours
     return all(isinstance(orjson.loads(metadata), dict) for metadata in by_field[_METADATA] if metadata is not None)
 
 

@@ -70,7 +70,7 @@ def read_blocks(parser: Parser, pages: Sequence[pa.Table], conversation_id: str 
 def _table(parser: Parser, blocks: pa.Table) -> pa.Table:
     rows = decoded(blocks.to_pydict()) if few(blocks) else None
     if rows is not None:
-        return rows
+        return pa.Table.from_batches([rows])
     parsed = fresh_name("followed")
     with parser() as con:
         try:

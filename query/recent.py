@@ -22,14 +22,13 @@ from .result import Result
 from .run import Runner
 
 RECENT_MAX: Final = 100_000
-CHUNKS_MAX: Final = 8
-"""Of what is kept: more are made one, without what went before."""
+_COLUMNS: Final = tuple((name, EXACT) for name in SCHEMA.names)
 
 
 class _Kept(NamedTuple):
     """The newest events of a conversation as they were read from the log, where what is written never changes."""
 
-    rows: pa.Table
+    rows: pa.RecordBatch
     first: Position
     """Of the oldest block that rows are of, or before it: when it is trimmed away, they are no longer cached."""
     last: Position
@@ -82,11 +81,11 @@ class Recent:
             kept, newest = self._newest(conversation_id, limit)
         except TierUnavailable:
             return None  # the long way brings Redis back, or says what is wrong with it
-        rows = decoded(newest.blocks, SCHEMA)
+        rows = decoded(newest.blocks, placed=False)
         if rows is None:
             return None
         if kept is not None:
-            rows = _last(pa.concat_tables([kept.rows, rows]), max(limit, kept.rows.num_rows)) if rows.num_rows else kept.rows
+            rows = _last(pa.concat_batches([kept.rows, rows]), max(limit, kept.rows.num_rows)) if rows.num_rows else kept.rows
         answer = _last(rows, limit)
         seqs = answer.column("seq").to_numpy()
         if not len(seqs) or not np.array_equal(seqs, np.arange(newest.head - len(seqs) + 1, newest.head + 1)):
@@ -94,7 +93,7 @@ class Recent:
         if len(seqs) < limit and newest.head != len(seqs):
             return None
         self._keep(conversation_id, rows, kept, newest)
-        return Result(answer, _coverage(taken_us, answer, sum(map(len, newest.blocks["payload"]))))
+        return Result(pa.Table.from_batches([answer]), _coverage(taken_us, answer, sum(map(len, newest.blocks["payload"]))))
 
     def _newest(self, conversation_id: str, limit: int) -> tuple[_Kept | None, Newest]:
         """What is kept of the conversation, if it can be used, and what is to follow it."""
@@ -113,10 +112,7 @@ class Recent:
         if not blocks["payload"]:
             return
         first, last = (Position(blocks["position_ms"][place], blocks["position_seq"][place]) for place in (0, -1))
-        if rows.column(0).num_chunks > CHUNKS_MAX:
-            rows = rows.combine_chunks()
-        size = rows.get_total_buffer_size()
-        found = _Kept(rows, kept.first if kept else first, last, newest.shard_state, size)
+        found = _Kept(rows, kept.first if kept else first, last, newest.shard_state, rows.get_total_buffer_size())
         with self._lock:
             self._drop(conversation_id)
             if found.bytes > self._bytes_max:
@@ -131,19 +127,19 @@ class Recent:
         self._kept_bytes -= gone.bytes if gone else 0
 
 
-def _last(rows: pa.Table, count: int) -> pa.Table:
+def _last(rows: pa.RecordBatch, count: int) -> pa.RecordBatch:
     return rows if rows.num_rows <= count else rows.slice(rows.num_rows - count)
 
 
-def _coverage(taken_us: int, rows: pa.Table, payload_bytes: int) -> Coverage:
+def _coverage(taken_us: int, rows: pa.RecordBatch, payload_bytes: int) -> Coverage:
     return Coverage(
         taken_at=at(taken_us),
         relations={"events": EXACT},
         cached_rows=rows.num_rows,
         cached_bytes=payload_bytes,
-        columns=tuple((name, EXACT) for name in rows.column_names),
+        columns=_COLUMNS,
         hot_rows=0,
-        hot_newest_at=rows.column("ingested_at")[-1].as_py(),
+        hot_newest_at=at(rows.column("ingested_at")[-1].value),
         warm_rows=0,
         cold_rows=0,
         sampled_rows=0,

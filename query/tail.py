@@ -163,7 +163,7 @@ class Tail:
         rejected: Sequence[Rejected] = ()
         rows = decoded(blocks.to_pydict()) if few(blocks) else None
         if rows is not None:
-            with registered(self._con, rows) as source:
+            with registered(self._con, pa.Table.from_batches([rows])) as source:
                 table = self._table(f"SELECT * REPLACE (event_id::UUID AS event_id, metadata::JSON AS metadata) FROM {source}")
         else:
             parsed = fresh_name("tail")

@@ -23,6 +23,7 @@ from .redis_link import CommandFailed, Link, Script
 CUT = Script("cut")
 TRIM = Script("trim")
 PUT_META = Script("put_meta")
+RECENT = Script("recent")
 PAGE_ENTRIES_FIRST = 4
 """As many of the largest blocks as a page of the default size holds."""
 PAGE_ENTRY_BYTES = 64 << 10
@@ -121,7 +122,7 @@ class RedisHot:
             entries += got
             if len(got) < count:
                 break
-            sizes = [len(entry[1][PAYLOAD_PLACE]) for entry in got if len(entry[1]) > PAYLOAD_PLACE]
+            sizes = list(map(_payload_bytes, got))
             size += sum(sizes)
             after = Position.parse(got[-1][0])
             likely = max(size // len(entries), *sizes[-1:], 1)
@@ -179,42 +180,32 @@ class RedisHot:
         shard = shard_of(conversation_id, self.shards)
         bucket, field = head_place(conversation_id, self._settings.buckets)
         known = b"-" if after is None else str(after).encode()
-        found, (inc, era, trimmed), newest = self.link.pipeline(
-            [
-                ("HGET", self.keys.heads(shard, bucket), field),
-                ("HMGET", self.keys.meta(shard), "inc", "era", "T"),
-                ("XREVRANGE", self.keys.pointers(shard, conversation_id), "+", known, "COUNT", limit),
-            ],
-            transaction=True,
-        )
-        head = parse_head(found)[0] if found else 0
-        positions: list[bytes] = []
-        joined = False
-        for position, (_, first) in newest if head else ():
-            joined = position == known
-            if joined:
-                break
-            positions.append(position)
-            if int(first) <= head - limit + 1:
-                break
-        entries = self._entries(shard, positions)
+        pointers = self.keys.pointers(shard, conversation_id)
+        names = [self.keys.heads(shard, bucket), self.keys.meta(shard), pointers, self.keys.log(shard)]
+        found = self.link.script(RECENT, names, [field, known, limit, RECENT_ENTRIES_FIRST])
+        head, (inc, era, trimmed), joined, positions, first = found
+        entries = self._entries(shard, positions, first)
         with self._readable():
             blocks = blocks_lists([(shard, entry) for entry in entries[::-1]])
-        return Newest(head, (inc, era), Position.parse(trimmed or b"0-0"), blocks, joined and len(entries) == len(positions))
+        seq = parse_head(head)[0] if head else 0
+        whole = len(entries) == len(positions)
+        return Newest(seq, (inc, era), Position.parse(trimmed or b"0-0"), blocks, bool(joined) and whole)
 
-    def _entries(self, shard: int, positions: Sequence[bytes]) -> list[Any]:
-        """The log's entries there, in that order, up to the first that is trimmed away, or to about a page of them."""
+    def _entries(self, shard: int, positions: Sequence[bytes], first: Sequence[Any]) -> list[Any]:
+        """The log's entries there, in that order, up to the first that is trimmed away, or to about a page of them.
+
+        first  the first of them, RECENT_ENTRIES_FIRST unless there are fewer
+        """
         log, bytes_max = self.keys.log(shard), self._settings.page_bytes_max
-        entries: list[Any] = []
-        size, count = 0, RECENT_ENTRIES_FIRST
-        while len(entries) < len(positions) and size < bytes_max:
+        entries, size = list(first), sum(map(_payload_bytes, first))
+        while RECENT_ENTRIES_FIRST <= len(entries) < len(positions) and size < bytes_max:
+            count = max(1, (bytes_max - size) * len(entries) // max(1, size))
             asked = positions[len(entries) : len(entries) + count]
             for got in self.link.pipeline([("XRANGE", log, position, position) for position in asked]):
                 if not got:
                     return entries
                 entries += got
-                size += len(got[0][1][PAYLOAD_PLACE])
-            count = max(1, (bytes_max - size) * len(entries) // max(1, size))
+                size += _payload_bytes(got[0])
         return entries
 
     def session(self, durability: Durability = "memory") -> RedisAppendSession:
@@ -283,6 +274,12 @@ class RedisHot:
 
     def close(self) -> None:
         self.link.close()
+
+
+def _payload_bytes(entry: Any) -> int:
+    """0 of an entry that is not one of ours."""
+    fields = entry[1]
+    return len(fields[PAYLOAD_PLACE]) if len(fields) > PAYLOAD_PLACE else 0
 
 
 def _version(text: str) -> tuple[int, ...]:

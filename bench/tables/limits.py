@@ -23,7 +23,7 @@ from thermocline.ingest.append import Client
 from thermocline.ingest.encode import block_of
 from thermocline.ingest.line import line_of
 from thermocline.ingest.validate import FIELDS
-from thermocline.query.lines import SCHEMA, decoded
+from thermocline.query.lines import decoded
 from thermocline.store import connect
 from thermocline.tiers import line_sql, rollups
 from thermocline.tiers.duck import Connection, quoted, registered
@@ -295,7 +295,7 @@ def _parts_of_recent(bench: Bench, block: int, calls: int) -> dict[str, list[flo
             parts: dict[str, Call] = {
                 "all": lambda number: store.recent(names[number % len(names)], LIMIT).to_arrow(),
                 "Redis, parsing its replies, checksums": lambda number: hot.recent(names[number % len(names)], LIMIT),
-                "lines to Arrow": lambda _: decoded(found, SCHEMA),
+                "lines to Arrow": lambda _: decoded(found, placed=False),
             }
             return interleaved_s(parts, calls)
 

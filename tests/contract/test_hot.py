@@ -444,7 +444,7 @@ def test_a_shard_that_is_not_there_is_not_trimmed_and_not_made(hot: RedisHot) ->
     assert hot.link.call("EXISTS", hot.keys.meta(2), hot.keys.log(2)) == 0
 
 
-def test_a_full_redis_refuses_blocks_whole_and_can_still_be_trimmed(
+def test_a_full_redis_refuses_blocks_whole_and_can_still_be_read_and_trimmed(
     request: pytest.FixtureRequest, server: RedisServer, tmp_path: Path
 ) -> None:
     small = RedisServer(server.binary, tmp_path, options={"maxmemory": "8mb"})
@@ -457,6 +457,7 @@ def test_a_full_redis_refuses_blocks_whole_and_can_still_be_trimmed(
     assert reply.code == "FULL"
     cut = shard_cut(hot)
     assert cut.entries == cut.events_total == number > 3
+    assert list(hot.recent("chat", 2).blocks["seq_first"]) == [number - 1, number]
     assert hot.trim(cut.shard, cut.last, settled_events=number, settled_bytes=cut.bytes_total, others_bytes=0) == number
     assert append(session, block(), number + 1).code == "OK"
     session.close()
