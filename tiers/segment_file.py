@@ -221,6 +221,7 @@ def write(
             con.execute(f"CREATE TABLE {events} ({_columns(text)})")
             if at_once > 1 and len(rows) > 1:
                 _insert_side_by_side(con, events, rows, at_once=at_once)
+                con.execute(f"SET threads = {at_once}")  # to write, each had one; what reads it all may have them together
             else:
                 for piece in rows:
                     con.execute(_insert(events, piece))
