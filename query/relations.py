@@ -91,7 +91,7 @@ class Sources(msgspec.Struct, frozen=True):
 
 def tail_sql(chunks: Iterable[Chunk]) -> str:
     """The SELECT of all rows of the tail. A view of its own, so that a new chunk does not mean new views over all segments."""
-    return " UNION ALL ".join(f"SELECT {_RAW_COLUMNS} FROM {table}" for table in (EMPTY, *(chunk.table for chunk in chunks)))
+    return " UNION ALL ".join(f"SELECT {_RAW_COLUMNS} FROM {rows}" for rows in (EMPTY, *(chunk.sql for chunk in chunks)))
 
 
 Place = Callable[[ColdFile], str]

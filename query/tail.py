@@ -1,9 +1,8 @@
 """The hot tail of one reader: unsettled events, decoded once and kept until they settle.
 
-Rows are kept in tables of an in-memory DuckDB that are never changed, only made and dropped ("chunks"), so a query that runs on
-an older cut keeps what it reads. A refresh pages only what is new; small chunks are folded into larger ones, so that they stay
-few and a row is rewritten a logarithmic number of times. What cannot be decoded is rejected by the same rule as in settle,
-and counted.
+Rows are kept in a few tables of an in-memory DuckDB that only grow and are dropped whole, each up to the row that a cut had at
+its time (a "chunk"), so a query that runs on an older cut keeps what it reads. A refresh pages only what is new and inserts it
+into the newest table. What cannot be decoded is rejected by the same rule as in settle, and counted.
 
 When Redis stops answering, what was fetched by then stays, and the next refresh goes on from there; after any other failure, be
 it Ctrl-C, the tail starts over.
@@ -21,27 +20,29 @@ import pyarrow.compute as pc
 from thermocline.errors import TierUnavailable
 from thermocline.event import COLUMNS
 from thermocline.tiers.block import ORIGIN, Position
-from thermocline.tiers.duck import Connection, fresh_name, registered
+from thermocline.tiers.duck import Connection, fresh_name
 from thermocline.tiers.hot import Hot, ShardCut
 from thermocline.tiers.ledger import View
 from thermocline.tiers.rows import parse_blocks
-from thermocline.tiers.warm import Rejected
 
 from .lines import decoded, few
 
 PARSE_BYTES: Final = 32 << 20
 """Payload decoded at once."""
+CHUNK_ROWS: Final = 20_000
+"""From here on new rows begin another table: what has settled of one is taken out by copying the rest."""
 CHUNKS_MAX: Final = 6
-"""Beyond it, small ones are folded into one."""
+"""The last of so many takes all that comes."""
 SCHEMA: Final = "memory.tail"
 EMPTY: Final = f"{SCHEMA}.none"
 """A table without rows that has the columns of `events`: what a relation over nothing reads."""
 _COLUMN_LIST: Final = ", ".join(column.name for column in COLUMNS)
 _PLACE: Final = "shard, position_ms, position_seq"
+_TABLE: Final = ", ".join(f"{column.name} {column.sql_type}" for column in COLUMNS)
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
-    """One table of decoded events."""
+    """Decoded events: the first rows of a table."""
 
     table: str
     rows: int
@@ -49,6 +50,11 @@ class Chunk(msgspec.Struct, frozen=True, kw_only=True):
     """Latest ingested_at."""
     reach: Mapping[int, tuple[Position, Position]]
     """shard → no row is before the first position, none after the last."""
+
+    @property
+    def sql(self) -> str:
+        """What FROM names: later rows of the table are of later cuts."""
+        return f"{self.table} WHERE rowid < {self.rows}"
 
 
 class TailState(msgspec.Struct, frozen=True, kw_only=True):
@@ -87,8 +93,7 @@ class Tail:
         self._tables: set[str] = set()
         self._numbers = 0
         con.execute(f"CREATE SCHEMA {SCHEMA}")
-        columns = ", ".join(f"{column.name} {column.sql_type}" for column in COLUMNS)
-        con.execute(f"CREATE TABLE {EMPTY} ({columns})")
+        con.execute(f"CREATE TABLE {EMPTY} ({_TABLE})")
 
     def advance(self, hot: Hot, view: View, cut: Sequence[ShardCut], shards: Container[int] | None = None) -> TailState | None:
         """The events after the view's positions up to the cut, fetching what is new.
@@ -159,34 +164,38 @@ class Tail:
             self._reached[shard.shard] = (shard.last, events)
 
     def _decode(self, blocks: pa.Table, starts: Mapping[int, tuple[Position, int]]) -> None:
-        """Make a chunk of `blocks` and remember how far their shards are read."""
-        rejected: Sequence[Rejected] = ()
+        """Add the rows of `blocks` to the chunks and remember how far their shards are read."""
         rows = decoded(blocks.to_pydict()) if few(blocks) else None
         if rows is not None:
-            with registered(self._con, pa.Table.from_batches([rows])) as source:
-                table = self._table(f"SELECT * REPLACE (event_id::UUID AS event_id, metadata::JSON AS metadata) FROM {source}")
+            self._add(pa.Table.from_batches([rows]), blocks)
         else:
             parsed = fresh_name("tail")
             try:
                 rejected = parse_blocks(self._con, blocks, parsed)
-                table = self._table(f"SELECT {_COLUMN_LIST}, {_PLACE} FROM temp.{parsed}")
+                self._add(f"temp.{parsed}", blocks)
+                self._rejected += [(line.shard, Position.parse(line.position), line.events) for line in rejected]
             finally:
                 self._con.execute(f"DROP TABLE IF EXISTS temp.{parsed}")
-        places = blocks.group_by("shard", use_threads=False).aggregate(
-            [(name, kind) for kind in ("first", "last") for name in ("position_ms", "position_seq")] + [("events", "sum")]
+        counts = blocks.group_by("shard", use_threads=False).aggregate([("events", "sum")])
+        for shard, count in zip(counts["shard"].to_pylist(), counts["events_sum"].to_pylist(), strict=True):
+            _, events = max(starts[shard], self._place(shard))
+            self._reached[shard] = (self._chunks[-1].reach[shard][1], events + count)
+
+    def _add(self, rows: str | pa.Table, blocks: pa.Table) -> None:
+        """Let the newest chunk have these rows too, or a new one; `blocks` are what they were made of."""
+        newest_us: int = pc.max(blocks.column("ingested_us")).as_py()
+        last = self._chunks[-1] if self._chunks else None
+        if last is None or (last.rows >= CHUNK_ROWS and len(self._chunks) < CHUNKS_MAX):
+            table = self._table()
+            self._chunks.append(Chunk(table=table, rows=self._insert(table, rows), newest_us=newest_us, reach=_reach(blocks)))
+            return
+        spans = {shard: (last.reach.get(shard, span)[0], span[1]) for shard, span in _reach(blocks).items()}
+        self._chunks[-1] = Chunk(
+            table=last.table,
+            rows=last.rows + self._insert(last.table, rows),
+            newest_us=max(last.newest_us, newest_us),
+            reach={**last.reach, **spans},
         )
-        reach = {}
-        for row in places.to_pylist():
-            first = Position(row["position_ms_first"], row["position_seq_first"])
-            last = Position(row["position_ms_last"], row["position_seq_last"])
-            reach[row["shard"]] = (first, last)
-            _, events = max(starts[row["shard"]], self._place(row["shard"]))
-            self._reached[row["shard"]] = (last, events + row["events_sum"])
-        count = pc.sum(blocks.column("events")).as_py() - sum(line.events for line in rejected)
-        newest_us = pc.max(blocks.column("ingested_us")).as_py()
-        self._rejected += [(line.shard, Position.parse(line.position), line.events) for line in rejected]
-        self._chunks.append(Chunk(table=table, rows=count, newest_us=newest_us, reach=reach))
-        self._fold()
 
     def _check(self, behind: Sequence[ShardCut], starts: Mapping[int, tuple[Position, int]], trimmed: Sequence[Position]) -> None:
         """Compare what was read with the counters of the cut."""
@@ -210,41 +219,40 @@ class Tail:
             left = {shard: (settled[shard].next(), last) for shard, (_, last) in chunk.reach.items() if last > settled[shard]}
             if left:
                 after = " OR ".join(f"(shard = {shard} AND {_after(settled[shard])})" for shard in left)
-                table = self._table(f"SELECT * FROM {chunk.table} WHERE {after}")
-                [(rows, newest_us)] = self._con.execute(f"SELECT count(*), max(epoch_us(ingested_at)) FROM {table}").fetchall()
+                table = self._table()
+                rows = self._insert(table, f"{chunk.table} WHERE {after}")
                 if rows:
+                    [(newest_us,)] = self._con.execute(f"SELECT max(epoch_us(ingested_at)) FROM {table}").fetchall()
                     kept.append(Chunk(table=table, rows=rows, newest_us=newest_us, reach=left))
         self._chunks = kept
         self._rejected = [line for line in self._rejected if line[1] > settled[line[0]]]
 
-    def _fold(self) -> None:
-        """Make one chunk of the newest ones when there are many: of those that together are not much smaller than the next."""
-        while len(self._chunks) > CHUNKS_MAX:
-            count, rows = 2, self._chunks[-1].rows + self._chunks[-2].rows
-            while count < len(self._chunks) and self._chunks[-count - 1].rows < 2 * rows:
-                count += 1
-                rows += self._chunks[-count].rows
-            self._chunks[-count:] = [self._folded(self._chunks[-count:])]
-
-    def _folded(self, chunks: Sequence[Chunk]) -> Chunk:
-        reach: dict[int, tuple[Position, Position]] = {}
-        for chunk in chunks:
-            for shard, (first, last) in chunk.reach.items():
-                reach[shard] = (reach.get(shard, (first, last))[0], last)
-        return Chunk(
-            table=self._table(" UNION ALL ".join(f"FROM {chunk.table}" for chunk in chunks)),
-            rows=sum(chunk.rows for chunk in chunks),
-            newest_us=max(chunk.newest_us for chunk in chunks),
-            reach=reach,
-        )
-
-    def _table(self, rows_sql: str) -> str:
-        """The name of a new table of these rows."""
+    def _table(self) -> str:
+        """The name of a new table."""
         self._numbers += 1
         table = f"{SCHEMA}.c{self._numbers}"
         self._tables.add(table)
-        self._con.execute(f"CREATE TABLE {table} AS {rows_sql}")
+        self._con.execute(f"CREATE TABLE {table} ({_TABLE}, shard INTEGER, position_ms BIGINT, position_seq BIGINT)")
         return table
+
+    def _insert(self, table: str, rows: str | pa.Table) -> int:
+        """How many rows there were: of a relation, or a table WITH_PLACES."""
+        if not isinstance(rows, str):
+            self._con.from_arrow(rows).insert_into(table)  # a quarter quicker than SQL over a registered table
+            return int(rows.num_rows)
+        [(count,)] = self._con.execute(f"INSERT INTO {table} SELECT {_COLUMN_LIST}, {_PLACE} FROM {rows}").fetchall()
+        return int(count)
+
+
+def _reach(blocks: pa.Table) -> dict[int, tuple[Position, Position]]:
+    """shard → first and last position of its blocks."""
+    ends = [(name, end) for end in ("first", "last") for name in ("position_ms", "position_seq")]
+    found = blocks.group_by("shard", use_threads=False).aggregate(ends)
+    columns = (found[f"{name}_{end}"].to_pylist() for name, end in ends)
+    return {
+        shard: (Position(ms, seq), Position(last_ms, last_seq))
+        for shard, ms, seq, last_ms, last_seq in zip(found["shard"].to_pylist(), *columns, strict=True)
+    }
 
 
 def _after(position: Position) -> str:

@@ -20,8 +20,9 @@ from thermocline.event import COLUMN_NAMES
 from thermocline.ingest.encode import blocks_of
 from thermocline.ingest.line import line_of
 from thermocline.ingest.validate import event_of, fields_of
+from thermocline.query import tail as tail_module
 from thermocline.query.relations import Sources, relation_sql
-from thermocline.query.tail import EMPTY, Tail
+from thermocline.query.tail import CHUNKS_MAX, EMPTY, Tail
 from thermocline.store import connect
 from thermocline.tiers.block import ORIGIN, Block, payload_checksum
 from thermocline.tiers.duck import connect as open_duckdb
@@ -164,7 +165,7 @@ def test_what_settles_leaves_the_tail_and_its_memory(site: Site) -> None:
         assert state is not None
         assert state.rows == total - sum(shard.events for shard in view.shards)
         tail.keep_only(state.chunks)
-        counted = sum(con.execute(f"SELECT count(*) FROM {chunk.table}").fetchall()[0][0] for chunk in state.chunks)
+        counted = sum(con.execute(f"SELECT count(*) FROM {chunk.sql}").fetchall()[0][0] for chunk in state.chunks)
         assert counted == state.rows
         [(tables,)] = con.execute("SELECT count(*) FROM duckdb_tables()").fetchall()
         tables_max = max(tables_max, tables)
@@ -177,6 +178,24 @@ def test_what_settles_leaves_the_tail_and_its_memory(site: Site) -> None:
     assert state.chunks == ()
     tail.keep_only(())
     assert con.execute("SELECT table_name FROM duckdb_tables()").fetchall() == [("none",)]
+    con.close()
+
+
+def test_an_older_cut_keeps_its_rows_while_tables_grow_and_tables_stay_few(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tail_module, "CHUNK_ROWS", 100)
+    con = open_duckdb(memory_bytes=256 * MIB, threads=1)
+    tail = Tail(con, page_bytes_max=MIB)
+    states = []
+    for number in range(1, 25):
+        site.append(chats(40, conversations=5))
+        state = tail.advance(site.tiers.hot, site.tiers.ledger.view(), site.tiers.hot.cut())
+        assert state is not None and state.rows == 40 * number
+        assert len({chunk.table for chunk in state.chunks}) == len(state.chunks) <= CHUNKS_MAX
+        states.append(state)
+    for state in states:
+        seqs = "UNION ALL ".join(f"SELECT conversation_id, seq FROM {chunk.sql} " for chunk in state.chunks)
+        found = con.execute(f"SELECT count(*), max(seq), count(DISTINCT (conversation_id, seq)) FROM ({seqs})").fetchall()
+        assert found == [(state.rows, state.rows // 5, state.rows)]
     con.close()
 
 
@@ -198,8 +217,8 @@ def test_a_tail_that_has_settled_in_part_keeps_the_rest(site: Site, monkeypatch:
     assert part is not None
     assert whole.rows == 250
     assert part.rows == 250 - sum(state.events for state in half)
-    assert sum(con.execute(f"SELECT count(*) FROM {chunk.table}").fetchall()[0][0] for chunk in part.chunks) == part.rows
-    assert sum(con.execute(f"SELECT count(*) FROM {chunk.table}").fetchall()[0][0] for chunk in whole.chunks) == 250
+    assert sum(con.execute(f"SELECT count(*) FROM {chunk.sql}").fetchall()[0][0] for chunk in part.chunks) == part.rows
+    assert sum(con.execute(f"SELECT count(*) FROM {chunk.sql}").fetchall()[0][0] for chunk in whole.chunks) == 250
     con.close()
 
 
@@ -220,7 +239,7 @@ def test_a_query_cut_short_at_any_step_leaves_the_next_one_right(site: Site, mon
                 site.store.sql("SELECT count(*) FROM events")
         assert site.count() == total
     tail = site.store._runner._reader._tail
-    for name in ("_table", "_fold"):
+    for name in ("_insert", "_check"):
         site.append(chats(700))
         total += 700
         with monkeypatch.context() as patch:
