@@ -165,36 +165,37 @@ class Tail:
 
     def _decode(self, blocks: pa.Table, starts: Mapping[int, tuple[Position, int]]) -> None:
         """Add the rows of `blocks` to the chunks and remember how far their shards are read."""
+        spans = _spans(blocks)
+        reach = {shard: (first, last) for shard, first, last, _ in spans}
+        newest_us: int = pc.max(blocks.column("ingested_us")).as_py()
         rows = decoded(blocks.to_pydict()) if few(blocks) else None
         if rows is not None:
-            self._add(pa.Table.from_batches([rows]), blocks)
+            self._add(pa.Table.from_batches([rows]), newest_us, reach)
         else:
             parsed = fresh_name("tail")
             try:
                 rejected = parse_blocks(self._con, blocks, parsed)
-                self._add(f"temp.{parsed}", blocks)
+                self._add(f"temp.{parsed}", newest_us, reach)
                 self._rejected += [(line.shard, Position.parse(line.position), line.events) for line in rejected]
             finally:
                 self._con.execute(f"DROP TABLE IF EXISTS temp.{parsed}")
-        counts = blocks.group_by("shard", use_threads=False).aggregate([("events", "sum")])
-        for shard, count in zip(counts["shard"].to_pylist(), counts["events_sum"].to_pylist(), strict=True):
+        for shard, _, upto, count in spans:
             _, events = max(starts[shard], self._place(shard))
-            self._reached[shard] = (self._chunks[-1].reach[shard][1], events + count)
+            self._reached[shard] = (upto, events + count)
 
-    def _add(self, rows: str | pa.Table, blocks: pa.Table) -> None:
-        """Let the newest chunk have these rows too, or a new one; `blocks` are what they were made of."""
-        newest_us: int = pc.max(blocks.column("ingested_us")).as_py()
+    def _add(self, rows: str | pa.Table, newest_us: int, reach: Mapping[int, tuple[Position, Position]]) -> None:
+        """Let the newest chunk have these rows too, or a new one."""
         last = self._chunks[-1] if self._chunks else None
         if last is None or (last.rows >= CHUNK_ROWS and len(self._chunks) < CHUNKS_MAX):
             table = self._table()
-            self._chunks.append(Chunk(table=table, rows=self._insert(table, rows), newest_us=newest_us, reach=_reach(blocks)))
+            self._chunks.append(Chunk(table=table, rows=self._insert(table, rows), newest_us=newest_us, reach=reach))
             return
-        spans = {shard: (last.reach.get(shard, span)[0], span[1]) for shard, span in _reach(blocks).items()}
+        both = {shard: (last.reach.get(shard, span)[0], span[1]) for shard, span in reach.items()}
         self._chunks[-1] = Chunk(
             table=last.table,
             rows=last.rows + self._insert(last.table, rows),
             newest_us=max(last.newest_us, newest_us),
-            reach={**last.reach, **spans},
+            reach={**last.reach, **both},
         )
 
     def _check(self, behind: Sequence[ShardCut], starts: Mapping[int, tuple[Position, int]], trimmed: Sequence[Position]) -> None:
@@ -244,15 +245,15 @@ class Tail:
         return int(count)
 
 
-def _reach(blocks: pa.Table) -> dict[int, tuple[Position, Position]]:
-    """shard → first and last position of its blocks."""
+def _spans(blocks: pa.Table) -> list[tuple[int, Position, Position, int]]:
+    """(shard, its first and last position among these blocks, their events)."""
     ends = [(name, end) for end in ("first", "last") for name in ("position_ms", "position_seq")]
-    found = blocks.group_by("shard", use_threads=False).aggregate(ends)
-    columns = (found[f"{name}_{end}"].to_pylist() for name, end in ends)
-    return {
-        shard: (Position(ms, seq), Position(last_ms, last_seq))
-        for shard, ms, seq, last_ms, last_seq in zip(found["shard"].to_pylist(), *columns, strict=True)
-    }
+    found = blocks.group_by("shard", use_threads=False).aggregate([*ends, ("events", "sum")])
+    columns = (found[name].to_pylist() for name in ("shard", *(f"{name}_{end}" for name, end in ends), "events_sum"))
+    return [
+        (shard, Position(first_ms, first_seq), Position(last_ms, last_seq), events)
+        for shard, first_ms, first_seq, last_ms, last_seq, events in zip(*columns, strict=True)
+    ]
 
 
 def _after(position: Position) -> str:
