@@ -186,7 +186,7 @@ def _formats(bench: Bench, *, count: int) -> Sequence[Row]:
 def _settle(bench: Bench, *, count: int) -> Sequence[Row]:
     """Parsing, and writing a segment, in other ways than settle does."""
     folder = bench.folder("settle")
-    con, blocks = _waiting(bench, folder, count)
+    con, blocks, reading = _waiting(bench, folder, count)
     parse = {name: partial(_parse, con, _cut(blocks, size)) for name, size in PIECES.items()}
     parse["64 pieces, as settle does"] = partial(_parse, con, chunked(blocks))
     rows = [
@@ -211,7 +211,7 @@ def _settle(bench: Bench, *, count: int) -> Sequence[Row]:
         cost_us = _cpu_us(call, count)
         note = f"{target.stat().st_size / count:,.0f} bytes an event"
         rows.append(Row(what=f"settle: writing, {name}", events=count, value=f"{cost_us:.2f} µs of CPU an event", note=note))
-    return [*rows, _attaching(bench, con, folder / "written.duckdb")]
+    return [reading, *rows, _attaching(bench, con, folder / "written.duckdb")]
 
 
 def _stored_as(compression: str) -> str:
@@ -220,18 +220,31 @@ def _stored_as(compression: str) -> str:
     return _TYPES.replace("content VARCHAR", f"content VARCHAR{text}").replace("metadata JSON", f"metadata JSON{text}")
 
 
-def _waiting(bench: Bench, folder: Any, count: int) -> tuple[Connection, pa.Table]:
-    """A DuckDB like settle's, and the blocks of so many events as Redis gives them."""
+def _waiting(bench: Bench, folder: Any, count: int) -> tuple[Connection, pa.Table, Row]:
+    """A DuckDB like settle's, the blocks of so many events as Redis gives them, and what reading them takes."""
     with RedisServer(folder / "redis") as server:
         config = stores.settings(folder, server)
         stores.append(config, Workload(count, end_us=bench.end_us).arrivals())
         with connect(config) as store:
-            tiers = store.tiers
-            cuts = zip(tiers.hot.cut(), tiers.ledger.view().shards, strict=True)
-            pages = [tiers.hot.page(cut.shard, state.position, cut.last, bytes_max=1 << 40) for cut, state in cuts]
+            hot = store.tiers.hot
+            cuts = list(zip(hot.cut(), store.tiers.ledger.view().shards, strict=True))
+
+            def read() -> list[pa.Table]:
+                return [hot.page(cut.shard, state.position, cut.last, bytes_max=1 << 40) for cut, state in cuts]
+
+            pages = read()
+            names = [hot.keys.log(cut.shard) for cut, _ in cuts]
+            replies_us = _cpu_us(lambda: [server.client.xrange(name) for name in names], count)
+            reading = Row(
+                what="settle: reading the log: Python for each block, none for an event",
+                events=count,
+                value=f"{_cpu_us(read, count):.2f} µs of CPU an event",
+                against=f"XRANGE through redis-py and hiredis, nothing looked at: {replies_us:.2f}",
+                note=f"{count / sum(page.num_rows for page in pages):.0f} events a block",
+            )
     warm = config.warm
     con = open_duck(memory_bytes=warm.memory_bytes_max, threads=warm.threads, temp_dir=str(folder / "spill"))
-    return con, pa.concat_tables(pages)
+    return con, pa.concat_tables(pages), reading
 
 
 def _cut(blocks: pa.Table, events: int | None) -> pa.Table:
