@@ -50,7 +50,7 @@ _Line: Any = msgspec.defstruct(
 )
 _EVENT_ID, _TYPE, _TIMESTAMP = (_FIELDS.index(name) for name in ("event_id", "event_type", "timestamp"))
 _CONTENT, _METADATA = _FIELDS.index("content"), _FIELDS.index("metadata")
-_OF_BLOCK: Final = ("payload", "skip", "events", "block_id", "conversation_id", "seq_first", "ingested_us")
+_BLOCK_FIELDS: Final = ("payload", "skip", "events", "block_id", "conversation_id", "seq_first", "ingested_us")
 _NULLABLE: Final = [_FIELDS.index(name) for name in NULLABLE_COLUMNS]
 _decode: Any = msgspec.json.Decoder(_Line).decode
 _encode: Any = msgspec.json.Encoder().encode
@@ -84,15 +84,15 @@ def _rows(blocks: BlockLists, places: Sequence[str]) -> list[tuple[Any, ...]] | 
         return None
     rows: list[tuple[Any, ...]] = []
     unread = iter(lines)
-    for payload, skip, events, *rest in zip(*(blocks[name] for name in (*_OF_BLOCK, *places)), strict=True):
+    for payload, skip, events, *rest in zip(*(blocks[name] for name in (*_BLOCK_FIELDS, *places)), strict=True):
         count = payload.count("\n") + 1
         if count != events + len(skip or ()):
             return None
-        rows += _of_block(list(islice(unread, count)), skip or (), *rest)
+        rows += _block_rows(list(islice(unread, count)), skip or (), *rest)
     return rows
 
 
-def _of_block(
+def _block_rows(
     lines: Sequence[tuple[Any, ...]],
     skip: Sequence[int],
     block_id: str,

@@ -38,7 +38,7 @@ EMPTY: Final = f"{SCHEMA}.none"
 """A table without rows that has the columns of `events`: what a relation over nothing reads."""
 _COLUMN_LIST: Final = ", ".join(column.name for column in COLUMNS)
 _PLACE: Final = "shard, position_ms, position_seq"
-_TABLE: Final = ", ".join(f"{column.name} {column.sql_type}" for column in COLUMNS)
+_COLUMN_TYPES: Final = ", ".join(f"{column.name} {column.sql_type}" for column in COLUMNS)
 
 
 class Chunk(msgspec.Struct, frozen=True, kw_only=True):
@@ -93,7 +93,7 @@ class Tail:
         self._tables: set[str] = set()
         self._numbers = 0
         con.execute(f"CREATE SCHEMA {SCHEMA}")
-        con.execute(f"CREATE TABLE {EMPTY} ({_TABLE})")
+        con.execute(f"CREATE TABLE {EMPTY} ({_COLUMN_TYPES})")
 
     def advance(self, hot: Hot, view: View, cut: Sequence[ShardCut], shards: Container[int] | None = None) -> TailState | None:
         """The events after the view's positions up to the cut, fetching what is new.
@@ -233,7 +233,7 @@ class Tail:
         self._numbers += 1
         table = f"{SCHEMA}.c{self._numbers}"
         self._tables.add(table)
-        self._con.execute(f"CREATE TABLE {table} ({_TABLE}, shard INTEGER, position_ms BIGINT, position_seq BIGINT)")
+        self._con.execute(f"CREATE TABLE {table} ({_COLUMN_TYPES}, shard INTEGER, position_ms BIGINT, position_seq BIGINT)")
         return table
 
     def _insert(self, table: str, rows: str | pa.Table) -> int:

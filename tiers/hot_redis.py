@@ -33,6 +33,8 @@ PAYLOAD_PLACE = 25
 """Of `d` among the names and values of an entry, as the append script orders them."""
 RECENT_ENTRIES_FIRST = 8
 """Enough to tell how large a conversation's blocks are."""
+RECENT_BYTES_FIRST = 64 << 10
+"""Of them inside of one script: while it reads, everybody else waits."""
 CUT_FIELDS = ("inc", "era", "N", "B", "L", "T", "tB", "t")
 SCAN_COUNT = 1000
 WAITAOF_SINCE = (7, 2)
@@ -182,7 +184,7 @@ class RedisHot:
         known = b"-" if after is None else str(after).encode()
         pointers = self.keys.pointers(shard, conversation_id)
         names = [self.keys.heads(shard, bucket), self.keys.meta(shard), pointers, self.keys.log(shard)]
-        found = self.link.script(RECENT, names, [field, known, limit, RECENT_ENTRIES_FIRST])
+        found = self.link.script(RECENT, names, [field, known, limit, RECENT_ENTRIES_FIRST, RECENT_BYTES_FIRST])
         head, (inc, era, trimmed), joined, positions, first = found
         entries = self._entries(shard, positions, first)
         with self._readable():
@@ -194,12 +196,12 @@ class RedisHot:
     def _entries(self, shard: int, positions: Sequence[bytes], first: Sequence[Any]) -> list[Any]:
         """The log's entries there, in that order, up to the first that is trimmed away, or to about a page of them.
 
-        first  the first of them, RECENT_ENTRIES_FIRST unless there are fewer
+        first  the first of them, or none
         """
         log, bytes_max = self.keys.log(shard), self._settings.page_bytes_max
         entries, size = list(first), sum(map(_payload_bytes, first))
-        while RECENT_ENTRIES_FIRST <= len(entries) < len(positions) and size < bytes_max:
-            count = max(1, (bytes_max - size) * len(entries) // max(1, size))
+        while len(entries) < len(positions) and size < bytes_max:
+            count = max(1, (bytes_max - size) * len(entries) // size) if size else RECENT_ENTRIES_FIRST
             asked = positions[len(entries) : len(entries) + count]
             for got in self.link.pipeline([("XRANGE", log, position, position) for position in asked]):
                 if not got:

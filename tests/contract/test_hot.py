@@ -499,6 +499,18 @@ def test_recent_after_a_known_block_says_when_more_came_than_is_read_at_once(ses
     assert not found.joined
 
 
+def test_recent_reads_one_large_block_inside_of_a_script_and_the_others_one_by_one(
+    session: RedisAppendSession, hot: RedisHot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(1, 5):
+        append(session, block(text="x" * 600_000), number)
+    script, answers = hot.link.script, []
+    monkeypatch.setattr(hot.link, "script", lambda *given: answers.append(script(*given)) or answers[-1])
+    assert list(hot.recent("chat", 100).blocks["seq_first"]) == [1, 2, 3, 4]
+    [(*_, entries)] = answers
+    assert len(entries) == 1, "Redis answers nobody else while a script copies"
+
+
 def test_long_conversation_ids_have_heads_of_their_own(session: RedisAppendSession, hot: RedisHot) -> None:
     one, two = "a" * 200, "a" * 199 + "b"
     shards = {shard_of(one, 16): 0, shard_of(two, 16): 0}
