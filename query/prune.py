@@ -55,7 +55,7 @@ _TRUNC_US: Final = {**_UNIT_US, "MONTH": 31 * DAY_US, "QUARTER": 92 * DAY_US, "Y
 """The longest a unit can be: date_trunc(unit, t) is in (t - that, t]."""
 
 _QUERY_STARTS: Final = {TokenType.SELECT, TokenType.WITH, TokenType.FROM, TokenType.L_PAREN}
-_EXPLAIN: Final = re.compile(r"\s*EXPLAIN(\s+ANALYZE)?(?=[\s(])", re.IGNORECASE)
+_EXPLAIN: Final = re.compile(r"\s*EXPLAIN(\s+ANALYZE\b|\s*\(\s*(ANALYZE|FORMAT)\b[^()]*\))?(?=[\s(])", re.IGNORECASE)
 _INSTANT: Final = re.compile(r"\d{4}-\d\d-\d\d([ T]\d\d:\d\d(:\d\d(\.\d{1,6})?)?)? ?(Z|[+-]\d\d(:\d\d)?)?", re.ASCII)
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 _EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)

@@ -90,7 +90,7 @@ class Sources(msgspec.Struct, frozen=True):
 
 
 def tail_sql(chunks: Iterable[Chunk]) -> str:
-    """The SELECT of all rows of the tail. A view of its own, so that a new chunk does not mean new views over all segments."""
+    """The SELECT of all rows of the tail."""
     return " UNION ALL ".join(f"SELECT {_RAW_COLUMNS} FROM {rows}" for rows in (EMPTY, *(chunk.sql for chunk in chunks)))
 
 
@@ -101,8 +101,9 @@ Place = Callable[[ColdFile], str]
 def relation_sql(
     relation: str, sources: Sources, *, tail: str, place: Place, definitions: Mapping[str, Definition] | None = None
 ) -> str:
-    """The SELECT that is `relation` over `sources` and the view `tail`.
+    """The SELECT that is `relation` over `sources` and the tail.
 
+    tail         what FROM names it by
     definitions  relation → the rollup of the user that it is
     """
     if definitions and relation in definitions:

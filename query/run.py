@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Parameters = Sequence[Any] | Mapping[str, Any] | None
-TAIL: Final = "tail_events"
-"""The view the relations read the tail through."""
 READS: Final = ("SELECT", "EXPLAIN")
 """Statement types that leave nothing behind."""
 
@@ -132,7 +130,7 @@ class Runner:
         return Plan(cut=cut, sources=sources, coverage=coverage)
 
     def built(self, reading: Reading, build: Callable[[Plan, Place], str], parameters: Parameters = None) -> Result:
-        """The answer to SQL that `build` makes for a plan: over its segments, its files, and TAIL. Errors are those of `sql`."""
+        """The answer to SQL that `build` makes for a plan: over its segments, files and tail. Errors are those of `sql`."""
         with self._borrowed() as place:
 
             def use(plan: Plan) -> Result:
@@ -245,9 +243,9 @@ class _Place:
         self.con = con
         self._place = place
         self._definitions = definitions
-        self._seen: dict[str, Sources] = {}
+        self._made: set[str] = set()
+        self._seen: dict[str, tuple[tuple[Chunk, ...], Sources]] = {}
         self._files: dict[str, list[str]] = {}
-        self._chunks: tuple[Chunk, ...] | None = None
 
     def kinds(self, query: str) -> list[str]:
         """The types of the statements in `query`."""
@@ -263,17 +261,13 @@ class _Place:
 
     def define(self, tail: TailState, sources: Mapping[str, Sources]) -> None:
         """Make the relations read `tail` and `sources`; those that do already stay."""
-        if self._chunks != tail.chunks:
-            self._chunks = None
-            self._view(TAIL, tail_sql(tail.chunks))
-            self._chunks = tail.chunks
         for relation, source in sources.items():
-            if self._seen.get(relation) != source:
+            if self._seen.get(relation) != (tail.chunks, source):
                 self._seen.pop(relation, None)
                 places = {file.file_id: self._place(file) for file in source.files}
-                select = relation_sql(relation, source, tail=TAIL, place=_looked_up(places), definitions=self._definitions)
-                self._view(relation, select)
-                self._seen[relation] = source
+                rows, place = f"({tail_sql(tail.chunks)})", _looked_up(places)
+                self._view(relation, relation_sql(relation, source, tail=rows, place=place, definitions=self._definitions))
+                self._seen[relation] = tail.chunks, source
                 self._files[relation] = list(places.values())
 
     def gone(self) -> SegmentGone | None:
@@ -283,12 +277,16 @@ class _Place:
 
     def forget(self) -> None:
         """Make the relations anew next time: who knows what a statement has done to them."""
+        self._made.clear()
         self._seen.clear()
-        self._chunks = None
 
     def _view(self, name: str, select: str) -> None:
+        """Let the relation be `select`. DuckDB binds a view when it is made and again in every query; a variable only there."""
         try:
-            self.con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {select}")
+            self.con.execute(f"SET VARIABLE {_VARIABLE}{name} = ?", [select])
+            if name not in self._made:
+                self.con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS FROM query(getvariable('{_VARIABLE}{name}'))")
+                self._made.add(name)
         except DuckError as exc:
             raise TierUnavailable(f"{name} cannot be defined ({first_line(exc)}): close the store and connect again") from exc
 
@@ -309,13 +307,17 @@ class _Place:
 
     def opaque(self) -> str:
         """Why the text of a query does not show everything it reads any more; empty if it does."""
-        ours = {"relations": [TAIL, *NAMES, *self._definitions], "functions": ALL_NAMES}
+        ours = {"relations": [*NAMES, *self._definitions], "functions": ALL_NAMES}
         views, macros, zone, collation = self.con.execute(_SESSION, ours).fetchone() or ()
         if views or macros:
             return "this store has views or macros of its own"
         if zone != "UTC" or collation:
             return "this store's TimeZone or default_collation was changed"
         return ""
+
+
+_VARIABLE: Final = "thermocline_"
+"""With a relation's name the variable of DuckDB that holds its SELECT."""
 
 
 def _looked_up(places: Mapping[str, str]) -> Place:

@@ -10,9 +10,9 @@ from thermocline.tiers.duck import quoted
 from .attached import alias
 from .bounds import Bounds, Texts
 from .prune import Reading
-from .relations import Place
+from .relations import Place, tail_sql
 from .result import Result
-from .run import TAIL, Plan, Runner
+from .run import Plan, Runner
 
 _WHERE: Final = "conversation_id = $conversation AND seq BETWEEN $from_seq AND $to_seq"
 _RUNS: Final = """
@@ -48,7 +48,7 @@ def _asked(runner: Runner, sql: str, conversation_id: str, from_seq: int, to_seq
 def _seqs(plan: Plan, place: Place) -> str:
     """The SELECT of seq and tier."""
     sources = plan.sources["events"]
-    parts = [f"SELECT seq, 'hot' AS tier FROM {TAIL} WHERE {_WHERE}"]
+    parts = [f"SELECT seq, 'hot' AS tier FROM ({tail_sql(plan.cut.tail.chunks)}) WHERE {_WHERE}"]
     parts += [f"SELECT seq, 'warm' AS tier FROM {alias(one.segment_id)}.events WHERE {_WHERE}" for one in sources.segments]
     if sources.files:
         places = ", ".join(quoted(place(file)) for file in sources.files)

@@ -194,6 +194,21 @@ def test_a_query_is_not_pruned_where_its_text_no_longer_says_what_it_reads(
     assert result.coverage.segments_read == 1
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "DROP VIEW events",
+        "CREATE OR REPLACE TEMP VIEW events AS SELECT 1",
+        "RESET VARIABLE thermocline_events",
+        "SET VARIABLE thermocline_events = 'SELECT 1 AS seq'",
+    ],
+)
+def test_a_relation_is_right_again_after_a_statement_that_changed_it(site: Site, statement: str) -> None:
+    assert site.count() == 90
+    site.store.sql(statement)
+    assert site.count() == 90
+
+
 def test_statements_that_are_not_one_select_see_the_whole_store(site: Site, tmp_path: Path) -> None:
     target = tmp_path / "out.csv"
     site.store.sql(f"COPY (SELECT seq FROM events WHERE event_type = 'error') TO '{target}'")

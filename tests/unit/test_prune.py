@@ -213,8 +213,11 @@ def test_only_relations_that_are_named_are_read() -> None:
     assert reading.bounds == {"hourly_stats": ANY_ROW, "conversation_summary": ANY_ROW}
 
 
-def test_explain_is_pruned_like_what_it_explains() -> None:
-    assert bounds_of("EXPLAIN ANALYZE FROM events WHERE event_type = 'x'") == Bounds(event_types=Texts.of(["x"]))
+@pytest.mark.parametrize("explain", ["EXPLAIN", "explain ANALYZE", "EXPLAIN (FORMAT json)", "EXPLAIN (ANALYZE, FORMAT json)"])
+def test_explain_is_pruned_like_what_it_explains(explain: str) -> None:
+    expected = Bounds(event_types=Texts.of(["x"]))
+    assert bounds_of(f"{explain} FROM events WHERE event_type = 'x'") == expected
+    assert bounds_of(f"{explain} (FROM events WHERE event_type = 'x')") == expected
 
 
 @pytest.mark.parametrize(
