@@ -9,6 +9,8 @@ from functools import partial
 import numpy as np
 
 from thermocline.store import connect
+from thermocline.tiers.duck import Connection, quoted
+from thermocline.tiers.duck import connect as open_duck
 
 from . import loader, stores
 from .case import DAY_US, WHOLE, Bench
@@ -51,6 +53,20 @@ class Own:
     def close(self) -> None:
         self.store.close()
         self.server.close()
+
+    def by_hand(self, first_us: int = 0, last_us: int = 1 << 62) -> tuple[Connection, int]:
+        """A DuckDB with a view `events` over the segments that have events of that time, and how many there are."""
+        settings, warm = self.config.query, self.store.tiers.warm
+        con = open_duck(memory_bytes=settings.memory_bytes_max, threads=settings.threads)
+        chosen = [
+            one
+            for one in self.store.tiers.ledger.view().segments
+            if one.timestamp_max_us >= first_us and one.timestamp_min_us <= last_us
+        ]
+        for number, one in enumerate(chosen):
+            con.execute(f"ATTACH {quoted(warm.path(one.segment_id))} AS s{number} (READ_ONLY)")
+        con.execute(f"CREATE VIEW events AS {' UNION ALL '.join(f'FROM s{number}.events' for number in range(len(chosen)))}")
+        return con, len(chosen)
 
 
 class Loaded:

@@ -52,8 +52,8 @@ _EVENT_ID, _TYPE, _TIMESTAMP = (_FIELDS.index(name) for name in ("event_id", "ev
 _CONTENT, _METADATA = _FIELDS.index("content"), _FIELDS.index("metadata")
 _BLOCK_FIELDS: Final = ("payload", "skip", "events", "block_id", "conversation_id", "seq_first", "ingested_us")
 _NULLABLE: Final = [_FIELDS.index(name) for name in NULLABLE_COLUMNS]
-_decode: Any = msgspec.json.Decoder(_Line).decode
-_encode: Any = msgspec.json.Encoder().encode
+_decode_lines: Any = msgspec.json.Decoder(_Line).decode_lines
+_encode_lines: Any = msgspec.json.Encoder().encode_lines
 
 
 def few(blocks: pa.Table) -> bool:
@@ -112,11 +112,10 @@ def _block_rows(
 def _parsed(text: bytes) -> list[tuple[Any, ...]] | None:
     """The values of each line in the order of its fields; None when one is not as we write it: keys twice, blanks, numbers in
     other forms."""
-    lines = text.split(b"\n")
-    parsed = list(map(_decode, lines))
+    parsed = _decode_lines(text)
     if b"\\u0000" in text:
         return None
-    if b"\n".join(map(_encode, parsed)) != text and not all(orjson.dumps(orjson.loads(line)) == line for line in lines):
+    if _encode_lines(parsed) != text + b"\n" and not all(orjson.dumps(orjson.loads(line)) == line for line in text.split(b"\n")):
         return None
     return list(map(msgspec.structs.astuple, parsed))
 

@@ -50,11 +50,32 @@ def _own(bench: Bench, *, size: int) -> Sequence[Row]:
                 figures={f"{name.split()[1]}_p50_s": p50_s, "p99_s": percentile(taken, 0.99)},
             )
         )
+    rows.append(_by_hand(made, size, CALLS[bench.quick] // 2))
     cold = _cold_s(made.cold, lambda number: _ask(made.store, reads.runs(made.load), number), COLD_CALLS[bench.quick])
     return [
         *rows,
         _cold_row("history of a usual conversation, first query of a store just opened, files not in the cache", size, cold),
     ]
+
+
+def _by_hand(made: reads.Own, size: int, count: int) -> Row:
+    """The same segments, without us: what there is to gain."""
+    asked = reads.hot(made.load)
+    con, segments = made.by_hand()
+    calls = {
+        "own": partial(_ask, made.store, asked),
+        "by hand": lambda number: con.execute(QUERY, list(reads.pick(asked, number))).to_arrow_table(),
+        "planned": lambda _: con.execute(f"PREPARE planned AS {QUERY}"),
+    }
+    taken = interleaved_s(calls, count, warm_up=5)
+    con.close()
+    return Row(
+        what=f"history of a hot conversation by hand: DuckDB, a view of the same {segments} segments",
+        events=size,
+        value=f"{spread(taken['by hand'])}; of it planning (PREPARE) {spread(taken['planned'])}",
+        against=f"Thermocline, taking turns: {spread(taken['own'])}",
+        figures={"by_hand_p50_s": percentile(taken["by hand"], 0.5), "planned_p50_s": percentile(taken["planned"], 0.5)},
+    )
 
 
 def _cold_s(forget: Callable[[], None], ask: Callable[[int], object], count: int) -> list[float]:

@@ -23,9 +23,10 @@ from thermocline.ingest.append import Client
 from thermocline.ingest.encode import block_of
 from thermocline.ingest.line import line_of
 from thermocline.ingest.validate import FIELDS
-from thermocline.query.lines import decoded
+from thermocline.query.lines import SCHEMA, decoded
 from thermocline.store import connect
 from thermocline.tiers import line_sql, rollups
+from thermocline.tiers.block import Position
 from thermocline.tiers.duck import Connection, quoted, registered
 from thermocline.tiers.duck import connect as open_duck
 from thermocline.tiers.redis_link import exchange_packed
@@ -38,6 +39,7 @@ from .recent import LIMIT, fill
 BLOCKS = (1, 10, 100, 500)
 PIECES = {"one piece": None, "8,192 events each": 8192}
 SEGMENTS = 24
+FOLLOWED = 50
 _TYPES = ", ".join(f"{column.name} {column.sql_type}" for column in COLUMNS)
 
 
@@ -287,14 +289,49 @@ def _attaching(bench: Bench, con: Connection, file: Any) -> Row:
 
 
 def _recent(bench: Bench, *, calls: int) -> Sequence[Row]:
-    """The parts of recent()."""
-    rows = []
+    """The parts of recent(): of a conversation that is new to the reader, and of one it follows."""
+    rows = [_following(bench, calls)]
     for block in (1, 10):
         taken = _parts_of_recent(bench, block, calls)
         shown = ", ".join(f"{name} {percentile(one, 0.5) * 1e3:.2f} ms" for name, one in list(taken.items())[1:])
         value = f"p50 {percentile(taken['all'], 0.5) * 1e3:.2f} ms"
         rows.append(Row(what=f"recent({LIMIT}), blocks of {block}: its parts", value=value, note=shown))
     return rows
+
+
+def _following(bench: Bench, calls: int) -> Row:
+    """What 50 new events take, and the least that reading and decoding them could."""
+    folder = bench.folder("following")
+    with RedisServer(folder / "redis") as server:
+        config = stores.settings(folder, server)
+        name = fill(bench, server.client, config, FOLLOWED)[0]
+        with connect(config) as store:
+            hot = store.tiers.hot
+            columns = hot.recent(name, LIMIT).blocks
+            known = Position(columns["position_ms"][-2], columns["position_seq"][-2])
+            new = hot.recent(name, LIMIT, known).blocks
+            lines = "\n".join(new["payload"]).encode().split(b"\n")
+            assert len(lines) == FOLLOWED
+            rows = decoded(new, placed=False)
+            assert rows is not None and rows.num_rows == FOLLOWED
+            values, kind = [tuple(row.values()) for row in rows.to_pylist()], pa.struct(list(SCHEMA))
+            taken = interleaved_s(
+                {
+                    "Redis, parsing its reply, checksums": lambda _: hot.recent(name, LIMIT, known),
+                    "lines to Arrow": lambda _: decoded(new, placed=False),
+                    "bare": lambda _: server.client.xrevrange(name, count=FOLLOWED),
+                    "loads": lambda _: [orjson.loads(line) for line in lines],
+                    "array": lambda _: pa.array(values, kind),
+                },
+                calls,
+            )
+    shown = {part: f"{percentile(one, 0.5) * 1e6:.0f} µs" for part, one in taken.items()}
+    return Row(
+        what=f"recent({LIMIT}) that follows, {FOLLOWED} new events in a block: its parts",
+        value=", ".join(f"{part} {shown[part]}" for part in list(taken)[:2]),
+        against=f"nothing looked at: XREVRANGE of {FOLLOWED} entries {shown['bare']}, orjson.loads of {FOLLOWED} lines "
+        f"{shown['loads']}, pyarrow.array of {FOLLOWED} rows {shown['array']}",
+    )
 
 
 def _parts_of_recent(bench: Bench, block: int, calls: int) -> dict[str, list[float]]:

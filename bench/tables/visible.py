@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from bisect import bisect_left
 from collections.abc import Sequence
 from functools import partial
@@ -9,7 +10,7 @@ from functools import partial
 from bench import stores
 from bench.case import Bench, Case, Table
 from bench.child import Child, write_events
-from bench.measure import percentile, spread
+from bench.measure import Clock, cpu_s_of, percentile, spread
 from bench.results import Row
 from bench.servers import RedisServer
 from bench.workload import Workload
@@ -43,7 +44,12 @@ def _own(bench: Bench, *, per_s: int, duration_s: float) -> Sequence[Row]:
             try:
                 for reader in readers:
                     reader.ready()
+                pids = {"producer": writer.pid, "Redis": server.pid, "worker": worker.pid}
+                pids |= {f"reader {number}": reader.pid for number, reader in enumerate(readers)}
+                used_s, clock = {name: cpu_s_of(pid) for name, pid in pids.items()}, Clock()
                 written = writer.ask("go")
+                wall_s = clock.wall_s
+                used_s = {name: cpu_s_of(pid) - used_s[name] for name, pid in pids.items()}
                 seen = [reader.ask("stop")["seen"] for reader in readers]
             finally:
                 for reader in readers:
@@ -70,7 +76,23 @@ def _own(bench: Bench, *, per_s: int, duration_s: float) -> Sequence[Row]:
             value=spread(lags),
             figures={"lag_p50_s": percentile(lags, 0.5), "lag_p99_s": percentile(lags, 0.99)},
         ),
+        _cores(used_s, wall_s, sum(map(len, seen))),
     ]
+
+
+def _cores(used_s: dict[str, float], wall_s: float, queries: int) -> Row:
+    """How many cores each process took."""
+    shares = {name: one / wall_s for name, one in used_s.items()}
+    reading = [name for name in shares if name.startswith("reader")]
+    each_s = sum(used_s[name] for name in reading) / queries
+    readers = ", ".join(f"{shares[name]:.2f}" for name in reading)
+    others = ", ".join(f"{name} {share:.2f}" for name, share in shares.items() if name not in reading)
+    return Row(
+        what="cores that were busy with it meanwhile",
+        value=f"{sum(shares.values()):.2f} of {os.cpu_count()}",
+        note=f"{others}, readers {readers}; {each_s * 1e3:.1f} ms of CPU a query",
+        figures={"cores": sum(shares.values()), "query_cpu_s": each_s},
+    )
 
 
 def delays_s(stamps: Sequence[int], seen: Sequence[Sequence[int]], *, first: int) -> list[float]:
