@@ -283,9 +283,9 @@ class _Place:
     def _view(self, name: str, select: str) -> None:
         """Let the relation be `select`. DuckDB binds a view when it is made and again in every query; a variable only there."""
         try:
-            self.con.execute(f"SET VARIABLE {_VARIABLE}{name} = ?", [select])
+            self.con.execute(f"SET VARIABLE {_VARIABLE_PREFIX}{name} = ?", [select])
             if name not in self._made:
-                self.con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS FROM query(getvariable('{_VARIABLE}{name}'))")
+                self.con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS FROM query(getvariable('{_VARIABLE_PREFIX}{name}'))")
                 self._made.add(name)
         except DuckError as exc:
             raise TierUnavailable(f"{name} cannot be defined ({first_line(exc)}): close the store and connect again") from exc
@@ -316,7 +316,7 @@ class _Place:
         return ""
 
 
-_VARIABLE: Final = "thermocline_"
+_VARIABLE_PREFIX: Final = "thermocline_"
 """With a relation's name the variable of DuckDB that holds its SELECT."""
 
 
