@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from thermocline.tiers.duck import Connection
+from thermocline.tiers.duck import Connection, asked
 from thermocline.tiers.ledger import Segment
 
 from .attached import alias
@@ -119,4 +119,4 @@ def _size(columns: Iterable[Numbers]) -> int:
 
 
 def _columns(con: Connection, query: str, parameters: Sequence[object] | None = None) -> tuple[Numbers, ...]:
-    return tuple(column.to_numpy() for column in con.execute(query, parameters).to_arrow_table().columns)
+    return tuple(column.to_numpy() for column in asked(con, query, parameters).to_arrow_table().columns)

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from thermocline.tiers.block import Position
-from thermocline.tiers.duck import Connection, fresh_name
+from thermocline.tiers.duck import Connection, asked, fresh_name
 from thermocline.tiers.rows import parse_blocks
 
 from .lines import PLACES, decoded, few
@@ -75,6 +75,6 @@ def _table(parser: Parser, blocks: pa.Table) -> pa.Table:
     with parser() as con:
         try:
             parse_blocks(con, blocks, parsed)
-            return con.execute(f"SELECT {COLUMNS_SQL}, {', '.join(PLACES.names)} FROM temp.{parsed}").to_arrow_table()
+            return asked(con, f"SELECT {COLUMNS_SQL}, {', '.join(PLACES.names)} FROM temp.{parsed}").to_arrow_table()
         finally:
             con.execute(f"DROP TABLE IF EXISTS temp.{parsed}")

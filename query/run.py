@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -17,7 +17,7 @@ from thermocline.config import MIB, QuerySettings, Settings
 from thermocline.errors import IncompleteAnswer, QueryRefused, TierCorrupt, TierUnavailable
 from thermocline.policy import Policy
 from thermocline.tiers.block import shard_of
-from thermocline.tiers.duck import Connection, DuckError, connect, fresh_name
+from thermocline.tiers.duck import Connection, DuckError, Parameters, asked, connect, fresh_name
 from thermocline.tiers.ledger import ColdFile, Segment
 from thermocline.tiers.opening import Tiers
 from thermocline.tiers.user_rollups import Definition
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from .prune import Reading
 
 T = TypeVar("T")
-Parameters = Sequence[Any] | Mapping[str, Any] | None
 READS: Final = ("SELECT", "EXPLAIN")
 """Statement types that leave nothing behind."""
 
@@ -174,7 +173,7 @@ class Runner:
                     raise
                 break
             try:
-                yield place.con.execute(query, parameters).to_arrow_reader(rows), plan.coverage
+                yield asked(place.con, query, parameters).to_arrow_reader(rows), plan.coverage
             except (DuckError, pa.ArrowException, OSError) as exc:
                 raise self._archived.failure(plan.sources.values(), exc) or QueryRefused(first_line(exc)) from exc
             finally:
@@ -326,12 +325,9 @@ def _looked_up(places: Mapping[str, str]) -> Place:
 
 def _answer(con: Connection, query: str, parameters: Parameters) -> tuple[pa.Table, list[str]]:
     """(rows, DuckDB's types of their columns)."""
-    if hasattr(con, "arrow"):  # DuckDB 1.x: plans once where sql() plans twice; from 2.0 on this is a copy and a warning
-        done = con.execute(query, parameters)
-        types = [str(column[1]) for column in done.description or ()]
-        return done.to_arrow_table(), types
-    found: Any = con.sql(query, params=parameters)
-    return (pa.table({}), []) if found is None else (found.to_arrow_table(), [str(kind) for kind in found.types])
+    found = asked(con, query, parameters)
+    types = [] if found is None else [str(column[1]) for column in found.description or ()]
+    return (pa.table({}) if found is None else found.to_arrow_table()), types
 
 
 _SESSION: Final = """

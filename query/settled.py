@@ -17,7 +17,7 @@ import msgspec
 from thermocline.errors import TierCorrupt, TierUnavailable
 from thermocline.event import COLUMNS
 from thermocline.tiers.cold_copies import SCHEME
-from thermocline.tiers.duck import Connection, duckdb_errors, quoted
+from thermocline.tiers.duck import Connection, asked, duckdb_errors, quoted
 from thermocline.tiers.ledger import ColdFile, Segment, View
 from thermocline.tiers.opening import Tiers
 
@@ -298,14 +298,15 @@ class SettledEvents:
         return found
 
     def _fetched(self, query: str, parameters: Sequence[Any], sources: Sequence[Source]) -> list[Any]:
-        return self._run(query, parameters, sources).fetchall()
+        rows: list[Any] = self._run(query, parameters, sources).fetchall()
+        return rows
 
-    def _run(self, query: str, parameters: Sequence[Any], sources: Sequence[Source]) -> Connection:
-        """SegmentGone when a file left meanwhile."""
+    def _run(self, query: str, parameters: Sequence[Any], sources: Sequence[Source]) -> Any:
+        """Rows as `asked` gives them. SegmentGone when a file left meanwhile."""
         con, _, archived = self._open()
         try:
             with duckdb_errors("settled events", reading=True):
-                return con.execute(query, parameters)
+                return asked(con, query, parameters)
         except Exception as exc:
             files = tuple(one for one in sources if isinstance(one, ColdFile))
             failure = archived.failure([Sources(files=files)], exc)

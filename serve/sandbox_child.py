@@ -25,7 +25,7 @@ from thermocline.query.estimates import define
 from thermocline.query.handed import SCHEMA, TAIL, TAIL_COLUMNS, Handover
 from thermocline.query.labels import labels
 from thermocline.query.prune import Reading, read
-from thermocline.tiers.duck import Connection, DuckError, connect, quoted, registered
+from thermocline.tiers.duck import Connection, DuckError, asked, connect, quoted, registered
 
 from . import sandbox_wire as wire
 from .sandbox_guards import confine, deny_calls, has_landlock, limit_process, step_back
@@ -211,11 +211,8 @@ def _attach(con: Connection, name: str, path: str) -> None:
 
 def rows_of(con: Connection, ask: wire.Ask) -> tuple[Any, list[str]]:
     """(batches of the answer, made as they are read; DuckDB's types of its columns)."""
-    if hasattr(con, "arrow"):  # DuckDB 1.x, as in query/run.py
-        done = con.execute(ask.query, ask.parameters)
-        return done.to_arrow_reader(2048), [str(column[1]) for column in done.description or ()]
-    found: Any = con.sql(ask.query, params=ask.parameters)
-    return found.to_arrow_reader(2048), [str(kind) for kind in found.types]
+    found = asked(con, ask.query, ask.parameters)
+    return found.to_arrow_reader(2048), [str(column[1]) for column in found.description or ()]
 
 
 def _explained(exc: BaseException, handover: Handover, limits: wire.Limits) -> Exception:

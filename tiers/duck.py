@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import duckdb
 import pyarrow as pa
@@ -15,6 +15,7 @@ from thermocline.errors import TierCorrupt, TierUnavailable
 
 Connection: TypeAlias = duckdb.DuckDBPyConnection
 DuckError: TypeAlias = duckdb.Error
+Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any] | None
 
 DATA_ERRORS = (duckdb.DataError, duckdb.InvalidInputException, duckdb.IntegrityError)
 """What a statement raises about the values it was given, as opposed to memory, disk or a bug."""
@@ -45,6 +46,15 @@ def connect(*, memory_bytes: int, threads: int, temp_dir: str | None = None, pre
     con = duckdb.connect(":memory:", config=config)
     con.execute("SET GLOBAL TimeZone = 'UTC'")
     return con
+
+
+def asked(con: Connection, query: str, parameters: Parameters = None) -> Any:
+    """What a query gives: to_arrow_table(), to_arrow_reader(rows) or fetchall() reads it, description has its columns. None when
+    DuckDB 2.x says that it gives nothing.
+
+    DuckDB 1.x plans once for execute() and twice for sql(); 2.x makes a copy of what Arrow reads after execute(), and warns.
+    """
+    return con.execute(query, parameters) if hasattr(con, "arrow") else con.sql(query, params=parameters)
 
 
 def quoted(text: str) -> str:
