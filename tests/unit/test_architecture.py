@@ -80,6 +80,16 @@ def test_each_driver_is_imported_in_its_own_files_only() -> None:
     assert strays == []
 
 
+def test_rows_leave_duckdb_as_arrow_by_the_call_that_suits_its_version() -> None:
+    """con.execute(…).to_arrow_table() works and warns in DuckDB 2, which the tests do not run on every time."""
+    for path in sources():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and node.attr.startswith(("to_arrow", "fetch_arrow", "arrow", "pl", "df")):
+                made_by = node.value.func if isinstance(node.value, ast.Call) else None
+                executed = isinstance(made_by, ast.Attribute) and made_by.attr in ("execute", "executemany")
+                assert not executed, f"{path.relative_to(ROOT)}:{node.lineno}: use tiers.duck.asked"
+
+
 def test_every_driver_rule_is_about_a_file_that_is_there() -> None:
     assert [path for paths in DRIVERS.values() for path in paths if not (ROOT / path).is_file()] == []
 
