@@ -91,7 +91,7 @@ class Sources(msgspec.Struct, frozen=True):
 
 def tail_sql(chunks: Iterable[Chunk]) -> str:
     """The SELECT of all rows of the tail."""
-    return " UNION ALL ".join(f"SELECT {_RAW_COLUMNS} FROM {rows}" for rows in (EMPTY, *(chunk.sql for chunk in chunks)))
+    return " UNION ALL ".join(f"SELECT {_RAW_COLUMNS} FROM {rows}" for rows in [chunk.sql for chunk in chunks] or [EMPTY])
 
 
 Place = Callable[[ColdFile], str]

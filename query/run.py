@@ -307,7 +307,7 @@ class _Place:
     def opaque(self) -> str:
         """Why the text of a query does not show everything it reads any more; empty if it does."""
         ours = {"relations": [*NAMES, *self._definitions], "functions": ALL_NAMES}
-        views, macros, zone, collation = self.con.execute(_SESSION, ours).fetchone() or ()
+        [(views, macros, zone, collation)] = self.con.execute(_SESSION, ours).fetchall()  # DuckDB 2.x wants it read to its end
         if views or macros:
             return "this store has views or macros of its own"
         if zone != "UTC" or collation:

@@ -167,7 +167,7 @@ def reading_of(parser: Connection, ask: wire.Ask) -> Reading:
 
 
 def _hint(kinds: Sequence[str]) -> str:
-    if kinds == ["CREATE", "SELECT"]:
+    if kinds in (["CREATE", "SELECT"], ["MULTI"]):  # the latter from DuckDB 2.0 on
         return "; of PIVOT name the values: ON column IN (…)"
     return "; send statements one by one" if len(kinds) > 1 else ""
 

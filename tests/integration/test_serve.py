@@ -248,7 +248,7 @@ def test_parameters_of_a_page_are_checked(client: httpx.Client, query: str) -> N
 
 SQL = """SELECT 1::BIGINT AS n, 'ü,"x' AS text, TIMESTAMPTZ '2026-11-20 09:41:00.25Z' AS at, NULL AS nothing,
                 1.50::DECIMAL(9,2) AS d
-         UNION ALL SELECT 2, '', TIMESTAMPTZ '2026-11-20 00:00:00Z', NULL, 2"""
+         UNION ALL SELECT 2, '', TIMESTAMPTZ '2026-11-20 00:00:00Z', NULL, 2 ORDER BY n"""
 
 
 def ask(client: httpx.Client, sql: str, accept: str = "application/json", **more: object) -> httpx.Response:
