@@ -27,6 +27,8 @@ NAMES_MAX: Final = 100
 """A query that asks for more conversations reads every segment its other bounds leave."""
 ROWS_MIN: Final = 100_000
 """In a smaller segment DuckDB finds the rows as fast by itself."""
+HASHES_MAX: Final = 10_000
+"""Names whose hash is remembered, or NAMES_MAX more."""
 BYTES_MAX: Final = 128 << 20
 """Remembered at most, 8 or 16 bytes a conversation and segment: room for those of 100 million events. The ones asked for longest
 ago are forgotten first."""
@@ -40,6 +42,7 @@ class Conversations:
         self._con = con
         self._lock = threading.Lock()
         self._known: OrderedDict[tuple[str, str], tuple[Numbers, ...]] = OrderedDict()
+        self._hash_of: dict[str, np.uint64] = {}
 
     def narrowed(self, sources: Mapping[str, Sources], bounds: Mapping[str, Bounds]) -> dict[str, Sources]:
         """The sources without segments and rows that hold none of the conversations asked for; the segments are attached."""
@@ -55,7 +58,7 @@ class Conversations:
         return found
 
     def _narrowed(self, con: Connection, source: Sources, names: Iterable[str], *, rows: bool) -> Sources:
-        [wanted] = _columns(con, "SELECT hash(unnest(?))", [list(names)])
+        wanted = self._hashed(con, names)
         segments = tuple(one for one in source.segments if len(_places(self._hashes(con, one), wanted)))
         ranges = {}
         for segment in segments if rows else ():
@@ -64,6 +67,19 @@ class Conversations:
                 places = _places(hashes, wanted)
                 ranges[segment.segment_id] = (int(first[places].min()), int(last[places].max()))
         return msgspec.structs.replace(source, segments=segments, ranges=ranges)
+
+    def _hashed(self, con: Connection, names: Iterable[str]) -> Numbers:
+        """What DuckDB's hash() makes of them. Asking it takes up to a fifth of a whole query, so what it said is remembered."""
+        found = {name: self._hash_of.get(name) for name in names}
+        new = [name for name, hashed in found.items() if hashed is None]
+        if new:
+            [hashes] = _columns(con, "SELECT hash(unnest(?))", [new])
+            made = dict(zip(new, hashes, strict=True))
+            if len(self._hash_of) > HASHES_MAX:
+                self._hash_of.clear()
+            self._hash_of.update(made)
+            found.update(made)
+        return np.array(list(found.values()))
 
     def _hashes(self, con: Connection, segment: Segment) -> Numbers:
         """Sorted."""
@@ -107,10 +123,8 @@ class Conversations:
 
 def _places(known: Numbers, wanted: Numbers) -> Numbers:
     """Where `known`, sorted, has any of `wanted`."""
-    places = np.searchsorted(known, wanted)
-    inside = places < len(known)
-    places = places[inside]
-    found: Numbers = places[known[places] == wanted[inside]]
+    places = known.searchsorted(wanted)
+    found: Numbers = places[known.take(places, mode="clip") == wanted]
     return found
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from tests.site import Site
 from thermocline.query import conversations, relations
 from thermocline.store import connect
 from thermocline.tiers.block import shard_of
+from thermocline.tiers.duck import Connection
 from thermocline.tiers.hot_redis import RedisHot
 
 HISTORY = "SELECT seq, content FROM events WHERE conversation_id = ? ORDER BY seq"
@@ -82,6 +84,23 @@ def test_what_is_remembered_is_bounded_and_forgotten_without_harm(site: Site, mo
         for number in (0, 5, 3, 0, 4):
             assert len(store.sql(HISTORY, [f"conversation-{number}-000"])) == 10
             assert len(known) == 1 or sum(conversations._size(one) for one in known.values()) <= 700
+
+
+def test_what_a_name_hashes_to_is_asked_once_and_remembered_for_so_many(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(conversations, "HASHES_MAX", 2)
+    asked: list[object] = []
+
+    def columns(con: Connection, query: str, parameters: Sequence[Any] | None = None) -> tuple[Any, ...]:
+        if parameters:
+            asked.extend(parameters[0])
+        return tuple(column.to_numpy() for column in con.sql(query, params=parameters).to_arrow_table().columns)
+
+    monkeypatch.setattr(conversations, "_columns", columns)
+    names = [f"conversation-{number}-001" for number in range(6)]
+    with connect(site.settings) as store:
+        for name in (*names, *names[-1:] * 5, names[0]):
+            assert len(store.sql(HISTORY, [name])) == 10
+    assert asked == [*names, names[0]]
 
 
 def test_a_conversation_that_has_not_settled_takes_one_shard_of_the_log(
