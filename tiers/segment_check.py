@@ -10,6 +10,14 @@ from .duck import Connection
 from .ledger import Segment
 from .user_rollups import TABLE, Definition, made_in
 
+_ASTRAY = """
+    SELECT count(*) FROM (
+        SELECT first_row, last_row, events, sum(events) OVER (ORDER BY conversation_id) AS upto
+        FROM (SELECT conversation_id, min(rowid) AS first_row, max(rowid) AS last_row, count(*) AS events
+              FROM {}.events GROUP BY conversation_id))
+    WHERE first_row <> upto - events OR last_row <> upto - 1"""
+"""Conversations whose rows are not where counting those before them says: what a history relies on (query/conversations.py)."""
+
 
 def contradictions(
     con: Connection, alias: str, segment: Segment, definitions: Sequence[Definition] = (), *, deep: bool
@@ -23,6 +31,8 @@ def contradictions(
     problems = [] if rows == segment.rows else [f"it holds {rows} rows, not {segment.rows}"]
     if deep and checksum != segment.checksum and same_kind(checksum, segment.checksum):
         problems.append(f"its rows have the checksum {checksum}, not {segment.checksum}")
+    if deep and con.execute(_ASTRAY.format(alias)).fetchall() != [(0,)]:
+        problems.append("its rows are not sorted by conversation")
     found = con.execute("SELECT table_name FROM duckdb_tables() WHERE database_name = ?", [alias]).fetchall() if deep else []
     tables = {name for (name,) in found}
     missing = [rollup.name for rollup in rollups.ROLLUPS if deep and segment.has_rollups and rollup.name not in tables]

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import msgspec
 import pyarrow as pa
 import pytest
@@ -176,6 +177,18 @@ def test_rows_are_sorted_by_conversation_time_and_seq(warm: DuckWarm, con: Conne
     stamps = [T0_US + rng.randrange(50) for _ in range(400)]
     rows = rows_in(con, warm, [settled(warm, blocks_of([100] * 4, at_us=lambda n: stamps[n]))])
     assert rows == in_order(rows)
+
+
+def test_rows_out_of_order_are_found_by_a_deep_check(warm: DuckWarm) -> None:
+    segment = settled(warm, blocks_of([40, 40, 40]))
+    assert warm.check(segment, deep=True) == []
+    with duckdb.connect(warm.path(segment.segment_id)) as con:
+        con.execute("CREATE TABLE turned AS FROM events ORDER BY conversation_id DESC")
+        con.execute("DROP TABLE events")
+        con.execute("ALTER TABLE turned RENAME TO events")
+    segment = msgspec.structs.replace(segment, file_bytes=Path(warm.path(segment.segment_id)).stat().st_size)
+    [problem] = warm.check(segment, deep=True)
+    assert problem.endswith("its rows are not sorted by conversation")
 
 
 def test_the_ranges_say_what_was_covered_of_every_shard(warm: DuckWarm) -> None:

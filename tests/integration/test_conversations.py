@@ -6,11 +6,16 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import duckdb
+import msgspec
+import numpy as np
 import pytest
 
 from tests.servers import RedisServer
 from tests.site import Site
+from thermocline.errors import TierCorrupt
 from thermocline.query import conversations, relations
+from thermocline.query.attached import alias
 from thermocline.store import connect
 from thermocline.tiers.block import shard_of
 from thermocline.tiers.duck import Connection
@@ -101,6 +106,28 @@ def test_what_a_name_hashes_to_is_asked_once_and_remembered_for_so_many(site: Si
         for name in (*names, *names[-1:] * 5, names[0]):
             assert len(store.sql(HISTORY, [name])) == 10
     assert asked == [*names, names[0]]
+
+
+def test_the_rows_of_a_conversation_are_where_those_before_it_end(site: Site) -> None:
+    with connect(site.settings) as store:
+        for segment in store.tiers.ledger.view().segments:
+            path = store.tiers.warm.path(segment.segment_id)
+            with duckdb.connect(":memory:") as con:
+                con.execute(f"ATTACH '{path}' AS {alias(segment.segment_id)} (READ_ONLY)")
+                looked_at = con.sql(
+                    f"SELECT hash(conversation_id) AS hash, min(rowid), max(rowid) FROM {alias(segment.segment_id)}.events"
+                    " GROUP BY ALL ORDER BY hash"
+                ).fetchall()
+                counted = conversations._rows_of(con, segment)
+                assert list(zip(*(column.tolist() for column in counted), strict=True)) == looked_at
+                with pytest.raises(TierCorrupt, match="its conversations add up to"):
+                    conversations._rows_of(con, msgspec.structs.replace(segment, rows=segment.rows + 1))
+
+
+def test_two_names_with_one_hash_have_the_rows_of_both() -> None:
+    hashes, events = np.array([7, 5, 7, 9], np.uint64), np.array([10, 1, 20, 3])
+    found, first, last = conversations.ranges(hashes, events)
+    assert (found.tolist(), first.tolist(), last.tolist()) == ([5, 7, 9], [10, 0, 31], [10, 30, 33])
 
 
 def test_a_conversation_that_has_not_settled_takes_one_shard_of_the_log(
