@@ -82,7 +82,7 @@ class Conversations:
                 self._hash_of.clear()
             self._hash_of.update(made)
             found.update(made)
-        return np.array(list(found.values()))
+        return np.array(list(found.values()), np.uint64)
 
     def _of(self, con: Connection, segment: Segment) -> tuple[Numbers, ...]:
         """(hashes of its conversations, sorted), of a large one with (first row, last row)."""
