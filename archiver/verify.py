@@ -5,7 +5,7 @@ so hot is N of the cut less what the view says has settled: whatever producers a
 settle in between only moves events that this view still counts as hot. A sum that is short is a *gap*, one that is over an
 *overlap*; files can show either while the other hides it, so each is also compared with what the ledger says of it.
 
-deep  also reads every row: checksums, rollups, events stored twice, and the unsettled blocks in Redis
+deep  also reads every row: checksums, rollups, order, events stored twice, and the unsettled blocks in Redis
 """
 
 from __future__ import annotations

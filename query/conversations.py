@@ -62,12 +62,12 @@ class Conversations:
         wanted = self._hashed(con, names)
         segments, spans = [], {}
         for segment in source.segments:
-            hashes, *places_of = self._of(con, segment)
+            hashes, *edges = self._held(con, segment)
             found = _places(hashes, wanted)
             if len(found):
                 segments.append(segment)
-                if rows and places_of:
-                    first, last = places_of
+                if rows and edges:
+                    first, last = edges
                     spans[segment.segment_id] = (int(first[found].min()), int(last[found].max()))
         return msgspec.structs.replace(source, segments=tuple(segments), ranges=spans)
 
@@ -84,7 +84,7 @@ class Conversations:
             found.update(made)
         return np.array(list(found.values()), np.uint64)
 
-    def _of(self, con: Connection, segment: Segment) -> tuple[Numbers, ...]:
+    def _held(self, con: Connection, segment: Segment) -> tuple[Numbers, ...]:
         """(hashes of its conversations, sorted), of a large one with (first row, last row)."""
         with self._lock:
             known = self._known.get(segment.segment_id)

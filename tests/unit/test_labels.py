@@ -108,7 +108,7 @@ def test_no_aggregate_of_duckdb_over_a_sample_is_exact_and_functions_of_a_row_ar
     with duckdb.connect() as con:
         found = con.execute("SELECT DISTINCT function_name, function_type, stability FROM duckdb_functions()").fetchall()
     aggregates = {name for name, kind, _ in found if kind == "aggregate"}
-    assert len(aggregates) > 70
+    assert len(aggregates) > (80 if duckdb.__version__.startswith("1.") else 78)  # 2.0 has 79
     for name in sorted(name for name in aggregates - {"row_number"} if name.isidentifier()):  # that one wants OVER
         for arguments in (
             "",
