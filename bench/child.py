@@ -120,6 +120,13 @@ def work(config: Settings) -> None:
             _say({**msgspec.structs.asdict(spent), **counts, "peak_bytes": peak_bytes()})
 
 
+def fill(config: Settings) -> None:
+    """For each order, a file of events as they come in: append them."""
+    _say({})
+    for path in _orders():
+        _say({"events": stores.append(config, [pyarrow.feather.read_table(path)])})
+
+
 def run_worker(config: Settings) -> None:
     """The worker as it always runs, until stdin ends."""
     from thermocline.archiver.worker import Worker
@@ -258,7 +265,7 @@ class _Agents:
 
 
 ROLES: dict[str, Callable[..., None]] = {
-    "work": work, "worker": run_worker, "write": write, "read": read, "produce": produce, "agents": agents,
+    "work": work, "fill": fill, "worker": run_worker, "write": write, "read": read, "produce": produce, "agents": agents,
 }  # fmt: skip
 
 

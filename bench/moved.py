@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.feather
 
 from thermocline.config import Settings
 from thermocline.event import COLUMNS
@@ -30,9 +32,13 @@ from .case import Bench
 from .child import Child
 from .measure import Clock
 from .servers import RedisServer
-from .workload import Workload
+from .workload import Workload, as_strings
 
 ROUNDS_MIN = 5
+FILLERS = 2
+"""Processes that append what is to be settled."""
+QUICK_COMPARED = (0, 3)
+"""Rounds of the quick run that DuckDB alone does too."""
 ALONE_MAX = 1_000_000
 """With more events DuckDB alone is not measured, and what is due for a merge is merged at once instead of when all is settled."""
 PAGE_BYTES = 4 << 20
@@ -92,25 +98,40 @@ class Moved:
         self.settled: list[Beside] = []
         self.merged_meanwhile: list[Step] = []
         self._archived: dict[str, list[Beside]] = {}
-        with connect(self.config) as store, Child("work", self.config) as worker:
-            worker.ready()
+        with ExitStack() as opened:
+            store = opened.enter_context(connect(self.config))
+            worker = opened.enter_context(Child("work", self.config)).ready()
+            fillers = [opened.enter_context(Child("fill", self.config)).ready() for _ in range(FILLERS)]
             rows_max = min(self.config.warm.settle_batch_events, -(-size // ROUNDS_MIN))
             for table in Workload(size, end_us=bench.end_us).arrivals(rows_max=rows_max):
-                self._round(store.tiers, worker, table)
+                self._round(store.tiers, worker, fillers, table)
 
-    def _round(self, tiers: Tiers, worker: Child, table: pa.Table) -> None:
-        """Append a batch and settle it; DuckDB alone with the same lines before or after, in turns."""
-        stores.append(self.config, [table])
-        lines = _lines(tiers) if self.size <= ALONE_MAX else pa.table({"line": []})
-        alone = [_parse_alone(lines, self._folder, self.config)] if len(lines) and len(self.settled) % 2 == 0 else []
+    def _round(self, tiers: Tiers, worker: Child, fillers: Sequence[Child], table: pa.Table) -> None:
+        """Append a batch and settle it; DuckDB alone with the same lines before or after, in turns, in the quick run of some."""
+        self._append(fillers, table)
+        number = len(self.settled)
+        compared = self.size <= ALONE_MAX and (number in QUICK_COMPARED or not self._bench.quick)
+        lines = _lines(tiers) if compared else pa.table({"line": []})
+        alone = [_parse_alone(lines, self._folder, self.config)] if compared and number % 2 == 0 else []
         step = told(worker, "settle")
         if step.events != table.num_rows:
             raise ValueError(f"{step.events:,} events settled, {table.num_rows:,} waited")
-        if len(lines) and not alone:
+        if compared and not alone:
             alone = [_parse_alone(lines, self._folder, self.config)]
         self.settled.append(Beside(step=step, alone=tuple(alone)))
         if self.size > ALONE_MAX:
             self.merged_meanwhile.append(told(worker, "merge what is due"))
+
+    def _append(self, fillers: Sequence[Child], table: pa.Table) -> None:
+        """Append the rows, each process those of its conversations."""
+        rows = as_strings(table).combine_chunks()
+        numbers = rows["conversation_id"].combine_chunks().dictionary_encode().indices.to_numpy() % len(fillers)
+        for number, filler in enumerate(fillers):
+            path = self._folder / f"incoming-{number}.arrow"
+            pyarrow.feather.write_feather(rows.filter(pa.array(numbers == number)), path, compression="uncompressed")
+            filler.order(str(path))
+        for filler in fillers:
+            filler.answer()
 
     @property
     def settling_peak_bytes(self) -> int:

@@ -22,6 +22,7 @@ from .peer import AGGREGATE, BY_HOUR, COLUMNS, HISTORY, NAMES, ONE_CONVERSATION,
 
 BATCH_EVENTS = 10_000
 DAY_US = 86_400_000_000
+INDEXES = {"by_time": "USING brin (timestamp)", "by_conversation": "(conversation_id, timestamp)"}
 _TYPES = {"text": "text", "int": "bigint", "float": "double precision", "time": "bigint"}
 _OPTIONS = {
     "shared_buffers": "2GB",
@@ -41,7 +42,7 @@ class Postgres(Peer):
         "its own server on a unix socket, synchronous_commit on, shared_buffers 2 GB, max_wal_size 4 GB, "
         "maintenance_work_mem 512 MB (its manual: resource consumption, populating a database); partitioned by day of "
         "timestamp (µs as bigint), BRIN on timestamp, B-tree on (conversation_id, timestamp); COPY of 10,000 events a "
-        "transaction by psycopg 3; ANALYZE after loading"
+        "transaction by psycopg 3; loaded without indexes, which are made afterwards, and ANALYZE"
     )
     modules = ("psycopg",)
     programs = ("postgres", "initdb")
@@ -85,9 +86,12 @@ class Postgres(Peer):
         self._con = psycopg.connect(where, autocommit=True)
         columns = ", ".join(f"{name} {_TYPES[kind]}" for name, kind in COLUMNS)
         self._con.execute(f"CREATE TABLE events ({columns}) PARTITION BY RANGE (timestamp)")
-        self._con.execute("CREATE INDEX ON events USING brin (timestamp)")
-        self._con.execute("CREATE INDEX ON events (conversation_id, timestamp)")
+        self._make_indexes()
         self._days: set[int] = set()
+
+    def _make_indexes(self) -> None:
+        for name, columns in INDEXES.items():
+            self._con.execute(f"CREATE INDEX IF NOT EXISTS {name} ON events {columns}")
 
     def _run(self, command: list[str]) -> None:
         subprocess.run(command, user=self._user, check=True, capture_output=True, cwd="/")
@@ -107,6 +111,8 @@ class Postgres(Peer):
             self._copy([values_of(event) for event in events[start : start + BATCH_EVENTS]])
 
     def load(self, table: pa.Table) -> None:
+        for name in INDEXES:  # made again when all is there, as its manual advises
+            self._con.execute(f"DROP INDEX IF EXISTS {name}")
         rows = plain(table).select(NAMES)
         for day in pc.unique(pc.divide(rows["timestamp"], DAY_US)).to_pylist():
             self._partition(day * DAY_US)
@@ -131,6 +137,7 @@ class Postgres(Peer):
             self._days.add(day)
 
     def loaded(self) -> None:
+        self._make_indexes()
         self._con.execute("ANALYZE events")
 
     def query(self, name: str, parameters: Sequence[Any] = ()) -> Rows:

@@ -33,7 +33,7 @@ BLOCKS = {1: (2.5, 0.0012), 10: (1.5, None), 50: (1.5, None)}
 
 
 def _cases(size: int, quick: bool) -> list[Case]:
-    calls = min(size // 10, 300 if quick else 3000)
+    calls = min(size // 10, 150 if quick else 3000)
     return [
         Case(f"{name}blocks-of-{events}", 0, partial(_measured, block=events, calls=calls, followed=followed))
         for name, followed in (("", False), ("followed-", True))

@@ -16,7 +16,7 @@ from thermocline.store import Store
 
 LIMIT_S, LISTING_RATE, SQLITE_RATIO = 0.100, 10_000_000, 20
 CALLS = {True: 20, False: 50}
-PEER_CALLS = {True: 2, False: 5}
+PEER_CALLS = {True: 1, False: 5}
 QUERIES = {
     ONE_DAY: (
         "statistics of one day",
