@@ -22,6 +22,8 @@ UINT64_MAX: Final = (1 << 64) - 1
 _ZEROS = bytes.maketrans(b"123456789", b"0" * 9)
 _LONG_NUMBER = b"0" * 19
 """Digits that may be beyond 64 bits, once all digits are zeros: a pattern takes eight times as long to find as this."""
+_PLAIN = frozenset((float, bool, type(None)))
+_decode = msgspec.json.Decoder().decode
 _CONTENT_NULL = '"content":null'
 
 
@@ -43,7 +45,7 @@ def check_metadata(field: str, value: Any) -> str:
             _check_tree(field, msgspec.json.decode(raw))
     else:
         _parse_object(field, raw)
-    return raw.decode()
+    return value if type(value) is str else raw.decode()
 
 
 def _dumped(field: str, value: dict[str, Any]) -> bytes:
@@ -63,16 +65,25 @@ def _plain(value: object) -> object:
 
 def _parse_object(field: str, raw: bytes) -> dict[str, Any]:
     try:
-        tree = msgspec.json.decode(raw)
+        tree = _decode(raw)
     except RecursionError as exc:
         raise InvalidEvent(field, f"is nested deeper than {JSON_DEPTH_MAX}") from exc
     except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
         raise InvalidEvent(field, f"is not valid JSON: {json_problem(raw, exc)}") from exc
     if not isinstance(tree, dict):
         raise InvalidEvent(field, f"must be a JSON object, not {_json_kind(tree)}")
-    if raw.count(b"{") + raw.count(b"[") > JSON_DEPTH_MAX or _LONG_NUMBER in raw.translate(_ZEROS):
+    if not _is_flat(tree) and (raw.count(b"{") + raw.count(b"[") > JSON_DEPTH_MAX or _LONG_NUMBER in raw.translate(_ZEROS)):
         _check_tree(field, tree)
     return tree
+
+
+def _is_flat(tree: dict[str, Any]) -> bool:
+    """Whether it has plain values only, and no integer beyond 64 bits: most metadata, and nothing more is to be seen of it."""
+    for value in tree.values():
+        kind = type(value)
+        if kind is not str and kind not in _PLAIN and not (kind is int and INT64_MIN <= value <= UINT64_MAX):
+            return False
+    return True
 
 
 def _check_tree(field: str, tree: Any) -> None:
