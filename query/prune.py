@@ -20,6 +20,7 @@ from sqlglot import exp
 from sqlglot.tokenizer_core import TokenType
 
 from .bounds import ANY_ROW, HOUR_US, Bounds, Texts
+from .named import columns_named
 from .sums import SELECT_ARGS, TABLE_ARGS, sums_keys
 
 Parameters = Sequence[Any] | Mapping[str, Any] | None
@@ -85,6 +86,8 @@ class Reading(msgspec.Struct, frozen=True):
     """And nothing by conversation: rows of one hour need not be told apart at all."""
     foreign: bool = False
     """It reads tables of the caller's too."""
+    columns: frozenset[str] | None = None
+    """Of events it can be about no others; None: about all."""
 
 
 def everything(reason: str, of_user: Iterable[str] = ()) -> Reading:
@@ -124,7 +127,7 @@ def read(query: str, parameters: Parameters, *, now_us: int, of_user: Iterable[s
             foreign = foreign or (relation not in names and not isinstance(table.this, exp.GenerateSeries))
     sums_only = bool(sums) and None not in sums
     hours_only = sums_only and all("conversation_id" not in (keys or ()) for keys in sums)
-    return Reading(found, sums_only=sums_only, hours_only=hours_only, foreign=foreign)
+    return Reading(found, sums_only=sums_only, hours_only=hours_only, foreign=foreign, columns=columns_named(query, tree))
 
 
 @lru_cache(maxsize=256)

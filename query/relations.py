@@ -11,7 +11,7 @@ from typing import Final
 
 import msgspec
 
-from thermocline.event import COLUMNS
+from thermocline.event import COLUMN_NAMES, COLUMNS
 from thermocline.tiers import rollups, user_rollups
 from thermocline.tiers.duck import quoted
 from thermocline.tiers.ledger import ColdFile, Segment
@@ -22,10 +22,15 @@ from .bounds import Bounds
 from .tail import EMPTY, Chunk
 
 _AS_TEXT: Final = ("event_id", "metadata")
-COLUMNS_SQL: Final = ", ".join(
-    f"{column.name}::VARCHAR AS {column.name}" if column.name in _AS_TEXT else column.name for column in COLUMNS
-)
-"""The select list of `events`."""
+
+
+def _columns_sql(columns: Container[str] | None = None) -> str:
+    """The select list of `events`, or of these columns of it."""
+    chosen = [column.name for column in COLUMNS if columns is None or column.name in columns]
+    return ", ".join(f"{name}::VARCHAR AS {name}" if name in _AS_TEXT else name for name in chosen)
+
+
+COLUMNS_SQL: Final = _columns_sql()
 _RAW_COLUMNS: Final = ", ".join(column.name for column in COLUMNS)
 _FILE_KINDS: Final = {
     "events": ("events",),
@@ -89,10 +94,15 @@ class Sources(msgspec.Struct, frozen=True):
         return [file for file in self.files if file.kind == "events" and file.batch_id not in whole_batches]
 
 
-def tail_sql(chunks: Iterable[Chunk]) -> str:
-    """The SELECT of all rows of the tail."""
+def tail_sql(chunks: Iterable[Chunk], columns: Container[str] | None = None) -> str:
+    """The SELECT of all rows of the tail, of these columns; None: of all."""
     # DuckDB 2.0 fails to plan ORDER BY and LIMIT over one table with a condition on its rowid; beside another it does not.
-    return " UNION ALL ".join(f"SELECT {_RAW_COLUMNS} FROM {rows}" for rows in (EMPTY, *(chunk.sql for chunk in chunks)))
+    names = _names(columns)
+    return " UNION ALL ".join(f"SELECT {names} FROM {rows}" for rows in (EMPTY, *(chunk.sql for chunk in chunks)))
+
+
+def _names(columns: Container[str] | None) -> str:
+    return _RAW_COLUMNS if columns is None else ", ".join(column.name for column in COLUMNS if column.name in columns)
 
 
 Place = Callable[[ColdFile], str]
@@ -100,34 +110,59 @@ Place = Callable[[ColdFile], str]
 
 
 def relation_sql(
-    relation: str, sources: Sources, *, tail: str, place: Place, definitions: Mapping[str, Definition] | None = None
+    relation: str,
+    sources: Sources,
+    *,
+    tail: str,
+    place: Place,
+    definitions: Mapping[str, Definition] | None = None,
+    columns: Container[str] | None = None,
 ) -> str:
     """The SELECT that is `relation` over `sources` and the tail.
 
     tail         what FROM names it by
     definitions  relation → the rollup of the user that it is
+    columns      of events, those that are read, None being all: DuckDB fails where a file of an older format lacks one
     """
     if definitions and relation in definitions:
         return _of_user(definitions[relation], sources, tail, place)
+    chosen = f"SELECT {_names(columns)} " if columns is not None else ""
     if relation == "events":
         files = _parquet(sources.files, "events", place)
-        return f"SELECT {COLUMNS_SQL} FROM ({_union(tail, sources.segments, files, sources.ranges)})"
+        return f"SELECT {_columns_sql(columns)} FROM ({_union(tail, sources.segments, files, sources.ranges, chosen)})"
     segments = [segment for segment in sources.segments if segment.segment_id not in sources.totals]
     plain = [segment for segment in segments if not segment.has_rollups]
-    raw = [f"(SELECT {_RAW_COLUMNS} FROM ({_union(tail, plain, [], {})}))"]
+    raw = f"(SELECT {_names(columns)} FROM ({_union(tail, plain, [], {}, chosen)}))"
 
     def tables(kind: str) -> list[str]:
         rolled = [f"{alias(segment.segment_id)}.{kind}" for segment in segments if segment.has_rollups]
         return rolled + _parquet(sources.files, kind, place)
 
+    totals = [f"{alias(one.segment_id)}.{rollups.TOTAL}" for one in sources.segments if one.segment_id in sources.totals]
+    return _statistics(relation, tables, raw, totals, added_up=not sources.sums_only)
+
+
+def _statistics(
+    relation: str, tables: Callable[[str], list[str]], raw: str, totals: Sequence[str] = (), *, added_up: bool = True
+) -> str:
+    """The SELECT of a relation over tables of rollups, by kind, and rows of which there are none."""
     if relation == "hourly_stats":
-        totals = [f"{alias(one.segment_id)}.{rollups.TOTAL}" for one in sources.segments if one.segment_id in sources.totals]
-        return rollups.hourly_stats(tables("rollup_hourly"), raw, totals, added_up=not sources.sums_only)
+        return rollups.hourly_stats(tables("rollup_hourly"), [raw], totals, added_up=added_up)
     if relation in rollups.USAGE_KEYS:
-        return rollups.usage(relation, tables("rollup_hourly"), raw)
+        return rollups.usage(relation, tables("rollup_hourly"), [raw])
     if relation == "quantile_stats":
-        return rollups.added_up("rollup_quantile", f"({rollups.combined('rollup_quantile', tables('rollup_quantile'), raw)})")
-    return rollups.conversation_summary(tables("rollup_conversation"), tables("rollup_task"), raw)
+        return rollups.added_up("rollup_quantile", f"({rollups.combined('rollup_quantile', tables('rollup_quantile'), [raw])})")
+    return rollups.conversation_summary(tables("rollup_conversation"), tables("rollup_task"), [raw])
+
+
+def columns_in(text: str) -> frozenset[str]:
+    """Columns of events whose names stand in a text, be it within a longer word."""
+    lowered = text.lower()
+    return frozenset(name for name in COLUMN_NAMES if name in lowered)
+
+
+NEEDED: Final = {name: columns_in(_statistics(name, lambda _: [], "rows")) for name in NAMES if name != "events"}
+"""Relation of statistics → the columns of events it is made from, those that are not in a rollup yet."""
 
 
 def kinds_of(relation: str) -> tuple[str, ...]:
@@ -154,10 +189,15 @@ def archived_sql(definition: Definition, sources: Sources, bounds: Bounds, place
     return f"SELECT (SELECT coalesce(sum(events), 0)::BIGINT FROM {hourly[0]} WHERE {where}), ({made[0] if made else 'SELECT 0'})"
 
 
-def _union(tail: str, segments: Sequence[Segment], files: Sequence[str], ranges: Mapping[str, tuple[int, int]]) -> str:
-    """All rows; by name, so that what an older format lacks is NULL. The tail comes first: it has every column."""
+def _union(
+    tail: str, segments: Sequence[Segment], files: Sequence[str], ranges: Mapping[str, tuple[int, int]], chosen: str = ""
+) -> str:
+    """All rows; by name, so that what an older format lacks is NULL. The tail comes first: it has every column.
+
+    chosen  the SELECT of each part, if not all its columns are wanted
+    """
     parts = [tail, *(_rows(segment, ranges.get(segment.segment_id)) for segment in segments), *files]
-    return " UNION ALL BY NAME ".join(f"FROM {part}" for part in parts)
+    return " UNION ALL BY NAME ".join(f"{chosen}FROM {part}" for part in parts)
 
 
 def _rows(segment: Segment, span: tuple[int, int] | None) -> str:

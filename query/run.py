@@ -17,7 +17,7 @@ from thermocline.config import MIB, QuerySettings, Settings
 from thermocline.errors import IncompleteAnswer, QueryRefused, TierCorrupt, TierUnavailable
 from thermocline.policy import Policy
 from thermocline.tiers.block import shard_of
-from thermocline.tiers.duck import Connection, DuckError, Parameters, asked, connect, fresh_name
+from thermocline.tiers.duck import BinderError, Connection, DuckError, Parameters, asked, connect, fresh_name
 from thermocline.tiers.ledger import ColdFile, Segment
 from thermocline.tiers.opening import Tiers
 from thermocline.tiers.user_rollups import Definition
@@ -31,7 +31,7 @@ from .covered import covered, labelled
 from .estimates import ALL_NAMES, define
 from .lacking import lacking
 from .missing import incomplete
-from .relations import BY_HOUR, NAMES, Place, Sources, relation_sql, tail_sql
+from .relations import BY_HOUR, NAMES, NEEDED, Place, Sources, relation_sql, tail_sql
 from .result import Result, with_integers
 from .suggestion import with_suggestion
 from .tail import EMPTY, Chunk, TailState
@@ -43,6 +43,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 READS: Final = ("SELECT", "EXPLAIN")
 """Statement types that leave nothing behind."""
+
+
+Columns = Mapping[str, frozenset[str]]
+"""Relation → the columns of events that it is to read; all, if it is not named."""
+_ALL_COLUMNS: Final[Columns] = {}
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True, eq=False):
@@ -68,6 +73,8 @@ class Runner:
         self._lock = threading.Lock()
         self._free: list[_Place] = []
         self._opaque = ""
+        self._narrows = True
+        """Relations read only the columns that matter. Not so once a file was met that does not have them all."""
         self._described: dict[str, tuple[tuple[str, str], ...]] = {}
 
     def sql(self, query: str, parameters: Parameters = None, *, require: Literal["complete"] | None = None) -> Result:
@@ -82,7 +89,8 @@ class Runner:
             reading = self._read(query, parameters, kinds)
 
             def answer(plan: Plan) -> Result:
-                table = self._answer(place, plan.cut, plan.sources, query, parameters)
+                named = {} if reading.columns is None else {"events": reading.columns}
+                table = self._answer(place, plan, query, parameters, {**NEEDED, **named})
                 return Result(table, labelled(plan.coverage, reading, query, table.column_names, self._units))
 
             try:
@@ -134,7 +142,7 @@ class Runner:
 
             def use(plan: Plan) -> Result:
                 sql = build(plan, self._archived.place)
-                return Result(self._answer(place, plan.cut, plan.sources, sql, parameters), plan.coverage)
+                return Result(self._answer(place, plan, sql, parameters), plan.coverage)
 
             return self.planned(reading, use)
 
@@ -196,13 +204,22 @@ class Runner:
             return "conversation"
         return "unknown" if older else "event"
 
-    def _answer(self, place: _Place, cut: Cut, sources: Mapping[str, Sources], query: str, parameters: Parameters) -> pa.Table:
-        """The rows; SegmentGone, or what is wrong with the tier, when a cold file cannot be read."""
+    def _answer(self, place: _Place, plan: Plan, query: str, parameters: Parameters, columns: Columns = _ALL_COLUMNS) -> pa.Table:
+        """The rows; SegmentGone, or what is wrong with the tier, when a cold file cannot be read.
+
+        columns  relation → the columns of events that it is to read, of those that are not to read all
+        """
+        columns = columns if self._narrows else _ALL_COLUMNS
         try:
-            place.define(cut.tail, sources)
+            place.define(plan.cut.tail, plan.sources, columns)
             return place.run(query, parameters, self._settings)
         except (QueryRefused, TierUnavailable) as exc:
-            failure = self._archived.failure(sources.values(), exc) or place.gone()
+            if columns and isinstance(exc.__cause__, BinderError):
+                # The query is at fault, or a file of an older format that lacks a column: what reads all columns will tell.
+                table = self._answer(place, plan, query, parameters)
+                self._narrows = False
+                return table
+            failure = self._archived.failure(plan.sources.values(), exc) or place.gone()
             if failure is None:
                 raise
             place.forget()
@@ -243,7 +260,7 @@ class _Place:
         self._place = place
         self._definitions = definitions
         self._made: set[str] = set()
-        self._seen: dict[str, tuple[tuple[Chunk, ...], Sources]] = {}
+        self._seen: dict[str, tuple[tuple[Chunk, ...], Sources, frozenset[str] | None]] = {}
         self._files: dict[str, list[str]] = {}
 
     def kinds(self, query: str) -> list[str]:
@@ -258,15 +275,17 @@ class _Place:
             raise QueryRefused("every query has its own view, so transactions need a connection: use store.duckdb()")
         return kinds
 
-    def define(self, tail: TailState, sources: Mapping[str, Sources]) -> None:
-        """Make the relations read `tail` and `sources`; those that do already stay."""
+    def define(self, tail: TailState, sources: Mapping[str, Sources], columns: Columns = _ALL_COLUMNS) -> None:
+        """Make the relations read these columns of `tail` and `sources`; those that do already stay."""
         for relation, source in sources.items():
-            if self._seen.get(relation) != (tail.chunks, source):
+            chosen = columns.get(relation)
+            if self._seen.get(relation) != (tail.chunks, source, chosen):
                 self._seen.pop(relation, None)
                 places = {file.file_id: self._place(file) for file in source.files}
-                rows, place = f"({tail_sql(tail.chunks)})", _looked_up(places)
-                self._view(relation, relation_sql(relation, source, tail=rows, place=place, definitions=self._definitions))
-                self._seen[relation] = tail.chunks, source
+                rows, place = f"({tail_sql(tail.chunks, chosen)})", _looked_up(places)
+                select = relation_sql(relation, source, tail=rows, place=place, definitions=self._definitions, columns=chosen)
+                self._view(relation, select)
+                self._seen[relation] = tail.chunks, source, chosen
                 self._files[relation] = list(places.values())
 
     def gone(self) -> SegmentGone | None:

@@ -15,6 +15,8 @@ from thermocline.errors import TierCorrupt, TierUnavailable
 
 Connection: TypeAlias = duckdb.DuckDBPyConnection
 DuckError: TypeAlias = duckdb.Error
+BinderError: TypeAlias = duckdb.BinderException
+"""A name in a query stands for nothing there, or a type does not fit: nothing has run."""
 Parameters: TypeAlias = Sequence[Any] | Mapping[str, Any] | None
 
 DATA_ERRORS = (duckdb.DataError, duckdb.InvalidInputException, duckdb.IntegrityError)

@@ -331,13 +331,18 @@ def store() -> Iterator[tuple[Connection, list[Piece]]]:
     con.close()
 
 
-def define(con: Connection, pieces: Sequence[Piece], bounds_by_relation: Mapping[str, Bounds]) -> None:
-    """The relations over those `pieces` that may hold a row within their bounds."""
+EVENTS = ("timestamp", "conversation_id", "event_type", "seq")
+
+
+def define(
+    con: Connection, pieces: Sequence[Piece], bounds_by_relation: Mapping[str, Bounds], named: frozenset[str] | None = None
+) -> None:
+    """The relations over those `pieces` that may hold a row within their bounds; `events` with the columns `named`, None: all."""
     for relation, bounds in bounds_by_relation.items():
         kept = chosen(pieces, bounds, by_hour="hour" in RELATIONS[relation])
         rows = f"FROM stored WHERE piece IN ({', '.join(['-1', *(piece.name for piece in kept)])})"
         columns = {
-            "events": "timestamp, conversation_id, event_type, seq",
+            "events": ", ".join(name for name in EVENTS if named is None or name in named),
             "hourly_stats": "date_trunc('hour', timestamp) AS hour, conversation_id, count(*) AS event_count",
             "conversation_summary": "conversation_id, min(timestamp) AS started_at, count(*) AS total_events",
         }.get(relation, "date_trunc('hour', timestamp) AS hour, conversation_id, event_type, count(*) AS events")
@@ -410,6 +415,11 @@ SAME = "e.conversation_id = p.conversation_id"
 FORMS = [
     "SELECT seq, timestamp FROM events AS f WHERE {plain}",
     "SELECT event_type, count(*), max(timestamp) FROM events WHERE {plain} GROUP BY event_type",
+    "SELECT count(*) FROM events WHERE {plain}",
+    "SELECT e FROM events e WHERE {e}",
+    "SELECT to_json(events) FROM events WHERE {plain}",
+    "SELECT p.id FROM people p NATURAL JOIN events e WHERE {e}",
+    "SELECT #2 FROM events WHERE {plain}",
     "SELECT seq AS timestamp, conversation_id AS event_type FROM events WHERE {plain}",
     "SELECT * REPLACE (seq::VARCHAR AS conversation_id) FROM events WHERE {plain}",
     "WITH x AS (SELECT * FROM events WHERE {plain}) SELECT e.seq FROM x AS e WHERE {e}",
@@ -466,5 +476,5 @@ def test_the_pruned_answer_is_the_unpruned_answer(
     assert not reading.not_pruned
     define(con, pieces, dict.fromkeys(reading.bounds, ANY_ROW))
     whole = sorted(con.execute(query, parameters).fetchall(), key=repr)
-    define(con, pieces, reading.bounds)
+    define(con, pieces, reading.bounds, reading.columns)
     assert sorted(con.execute(query, parameters).fetchall(), key=repr) == whole
