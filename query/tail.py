@@ -14,6 +14,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Final
 
 import msgspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -246,14 +247,12 @@ class Tail:
 
 
 def _spans(blocks: pa.Table) -> list[tuple[int, Position, Position, int]]:
-    """(shard, its first and last position among these blocks, their events)."""
-    ends = [(name, end) for end in ("first", "last") for name in ("position_ms", "position_seq")]
-    found = blocks.group_by("shard", use_threads=False).aggregate([*ends, ("events", "sum")])
-    columns = (found[name].to_pylist() for name in ("shard", *(f"{name}_{end}" for name, end in ends), "events_sum"))
-    return [
-        (shard, Position(first_ms, first_seq), Position(last_ms, last_seq), events)
-        for shard, first_ms, first_seq, last_ms, last_seq, events in zip(*columns, strict=True)
-    ]
+    """(shard, its first and last position among these blocks, their events); the blocks of a shard follow one another."""
+    shards, ms, seqs, events = (blocks.column(name).to_numpy() for name in ("shard", "position_ms", "position_seq", "events"))
+    first = np.flatnonzero(np.diff(shards, prepend=-1))
+    last = np.append(first[1:], len(shards)) - 1
+    begins, ends = (map(Position, ms[at].tolist(), seqs[at].tolist()) for at in (first, last))
+    return list(zip(shards[first].tolist(), begins, ends, np.add.reduceat(events, first).tolist(), strict=True))
 
 
 def _after(position: Position) -> str:
