@@ -89,8 +89,7 @@ class Runner:
             reading = self._read(query, parameters, kinds)
 
             def answer(plan: Plan) -> Result:
-                named = {} if reading.columns is None else {"events": reading.columns}
-                table = self._answer(place, plan, query, parameters, {**NEEDED, **named})
+                table = self._answer(place, plan, query, parameters, _columns_of(reading))
                 return Result(table, labelled(plan.coverage, reading, query, table.column_names, self._units))
 
             try:
@@ -280,7 +279,9 @@ class _Place:
         for relation, source in sources.items():
             chosen = columns.get(relation)
             if self._seen.get(relation) != (tail.chunks, source, chosen):
-                self._seen.pop(relation, None)
+                before = self._seen.pop(relation, None)
+                if not columns and before is not None and before[2] is not None:
+                    self._made.discard(relation)  # the catalog shows the columns with which a view was bound last
                 places = {file.file_id: self._place(file) for file in source.files}
                 rows, place = f"({tail_sql(tail.chunks, chosen)})", _looked_up(places)
                 select = relation_sql(relation, source, tail=rows, place=place, definitions=self._definitions, columns=chosen)
@@ -336,6 +337,13 @@ class _Place:
 
 _VARIABLE_PREFIX: Final = "thermocline_"
 """With a relation's name the variable of DuckDB that holds its SELECT."""
+
+
+def _columns_of(reading: Reading) -> Columns:
+    """What each relation has to read for a query."""
+    if reading.not_pruned:
+        return _ALL_COLUMNS
+    return NEEDED if reading.columns is None else {**NEEDED, "events": reading.columns}
 
 
 def _looked_up(places: Mapping[str, str]) -> Place:

@@ -138,3 +138,12 @@ def test_a_segment_that_lacks_a_column_is_read_and_from_then_on_all_are(site: Si
         site.store.sql("SELECT sum(errors) FROM model_stats").fetchall()
         == site.store.sql("SELECT count_if(event_type = 'error') FROM events").fetchall()
     )
+
+
+def test_the_catalog_shows_all_columns_after_a_query_of_few(site: Site) -> None:
+    listed = (
+        "SELECT column_name FROM duckdb_columns() WHERE (database_name, table_name) = ('temp', 'events') ORDER BY column_index"
+    )
+    for query in (listed, "SELECT column_name FROM (DESCRIBE events)", "SELECT name FROM pragma_table_info('events')"):
+        site.store.sql("SELECT count(*) FROM events")
+        assert [name for (name,) in site.store.sql(query).fetchall()] == list(COLUMN_NAMES), query
