@@ -15,6 +15,8 @@ from .relations import columns_in
 
 ANY_COLUMN: Final = "seq"
 """For a query that only counts rows."""
+QUERY_CHARS_MAX: Final = 10_000
+"""Looking at every part of a longer text takes as long as planning all columns."""
 _UNNAMED: Final = (exp.Columns, exp.PositionalColumn, exp.Pivot, exp.Describe, exp.Summarize)
 _OF_TABLE: Final = {(exp.Table, "this"), (exp.TableAlias, "this"), (exp.Column, "table")}
 """Where the name of a table is not the value of its row."""
@@ -25,6 +27,8 @@ def columns_named(query: str, tree: exp.Expr) -> frozenset[str] | None:
 
     tree  of the query
     """
+    if len(query) > QUERY_CHARS_MAX:
+        return None
     nodes = list(tree.walk())
     tables = {name.lower() for node in nodes if isinstance(node, exp.Table) for name in (node.name, node.alias)}
     if "events" not in tables or any(_reaches_unnamed(node, tables) for node in nodes):

@@ -31,7 +31,7 @@ def test_both_worlds_agree_at_every_step_of_short_histories(server: RedisServer,
 def test_a_store_that_shows_a_waiting_event_twice_is_caught(
     server: RedisServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run, "tail_sql", lambda chunks: tail_sql([*chunks, *chunks]))
+    monkeypatch.setattr(run, "tail_sql", lambda chunks, columns: tail_sql([*chunks, *chunks], columns))
     with pytest.raises(AssertionError):
         play(Ground(tmp_path / "data", server), 3, 3)
 
