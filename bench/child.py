@@ -3,12 +3,12 @@ one a line, and answers each with one line of JSON."""
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -120,13 +120,6 @@ def work(config: Settings) -> None:
             _say({**msgspec.structs.asdict(spent), **counts, "peak_bytes": peak_bytes()})
 
 
-def fill(config: Settings) -> None:
-    """For each order, a file of events as they come in: append them."""
-    _say({})
-    for path in _orders():
-        _say({"events": stores.append(config, [pyarrow.feather.read_table(path)])})
-
-
 def run_worker(config: Settings) -> None:
     """The worker as it always runs, until stdin ends."""
     from thermocline.archiver.worker import Worker
@@ -227,45 +220,56 @@ def agents(config: Settings, threads: int) -> None:
             name, *numbers = order.split()
             forget_peak()
             begin = time.time()
-            tally = asyncio.run(_Agents(client, pool, name).run(*map(int, numbers)))
+            tally = _Agents(client, name, *map(int, numbers)).run(pool, threads)
             _say({**tally, "begin_s": begin, "end_s": time.time(), "peak_bytes": peak_bytes()})
 
 
 class _Agents:
-    def __init__(self, client: Client, pool: ThreadPoolExecutor, name: str) -> None:
+    """Streams of appends, each one after the other. Those whose turn it is not wait in a queue, as calls of a busy process do."""
+
+    def __init__(self, client: Client, name: str, first: int, count: int, concurrent: int, appends: int) -> None:
+        each, more = divmod(appends, count * concurrent)
+        streams = [(f"{name}-{first + number % count}", each + (number < more)) for number in range(count * concurrent)]
+        begin = time.perf_counter()
         self._client = client
-        self._pool = pool
-        self._name = name
-        self._latencies_s: list[float] = []
-        self._refused = 0
+        self._calls = deque([(begin, agent, left) for agent, left in streams if left])
+        """When the call was made, by which agent, and how many more its stream makes, this one included."""
 
-    async def run(self, first: int, count: int, concurrent: int, appends: int) -> Answer:
-        streams = count * concurrent
-        each, more = divmod(appends, streams)
-        tasks = [self._stream(f"{self._name}-{first + number % count}", each + (number < more)) for number in range(streams)]
-        await asyncio.gather(*tasks)
-        return {"latencies_s": self._latencies_s, "refused": self._refused}
+    def run(self, pool: ThreadPoolExecutor, threads: int) -> Answer:
+        """Make all calls with so many threads of the pool."""
+        told = list(pool.map(lambda _: self._work(), range(threads)))
+        return {"latencies_s": [one for latencies, _ in told for one in latencies], "refused": sum(one for _, one in told)}
 
-    async def _stream(self, agent: str, appends: int) -> None:
-        loop = asyncio.get_running_loop()
-        for number in range(appends):
-            begin = time.perf_counter()
-            while True:
-                try:
-                    await loop.run_in_executor(self._pool, self._append, agent, number)
-                    break
-                except Backpressure as exc:
-                    self._refused += 1
-                    await asyncio.sleep(exc.retry_after_s)
-            self._latencies_s.append(time.perf_counter() - begin)
+    def _work(self) -> tuple[list[float], int]:
+        """Until no call waits: then there are at least as many threads as streams that are not at their end."""
+        latencies: list[float] = []
+        refused = 0
+        while self._calls:
+            try:
+                begin, agent, left = self._calls.popleft()
+            except IndexError:  # another thread was quicker
+                break
+            while not self._appended(agent, left):
+                refused += 1
+            end = time.perf_counter()
+            latencies.append(end - begin)
+            if left > 1:
+                self._calls.append((end, agent, left - 1))
+        return latencies, refused
 
-    def _append(self, agent: str, number: int) -> None:
+    def _appended(self, agent: str, number: int) -> bool:
+        """False when it was refused, and the time to wait is over."""
         text = f"step {number} of {agent}: looked up the order and told the customer when it will arrive"
-        self._client.append(agent, "message.assistant", text, agent_id=agent, model="gpt-4o", output_tokens=19)
+        try:
+            self._client.append(agent, "message.assistant", text, agent_id=agent, model="gpt-4o", output_tokens=19)
+        except Backpressure as exc:
+            time.sleep(exc.retry_after_s)
+            return False
+        return True
 
 
 ROLES: dict[str, Callable[..., None]] = {
-    "work": work, "fill": fill, "worker": run_worker, "write": write, "read": read, "produce": produce, "agents": agents,
+    "work": work, "worker": run_worker, "write": write, "read": read, "produce": produce, "agents": agents,
 }  # fmt: skip
 
 

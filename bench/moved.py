@@ -17,7 +17,6 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.feather
 
 from thermocline.config import Settings
 from thermocline.event import COLUMNS
@@ -27,16 +26,14 @@ from thermocline.tiers.duck import connect as open_duck
 from thermocline.tiers.ledger import Segment
 from thermocline.tiers.opening import Tiers
 
-from . import stores
+from . import filling, stores
 from .case import Bench
 from .child import Child
 from .measure import Clock
 from .servers import RedisServer
-from .workload import Workload, as_strings
+from .workload import Workload
 
 ROUNDS_MIN = 5
-FILLERS = 2
-"""Processes that append what is to be settled."""
 QUICK_COMPARED = (0, 3)
 """Rounds of the quick run that DuckDB alone does too."""
 ALONE_MAX = 1_000_000
@@ -93,22 +90,22 @@ class Moved:
         self.size = size
         self._bench = bench
         self._folder = bench.folder("moved")
-        self.server = RedisServer(self._folder / "redis", appendfsync="always")  # so that settling need not wait for its disk
+        self.server = RedisServer(self._folder / "redis")
         self.config = worker_settings(self._folder, self.server)
         self.settled: list[Beside] = []
         self.merged_meanwhile: list[Step] = []
         self._archived: dict[str, list[Beside]] = {}
+        self._known_alone: dict[Callable[[Tiers, Path], Alone], list[Alone]] = {}
         with ExitStack() as opened:
             store = opened.enter_context(connect(self.config))
             worker = opened.enter_context(Child("work", self.config)).ready()
-            fillers = [opened.enter_context(Child("fill", self.config)).ready() for _ in range(FILLERS)]
             rows_max = min(self.config.warm.settle_batch_events, -(-size // ROUNDS_MIN))
             for table in Workload(size, end_us=bench.end_us).arrivals(rows_max=rows_max):
-                self._round(store.tiers, worker, fillers, table)
+                self._round(store.tiers, worker, table)
 
-    def _round(self, tiers: Tiers, worker: Child, fillers: Sequence[Child], table: pa.Table) -> None:
+    def _round(self, tiers: Tiers, worker: Child, table: pa.Table) -> None:
         """Append a batch and settle it; DuckDB alone with the same lines before or after, in turns, in the quick run of some."""
-        self._append(fillers, table)
+        self._append(table)
         number = len(self.settled)
         compared = self.size <= ALONE_MAX and (number in QUICK_COMPARED or not self._bench.quick)
         lines = _lines(tiers) if compared else pa.table({"line": []})
@@ -122,16 +119,12 @@ class Moved:
         if self.size > ALONE_MAX:
             self.merged_meanwhile.append(told(worker, "merge what is due"))
 
-    def _append(self, fillers: Sequence[Child], table: pa.Table) -> None:
-        """Append the rows, each process those of its conversations."""
-        rows = as_strings(table).combine_chunks()
-        numbers = rows["conversation_id"].combine_chunks().dictionary_encode().indices.to_numpy() % len(fillers)
-        for number, filler in enumerate(fillers):
-            path = self._folder / f"incoming-{number}.arrow"
-            pyarrow.feather.write_feather(rows.filter(pa.array(numbers == number)), path, compression="uncompressed")
-            filler.order(str(path))
-        for filler in fillers:
-            filler.answer()
+    def _append(self, table: pa.Table) -> None:
+        """Append the rows; Redis has synced them, so that settling need not wait for its disk."""
+        self.server.client.config_set("appendfsync", "everysec")
+        filling.append(self.config, [table])
+        self.server.client.config_set("appendfsync", "always")
+        self.server.client.set("synced", len(self.settled))  # with a write it syncs all before it
 
     @property
     def settling_peak_bytes(self) -> int:
@@ -168,14 +161,16 @@ class Moved:
         return found
 
     def _beside(self, alone: Callable[[Tiers, Path], Alone], work: Callable[[], Step]) -> Beside:
-        """A step, and DuckDB alone before and after it; in the quick run, before."""
-        found = []
+        """A step, and DuckDB alone before and after it; in the quick run, before the first that is compared with it."""
+        found = list(self._known_alone.get(alone, []))
         with connect(self.config) as store:
-            if self.size <= ALONE_MAX:
+            if self.size <= ALONE_MAX and not found:
                 found.append(alone(store.tiers, self._folder))
             step = work()
             if self.size <= ALONE_MAX and not self._bench.quick:
                 found.append(alone(store.tiers, self._folder))
+        if self._bench.quick:
+            self._known_alone[alone] = found
         return Beside(step=step, alone=tuple(found))
 
     def close(self) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from thermocline.store import connect
 from thermocline.tiers.duck import Connection, quoted
@@ -72,18 +74,17 @@ class Own:
 class Loaded:
     """A peer with the same events."""
 
-    def __init__(self, bench: Bench, size: int, peer: type[Peer]) -> None:
+    def __init__(self, bench: Bench, size: int, peer: type[Peer], tables: Sequence[pa.Table] = ()) -> None:
+        """tables  the events, if they are there already"""
         with bench.loading(f"{peer.name}-{size}", keep=peer.stays) as (folder, whole):
             self.folder = folder
             self.peer = peer(folder)
             self.peer.open()
             if not whole:
-                self._load(loader.workload(size, stores.settings(folder), end_us=bench.end_us))
-
-    def _load(self, load: Workload) -> None:
-        for table in load.tables(rows_max=self.peer.load_rows):
-            self.peer.load(table)
-        self.peer.loaded()
+                for table in tables or _events(bench, size, folder).tables(rows_max=self.peer.load_rows):
+                    for start in range(0, table.num_rows, self.peer.load_rows):
+                        self.peer.load(table.slice(start, self.peer.load_rows))
+                self.peer.loaded()
 
     def cold(self) -> None:
         self.peer.close()
@@ -99,8 +100,11 @@ class Peers:
 
     def __init__(self, bench: Bench, size: int) -> None:
         there = [peer for peer in PEERS if peer.queries and not peer.missing()]
+        tables = list(_events(bench, size, bench.root).tables(rows_max=max(peer.load_rows for peer in there)))
         with ThreadPoolExecutor(LOADED_AT_ONCE) as pool:
-            self._loads: dict[type[Peer], Future[Loaded]] = {peer: pool.submit(Loaded, bench, size, peer) for peer in there}
+            self._loads: dict[type[Peer], Future[Loaded]] = {
+                peer: pool.submit(Loaded, bench, size, peer, tables) for peer in there
+            }
             wait(self._loads.values())
 
     def loaded(self, peer: type[Peer]) -> Loaded:
@@ -111,6 +115,11 @@ class Peers:
         for load in self._loads.values():
             if load.exception() is None:
                 load.result().close()
+
+
+def _events(bench: Bench, size: int, folder: Path) -> Workload:
+    """Those of our store."""
+    return loader.workload(size, stores.settings(folder), end_us=bench.end_us)
 
 
 def group(peer: type[Peer], *, quick: bool) -> str:

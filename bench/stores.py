@@ -1,15 +1,14 @@
-"""Thermocline's side of a benchmark: settings, filling a store through append_many, one worker step at a time."""
+"""Thermocline's side of a benchmark: settings, and one step of the worker at a time."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import msgspec
-import pyarrow as pa
 
 from thermocline.archiver.archive import Archiver
 from thermocline.archiver.lease import Lease
@@ -18,21 +17,17 @@ from thermocline.archiver.purge import Purger
 from thermocline.archiver.settle import Settler
 from thermocline.archiver.trim import Trimmer
 from thermocline.config import Settings, load
-from thermocline.event import Event
-from thermocline.ingest.append import Client
 from thermocline.tiers.opening import Tiers, open_tiers
 
 from .case import DAY_US
 from .measure import Clock
 from .servers import RedisServer
-from .workload import kwargs_of
 
 WARM_ONLY = {"window_days": 10_000}
 """Nothing is due for the archive but what a case archives by hand."""
 KEEP_ALL = {"rules": [{"name": "all", "keep": True}]}
 ROOM = {"unsettled_bytes_max": 16 << 30, "log_bytes_max": 16 << 30}
 """For what is about the way in: nothing settles meanwhile."""
-LIST_EVENTS = 20_000
 SETTLE_WAIT_S = 30.0
 
 
@@ -41,18 +36,6 @@ def settings(folder: Path, server: RedisServer | None = None, *, url: str | None
     redis_url = url or (server.url if server is not None else None)
     chosen = {"data_dir": folder, "redis_url": redis_url, "warm": WARM_ONLY, **overrides}
     return load(chosen, environ={})
-
-
-def append(config: Settings, tables: Iterable[pa.Table]) -> int:
-    """Append the rows of the tables; how many there were."""
-    count = 0
-    with Client(config) as client:
-        for table in tables:
-            events = [Event(**one) for one in kwargs_of(table)]
-            for start in range(0, len(events), LIST_EVENTS):
-                client.append_many(events[start : start + LIST_EVENTS])
-            count += len(events)
-    return count
 
 
 class Spent(msgspec.Struct, frozen=True):

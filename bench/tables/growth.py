@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bench import reads, stores
+from bench import filling, reads, stores
 from bench.case import DAY_US, Bench, Case, Table
 from bench.moved import EVERYTHING, moved, worker_settings
 from bench.results import Result, Row
@@ -62,7 +62,7 @@ def _on_top(bench: Bench, *, size: int) -> Sequence[Row]:
     settles, merges, segments = [], [], 0
     with stores.working(config) as steps:
         for table in load.arrivals(rows_max=config.warm.settle_batch_events):
-            stores.append(config, [_others(table)])
+            filling.append(config, [_others(table)])
             settles.append(steps.settle())
             merges.append(steps.merge(force=False))
             steps.tidy()

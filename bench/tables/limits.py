@@ -12,7 +12,7 @@ import msgspec
 import orjson
 import pyarrow as pa
 
-from bench import stores
+from bench import filling, stores
 from bench.case import Bench, Case, Table
 from bench.measure import Call, Clock, interleaved_s, percentile, quiet, shown_rate, spread
 from bench.results import Row
@@ -226,7 +226,7 @@ def _waiting(bench: Bench, folder: Any, count: int) -> tuple[Connection, pa.Tabl
     """A DuckDB like settle's, the blocks of so many events as Redis gives them, and what reading them takes."""
     with RedisServer(folder / "redis") as server:
         config = stores.settings(folder, server)
-        stores.append(config, Workload(count, end_us=bench.end_us).arrivals())
+        filling.append(config, Workload(count, end_us=bench.end_us).arrivals())
         with connect(config) as store:
             hot = store.tiers.hot
             cuts = list(zip(hot.cut(), store.tiers.ledger.view().shards, strict=True))

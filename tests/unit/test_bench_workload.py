@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from contextlib import closing
 
 import orjson
 import pyarrow as pa
 import pytest
 
 from bench import shape
+from bench.filling import lines_of
 from bench.workload import DAY_US, Workload, as_strings, kwargs_of
 from thermocline.event import Event
+from thermocline.ingest.line import line_of
 from thermocline.ingest.validate import checked, fields_of
+from thermocline.tiers.duck import connect as open_duck
 
 END_US = 1_763_596_800_000_000
 EVENTS = 40_000
@@ -97,3 +101,10 @@ def test_the_product_takes_every_event_and_metadata_is_json(load: Workload) -> N
     for event in given:
         checked(fields_of(Event(**event)), END_US)
         assert isinstance(orjson.loads(event.get("metadata", "{}")), dict)
+
+
+def test_lines_made_by_the_column_are_those_that_the_product_makes(load: Workload) -> None:
+    table = next(load.arrivals(rows_max=5000))
+    with closing(open_duck(memory_bytes=1 << 28, threads=1)) as con:
+        made = lines_of(con, as_strings(table))
+    assert made == [line_of(fields_of(Event(**event)), END_US) for event in kwargs_of(table)]
