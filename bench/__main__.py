@@ -15,7 +15,7 @@ from . import machine
 from .case import Bench, Case, Table
 from .peers import PEERS
 from .peers.peer import LEFT_OUT, NOT_INSTALLED
-from .report import printed, write
+from .report import printed, write, write_quick
 from .results import Result, Results, Row, identity_of
 from .servers import redis_version
 from .tables import TABLES
@@ -40,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 2
         asked = names
     if asked == {"report"}:
-        write(results.all(), options.docs)
+        if options.quick:
+            write_quick(results.quick(), options.docs)
+        else:
+            write(results.all(), options.docs)
         return 0
     if asked - names:
         parser.error(f"no table {', '.join(sorted(asked - names))}; there are {', '.join(sorted(names))}")
@@ -56,7 +59,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"tables: {', '.join(table.name for table in TABLES)}, all; or `report`, which writes the docs and plots. "
         "What was measured by the same code on this machine is not measured again, so a run that was cut short goes on.",
     )
-    parser.add_argument("tables", nargs="*", help="tables to measure, all, or report")
+    parser.add_argument("tables", nargs="*", help="tables to measure, all, or report (of the quick run with --quick)")
     parser.add_argument(
         "--quick",
         action="store_true",

@@ -45,6 +45,22 @@ def write(results: Sequence[Result], docs: Path) -> None:
     (docs / "benchmarks.md").write_text(document(results, plots))
 
 
+def write_quick(results: Sequence[Result], docs: Path) -> None:
+    """Write <docs>/benchmarks-quick.md: what the quick run printed, and of what."""
+    if not results:
+        raise SystemExit("nothing was measured yet: bench/run --quick")
+    head = [
+        "# Benchmarks: the quick run",
+        "",
+        "`bench/run --quick`, then `bench/run report --quick`. Every row at 1 M events or a part of them, by fewer calls than in",
+        "[the full run](benchmarks.md), which has larger sizes, plots, how each peer was set up, and why targets are missed.",
+        "",
+        *_facts(results),
+    ]
+    docs.mkdir(parents=True, exist_ok=True)
+    (docs / "benchmarks-quick.md").write_text("\n".join(head) + f"\n\n{printed(results)}\n")
+
+
 def document(results: Sequence[Result], plots: dict[str, str]) -> str:
     """The whole page: tables that were not measured are named, and what missed its target stands beside what met it."""
     parts = [_head(results, plots), _missed(results)]
@@ -72,26 +88,36 @@ def _lacking(table: Table, results: Sequence[Result]) -> str:
 
 
 def _head(results: Sequence[Result], plots: dict[str, str]) -> str:
-    dates = sorted({one.measured_at[:10] for one in results})
-    commits = ", ".join(sorted({one.commit for one in results}))
     quick = sorted({one.table for one in results if one.quick})
-    judged = [row for table in TABLES for row in rows_of(table, results) if row.met is not None]
     lines = [
         "# Benchmarks",
         "",
         "Ratios decide: what is compared was measured in one run, taking turns. Absolute figures are of this machine and day.",
         "",
-        f"* Machine: {'; '.join(sorted({one.machine for one in results}))}",
-        f"* Measured: {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, commit {commits}",
-        f"* Versions: {_versions(results)}",
+        *_facts(results),
         "* Commands: `bench/run all`, which goes on where it was cut short, then `bench/run report`. `bench/run --quick` prints",
         "  every row at 1 M events within five minutes. Peers come with `pip install -e .[bench]` and",
         "  `apt install postgresql nats-server redis-server`.",
         "* The same for machines: [benchmarks/results.json](benchmarks/results.json)",
-        f"* Targets: {sum(bool(row.met) for row in judged)} of {len(judged)} rows that have one meet it.",
     ]
     if quick:
         lines.append(f"* Measured by the quick run only, so on fewer or by fewer calls: {', '.join(quick)}.")
+    if not plots:
+        lines.append(f"* No plots: {MISSING}")
+    return "\n".join([*lines, "", WORKLOAD])
+
+
+def _facts(results: Sequence[Result]) -> list[str]:
+    """Where, when and with what it was measured, how many targets are met, and how much of it is out of date."""
+    dates = sorted({one.measured_at[:10] for one in results})
+    commits = ", ".join(sorted({one.commit for one in results}))
+    judged = [row for table in TABLES for row in rows_of(table, results) if row.met is not None]
+    lines = [
+        f"* Machine: {'; '.join(sorted({one.machine for one in results}))}",
+        f"* Measured: {' to '.join(dict.fromkeys((dates[0], dates[-1])))}, commit {commits}",
+        f"* Versions: {_versions(results)}",
+        f"* Targets: {sum(bool(row.met) for row in judged)} of {len(judged)} rows that have one meet it.",
+    ]
     old = sum(
         one.identity not in (identity_of(one.table, product=True), identity_of(one.table, product=False)) for one in results
     )
@@ -99,9 +125,7 @@ def _head(results: Sequence[Result], plots: dict[str, str]) -> str:
         lines.append(
             f"* {old} of {len(results)} results are of older code or another machine: `bench/run all` measures them again."
         )
-    if not plots:
-        lines.append(f"* No plots: {MISSING}")
-    return "\n".join([*lines, "", WORKLOAD])
+    return lines
 
 
 WORKLOAD = """\

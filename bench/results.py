@@ -74,6 +74,11 @@ class Results:
         full = {(one.table, one.case) for one in found if not one.quick}
         return [one for one in found if not one.quick or (one.table, one.case) not in full]
 
+    def quick(self) -> list[Result]:
+        """What the quick run gave."""
+        found = [self._read(path) for path in sorted(self._folder.glob("*/*-quick.json"))]
+        return [one for one in found if one is not None]
+
     def _path(self, table: str, case: str, events: int, *, quick: bool) -> Path:
         return self._folder / table / f"{case}-{events}{'-quick' if quick else ''}.json"
 

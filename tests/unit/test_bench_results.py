@@ -63,6 +63,7 @@ def test_what_was_measured_in_full_takes_the_place_of_the_quick_run(tmp_path: Pa
     for one in [*kept, result(quick=True)]:
         results.put(one)
     assert sorted(results.all(), key=lambda one: one.case) == kept
+    assert [(one.case, one.quick) for one in results.quick()] == [("tcp", True), ("unix", True)]
 
 
 def test_a_damaged_result_is_measured_again(tmp_path: Path) -> None:
@@ -202,3 +203,14 @@ def test_percentiles_and_ratios() -> None:
 def test_the_machine_and_the_versions_of_what_is_there_are_known() -> None:
     assert "cores" in machine.described() and "Python 3" in machine.described()
     assert {"redis", "duckdb", "sqlite"} <= machine.packages().keys()
+
+
+def test_the_quick_run_has_a_page_of_its_own(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    Results(folder).put(result(quick=True, rows=[LOST]))
+    Results(folder).put(result())
+    assert command.main(["report", "--quick", "--results", str(folder), "--docs", str(tmp_path / "docs")]) == 0
+    page = (tmp_path / "docs" / "benchmarks-quick.md").read_text()
+    assert "| ours | 3 s |" in page and "0 of 1 rows that have one meet it" in page and "1 of 1 results are of older code" in page
+    with pytest.raises(SystemExit, match="nothing was measured yet"):
+        command.main(["report", "--quick", "--results", str(tmp_path / "none")])
