@@ -8,10 +8,12 @@ import tempfile
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
 
 from . import machine
+from .awake import awake
 from .case import Bench, Case, Table
 from .peers import PEERS
 from .peers.peer import LEFT_OUT, NOT_INSTALLED
@@ -31,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     for peer in PEERS:
         peer.left_out = options.peers is not None and peer.name not in options.peers
+    machine.kept_awake = options.awake
     results = Results(options.results)
     names = {table.name for table in TABLES}
     asked = set(options.tables) - {"all"} if "all" not in options.tables else names
@@ -66,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
         help="every row at 1M events, within five minutes; rates of what comes in are of a part of them",
     )
     parser.add_argument("--events", type=_sizes, help="sizes instead of each table's own: 1M,10M,100M")
+    parser.add_argument(
+        "--awake",
+        action="store_true",
+        help="keep each core awake by a process of idle priority: for virtual machines, whose cores may take long to wake",
+    )
     parser.add_argument("--again", action="store_true", help="measure again what was measured already")
     parser.add_argument("--peers", type=_peers, help=f"measure these only: {', '.join(peer.name for peer in PEERS)}")
     parser.add_argument("--results", type=Path, default=Path("bench-results"), help="folder of the results (bench-results)")
@@ -105,7 +113,10 @@ def chosen_cases(tables: Sequence[Table], *, quick: bool, events: Sequence[int] 
 def _measure(tables: Sequence[Table], results: Results, options: argparse.Namespace) -> tuple[list[Result], int]:
     found: list[Result] = []
     failures = 0
-    with tempfile.TemporaryDirectory(prefix="thermocline-bench-", dir=options.scratch, ignore_cleanup_errors=True) as name:
+    with (
+        tempfile.TemporaryDirectory(prefix="thermocline-bench-", dir=options.scratch, ignore_cleanup_errors=True) as name,
+        awake() if options.awake else nullcontext(),
+    ):
         bench = Bench(Path(name), quick=options.quick, loaded=options.loaded)
         try:
             for table, case in chosen_cases(tables, quick=options.quick, events=options.events):

@@ -12,11 +12,14 @@ from pathlib import Path
 
 PACKAGES = ("redis", "hiredis", "duckdb", "pyarrow", "polars", "pyiceberg", "chdb", "psycopg", "nats-py")
 
+kept_awake = False
+"""Whether cores are (awake.py); set before anything is measured."""
 
-@cache
+
 def described() -> str:
     """Processor, cores, memory and system in one line."""
-    return f"{_processor()}, {os.cpu_count()} cores, {_memory_gib():.0f} GiB, {_system()}, Python {platform.python_version()}"
+    cores = f"{os.cpu_count()} cores{' kept awake' if kept_awake else ''}"
+    return f"{_processor()}, {cores}, {_memory_gib():.0f} GiB, {_system()}, Python {platform.python_version()}"
 
 
 def _processor() -> str:

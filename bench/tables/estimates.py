@@ -20,8 +20,8 @@ from thermocline.tiers.duck import Connection, connect
 
 RATES: Final = {0.01: 30_000, 0.05: 12_000, 0.1: 6_000, 0.5: 2_000}
 """Rate → events of the population: a few hundred are kept."""
-RUNS: Final = {True: 100, False: 1000}
-"""Quick, full. The share of 1,000 intervals that hold is known to 0.7 %."""
+RUNS: Final = {True: 50, False: 1000}
+"""Quick, full. The share of 1,000 intervals that hold is known to 0.7 %, of 50 to 3 %, so the quick run does not judge it."""
 RUNS_AT_ONCE: Final = 100
 COVERED: Final = (0.93, 0.97)
 KEPT: Final = "(md5_number({text}) >> 64)::DOUBLE / 18446744073709551616::DOUBLE"
@@ -192,7 +192,7 @@ def _rows(bench: Bench, *, rate: float, scope: str) -> Sequence[Row]:
                 events=RATES[rate],
                 value=f"{found.held:.1%} of the intervals hold the truth",
                 target=f"{COVERED[0]:.0%} to {COVERED[1]:.0%}",
-                met=COVERED[0] <= found.held <= COVERED[1],
+                met=None if bench.quick else COVERED[0] <= found.held <= COVERED[1],
                 note=f"error {found.error:.1%}, half the interval {found.width:.1%} (medians); mean off by {found.bias:+.2%} "
                 f"({found.runs:,} runs)",
                 figures={

@@ -13,7 +13,7 @@ from bench.results import Result, Row
 from bench.workload import Workload, kwargs_of
 
 RATIO, RATE, NAIVE_RATIO = 0.7, 200_000, 30
-NAIVE_LIMIT_S = {True: 5.0, False: 60.0}
+NAIVE_LIMIT_S = {True: 2.0, False: 60.0}
 
 
 def _cases(size: int, quick: bool) -> list[Case]:
