@@ -6,6 +6,7 @@ A line is byte for byte what the product makes of the row, at a fifth of the cos
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Final
 
@@ -32,21 +33,30 @@ _VALUES: Final = {"timestamp": "epoch_us(timestamp)", "content": "nullif(content
 
 
 def append(config: Settings, tables: Iterable[pa.Table]) -> int:
-    """Append the rows of the tables; how many there were."""
+    """Append the rows of the tables, some while blocks of the next are made; how many there were."""
     count = 0
+    sent: Future[None] | None = None
     with (
         closing(Source(config, None)) as source,
         closing(Appender(source.session(), reconfirm=source.reconfirm)) as appender,
         closing(open_duck(memory_bytes=1 << 30, threads=1)) as con,
+        ThreadPoolExecutor(1) as sending,
     ):
-        for table in tables:
-            for start in range(0, table.num_rows, ROWS):
-                rows = as_strings(table.slice(start, ROWS))
-                for outcome in appender.send(list(_blocks(con, rows, config)), deadline_s=DEADLINE_S):
-                    if not isinstance(outcome, Stored):
-                        raise outcome
-            count += table.num_rows
+        for rows in (table.slice(start, ROWS) for table in tables for start in range(0, table.num_rows, ROWS)):
+            blocks = list(_blocks(con, as_strings(rows), config))
+            count += rows.num_rows
+            if sent is not None:
+                sent.result()
+            sent = sending.submit(_send, appender, blocks)
+        if sent is not None:
+            sent.result()
     return count
+
+
+def _send(appender: Appender, blocks: Sequence[Block]) -> None:
+    for outcome in appender.send(blocks, deadline_s=DEADLINE_S):
+        if not isinstance(outcome, Stored):
+            raise outcome
 
 
 def _blocks(con: Connection, rows: pa.Table, config: Settings) -> Iterator[Block]:
