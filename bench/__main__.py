@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import tempfile
 import time
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """0; 1 when a case failed, 2 when what was asked for does not exist."""
     parser = _parser()
     options = parser.parse_args(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that servers and folders end with it
     for peer in PEERS:
         peer.left_out = options.peers is not None and peer.name not in options.peers
     machine.kept_awake = options.awake
