@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing
 from functools import partial
 from typing import Any
 
@@ -14,15 +15,18 @@ import pyarrow as pa
 
 from bench import filling, stores
 from bench.case import Bench, Case, Table
-from bench.measure import Call, Clock, interleaved_s, percentile, quiet, shown_rate, spread
+from bench.measure import Call, Clock, interleaved_s, middle_ratio, percentile, quiet, seconds, shown_rate, spread
+from bench.peers.redis_py import pipelined
 from bench.results import Row
 from bench.servers import RedisServer
-from bench.workload import Workload
-from thermocline.event import COLUMNS
+from bench.workload import Workload, kwargs_of
+from thermocline.event import COLUMNS, Event
 from thermocline.ingest.append import Client
+from thermocline.ingest.appender import Appender
 from thermocline.ingest.encode import block_of
-from thermocline.ingest.line import line_of
-from thermocline.ingest.validate import FIELDS
+from thermocline.ingest.line import Line, line_of
+from thermocline.ingest.source import Source
+from thermocline.ingest.validate import FIELDS, fields_of
 from thermocline.query.lines import SCHEMA, decoded
 from thermocline.store import connect
 from thermocline.tiers import line_sql, rollups
@@ -48,6 +52,7 @@ def _cases(size: int, quick: bool) -> list[Case]:
     return [
         Case("append", 0, partial(_append, calls=count // 10)),
         Case("blocks", 0, partial(_blocks, count=count // 4)),
+        Case("ready", 0, partial(_ready, count=count)),
         Case("formats", 0, partial(_formats, count=count // 2)),
         Case("settle", 0, partial(_settle, count=count)),
         Case("recent", 0, partial(_recent, calls=count // 100)),
@@ -126,6 +131,37 @@ def _blocks(bench: Bench, *, count: int) -> Sequence[Row]:
             note = f"{server_us:.1f} µs an event in redis-server"
             rows.append(Row(what=f"append_many, blocks of {size}", events=events, value=shown_rate(events, taken_s), note=note))
     return rows
+
+
+def _ready(bench: Bench, *, count: int, rounds: int = 4) -> Sequence[Row]:
+    """What Redis takes from a client that costs next to nothing: its blocks are ready before the time begins."""
+    sent_s, bare_s, server_s, blocks_sent = [], [], [], 0
+    with RedisServer(bench.folder("ready")) as server, ExitStack() as stack:
+        config = stores.settings(bench.folder("store"), server, hot=stores.ROOM)
+        source = stack.enter_context(closing(Source(config, None)))
+        appender = stack.enter_context(closing(Appender(source.session(), reconfirm=source.reconfirm)))
+        for table in Workload(count, end_us=bench.end_us).arrivals(rows_max=count // rounds):
+            given = kwargs_of(table)
+            lines: dict[str, list[Line]] = {}
+            for event in given:
+                lines.setdefault(event["conversation_id"], []).append(line_of(fields_of(Event(**event)), bench.end_us))
+            blocks = [block_of(name, its, config.hot.shards) for name, its in lines.items()]
+            with quiet():
+                bare_s.append(seconds(partial(pipelined, server.client, given)))
+                busy_s = _busy_s(server)
+                sent_s.append(seconds(partial(filling._send, appender, blocks)))
+                server_s.append(_busy_s(server) - busy_s)
+            blocks_sent += len(blocks)
+    bare = f"bare redis-py, an XADD of JSON per event: {count / sum(bare_s):,.0f}; ratio {middle_ratio(bare_s, sent_s):.2f}"
+    note = f"{count / blocks_sent:.0f} events a block, {sum(server_s) / count * 1e6:.1f} µs of CPU an event in redis-server"
+    what = "append: ready blocks of ten conversations at a time, only sent"
+    return [Row(what=what, events=count, value=shown_rate(count, sum(sent_s)), against=bare, note=note)]
+
+
+def _busy_s(server: RedisServer) -> float:
+    """CPU that redis-server has had."""
+    used = server.client.info("cpu")
+    return float(used["used_cpu_user"] + used["used_cpu_sys"])
 
 
 def _formats(bench: Bench, *, count: int) -> Sequence[Row]:
