@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import signal
 import sys
 import tempfile
@@ -11,6 +12,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 from . import machine
@@ -68,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="every row at 1M events, in four to six minutes on two cores; rates of what comes in are of a part of them",
+        help="every row at 1M events, within five minutes on two cores; rates of what comes in are of a part of them",
     )
     parser.add_argument("--events", type=_sizes, help="sizes instead of each table's own: 1M,10M,100M")
     parser.add_argument(
@@ -115,6 +117,7 @@ def chosen_cases(tables: Sequence[Table], *, quick: bool, events: Sequence[int] 
 def _measure(tables: Sequence[Table], results: Results, options: argparse.Namespace) -> tuple[list[Result], int]:
     found: list[Result] = []
     failures = 0
+    identity_once = cache(identity_of)
     with (
         tempfile.TemporaryDirectory(prefix="thermocline-bench-", dir=options.scratch, ignore_cleanup_errors=True) as name,
         awake() if options.awake else nullcontext(),
@@ -122,7 +125,7 @@ def _measure(tables: Sequence[Table], results: Results, options: argparse.Namesp
         bench = Bench(Path(name), quick=options.quick, loaded=options.loaded)
         try:
             for table, case in chosen_cases(tables, quick=options.quick, events=options.events):
-                identity = identity_of(table.name, product=case.product)
+                identity = identity_once(table.name, product=case.product)
                 known = results.find(table.name, case.key, case.events, quick=options.quick, identity=identity)
                 if known is not None and not options.again:
                     found.append(known)
@@ -144,6 +147,8 @@ def _run(bench: Bench, table: Table, case: Case, identity: str) -> Result:
     begin = time.perf_counter()
     try:
         bench.begin(case.events, case.group)
+        gc.collect()
+        gc.freeze()  # what is there already is not looked through again before each thing that is timed
         rows = tuple(case.run(bench))
     except Exception as exc:
         traceback.print_exc()
@@ -158,15 +163,18 @@ def _run(bench: Bench, table: Table, case: Case, identity: str) -> Result:
         commit=machine.commit(),
         machine=machine.described(),
         measured_at=f"{datetime.now(UTC):%Y-%m-%d %H:%M}",
-        versions={**machine.packages(), "redis-server": redis_version(), **_peer_versions()},
+        versions=_versions(),
         taken_s=round(time.perf_counter() - begin, 1),
         whole=not any(row.value.startswith((FAILED, NOT_INSTALLED)) for row in rows),
         rows=rows,
     )
 
 
-def _peer_versions() -> dict[str, str]:
-    return {peer.title: version for peer in PEERS if not peer.missing() and (version := peer.version())}
+@cache
+def _versions() -> dict[str, str]:
+    """Of everything that takes part."""
+    peers = {peer.title: version for peer in PEERS if not peer.missing() and (version := peer.version())}
+    return {**machine.packages(), "redis-server": redis_version(), **peers}
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ P50_RATIO, P99_RATIO = 1.8, 2.0
 
 
 def _cases(size: int, quick: bool) -> list[Case]:
-    calls = min(size, 2000 if quick else 10_000)
+    calls = min(size, 1000 if quick else 10_000)
     peers = (Sqlite, Postgres, Nats)
     return [
         Case("unix", 0, partial(_ours, calls=calls, tcp=False)),

@@ -48,7 +48,7 @@ _TYPES = ", ".join(f"{column.name} {column.sql_type}" for column in COLUMNS)
 
 
 def _cases(size: int, quick: bool) -> list[Case]:
-    count = min(max(size, 2_000), 5_000 if quick else 100_000)
+    count = min(max(size, 2_000), 3_000 if quick else 100_000)
     return [
         Case("append", 0, partial(_append, calls=count // 10)),
         Case("blocks", 0, partial(_blocks, count=count // 4)),

@@ -21,7 +21,7 @@ AGENTS = {True: 2_000, False: 20_000}
 
 
 def _cases(size: int, quick: bool) -> list[Case]:
-    each = min(size, 100_000 if quick else 1_000_000) // PRODUCERS
+    each = min(size, 40_000 if quick else 1_000_000) // PRODUCERS
     return [
         *(Case(f"{count}-redis", size, partial(_rate, redises=count, each=each)) for count in REDISES),
         Case("memory", 0, partial(_memory, agents=min(AGENTS[quick], size))),

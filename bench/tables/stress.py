@@ -18,9 +18,10 @@ from thermocline.store import connect
 AGENTS = (10, 100, 1_000, 10_000)
 CONCURRENT = (1, 5, 10)
 PROCESSES = 2
-THREADS = 96
-"""Per process, more than the sessions that a Client may use at once: calls wait for one, as those of many agents do."""
-APPENDS = {True: 4_000, False: 100_000}
+THREADS = {True: 8, False: 96}
+"""Per process; quick, full. In the full run more than the sessions that a Client may use at once, so that calls wait for one and
+some are refused; the quick run has about as many as Python's own pools, which take less of two cores."""
+APPENDS = {True: 2_000, False: 100_000}
 
 
 def _cases(size: int, quick: bool) -> list[Case]:
@@ -42,7 +43,8 @@ class Crowd:
         config = stores.settings(folder, self.server)
         self._opened.enter_context(Child("worker", config)).ready()
         self.store = self._opened.enter_context(connect(config))
-        self.children = [self._opened.enter_context(Child("agents", config, threads=THREADS)) for _ in range(PROCESSES)]
+        threads = THREADS[bench.quick]
+        self.children = [self._opened.enter_context(Child("agents", config, threads=threads)) for _ in range(PROCESSES)]
         for child in self.children:
             child.ready()
 

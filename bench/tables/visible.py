@@ -25,7 +25,7 @@ WARM_UP_S = 2
 
 
 def _cases(size: int, quick: bool) -> list[Case]:
-    duration_s = 8.0 if quick else 60.0
+    duration_s = 5.0 if quick else 60.0
     return [Case("own", 0, partial(_own, per_s=min(RATE, size), duration_s=duration_s if size >= 100_000 else 3.0))]
 
 
