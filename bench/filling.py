@@ -47,13 +47,13 @@ def append(config: Settings, tables: Iterable[pa.Table]) -> int:
             count += rows.num_rows
             if sent is not None:
                 sent.result()
-            sent = sending.submit(_send, appender, blocks)
+            sent = sending.submit(send, appender, blocks)
         if sent is not None:
             sent.result()
     return count
 
 
-def _send(appender: Appender, blocks: Sequence[Block]) -> None:
+def send(appender: Appender, blocks: Sequence[Block]) -> None:
     for outcome in appender.send(blocks, deadline_s=DEADLINE_S):
         if not isinstance(outcome, Stored):
             raise outcome

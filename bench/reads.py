@@ -23,7 +23,6 @@ from .servers import RedisServer
 from .workload import Workload
 
 GROUP = "reads"
-LOADED_AT_ONCE = 2
 ASKED = 50
 """Conversations that are asked for, one after the other."""
 
@@ -101,7 +100,7 @@ class Peers:
     def __init__(self, bench: Bench, size: int) -> None:
         there = [peer for peer in PEERS if peer.queries and not peer.missing()]
         tables = list(_events(bench, size, bench.root).tables(rows_max=max(peer.load_rows for peer in there)))
-        with ThreadPoolExecutor(LOADED_AT_ONCE) as pool:
+        with ThreadPoolExecutor() as pool:
             self._loads: dict[type[Peer], Future[Loaded]] = {
                 peer: pool.submit(Loaded, bench, size, peer, tables) for peer in there
             }

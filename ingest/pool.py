@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
-from threading import Condition
+from collections import deque
+from threading import Lock
 
 from thermocline.errors import Backpressure
 
 from .appender import Appender
 from .sending import RETRY_AFTER_S
 from .source import Source, inherit
+
+
+class _Turn:
+    """A caller that waits until an appender comes back or one more may be opened."""
+
+    def __init__(self) -> None:
+        self.ready = Lock()
+        self.ready.acquire()
+        self.served = False
+        self.appender: Appender | None = None
+        """What came back; None when served: open another."""
 
 
 class Pool:
@@ -25,35 +37,60 @@ class Pool:
     def _start(self) -> None:
         self._idle: list[Appender] = []
         self._live = 0  # idle or borrowed
-        self._waiting = 0
-        self._freed = Condition()
+        self._turns: deque[_Turn] = deque()
+        self._lock = Lock()
         self._incarnation = ""
         self._closed = False
 
     def borrow(self) -> Appender:
-        """An appender of one's own; waits for one up to the deadline, then Backpressure."""
+        """An appender of one's own. While all are in use callers have their turn as they came; at the deadline Backpressure."""
         try:
-            return self._idle.pop()
+            if not self._turns:
+                return self._idle.pop()
         except IndexError:
-            return self._waited_for() or self._opened()
+            pass
+        return self._waited_for() or self._opened()
 
     def _waited_for(self) -> Appender | None:
         """One that came back; None when another may be opened."""
+        turn, came = _Turn(), False
+        try:
+            with self._lock:
+                self._turns.append(turn)
+                self._serve()
+            came = turn.ready.acquire(timeout=self._settings.deadline_s)
+        finally:
+            if not came:
+                self._leave(turn)
+        if came:
+            return turn.appender
         limit = self._settings.sessions_max
-        with self._freed:
-            self._waiting += 1
-            try:
-                while self._freed.wait_for(lambda: self._idle or self._live < limit, self._settings.deadline_s):
-                    if self._live < limit and not self._idle:
-                        self._live += 1
-                        return None
-                    try:
-                        return self._idle.pop()
-                    except IndexError:  # a borrower that did not have to wait was faster
-                        continue
-            finally:
-                self._waiting -= 1
         raise Backpressure(f"all {limit} connections (ingest.sessions_max) are in use", retry_after_s=RETRY_AFTER_S)
+
+    def _serve(self) -> None:
+        """Who has waited longest has what there is. With the lock held."""
+        while self._turns:
+            appender = None
+            try:
+                appender = self._idle.pop()
+            except IndexError:
+                if self._live >= self._settings.sessions_max:
+                    return
+                self._live += 1
+            turn = self._turns.popleft()
+            turn.appender, turn.served = appender, True
+            turn.ready.release()
+
+    def _leave(self, turn: _Turn) -> None:
+        """Wait no more. What came all the same is the next one's."""
+        with self._lock:
+            if turn in self._turns:
+                self._turns.remove(turn)
+            elif turn.appender is not None:
+                self._idle.append(turn.appender)
+            elif turn.served:
+                self._live -= 1
+            self._serve()
 
     def _opened(self) -> Appender:
         try:
@@ -72,9 +109,9 @@ class Pool:
             self.discard(appender)
             return
         self._idle.append(appender)
-        if self._waiting:
-            with self._freed:
-                self._freed.notify()
+        if self._turns:
+            with self._lock:
+                self._serve()
 
     def discard(self, appender: Appender) -> None:
         """Free an appender's connection and its place; `adopt` brings it back."""
@@ -83,7 +120,7 @@ class Pool:
 
     def adopt(self, appender: Appender) -> None:
         """Take a discarded appender whose call has ended in outcomes after all."""
-        with self._freed:
+        with self._lock:
             welcome = not self._closed and self._live < self._settings.sessions_max
             self._live += welcome
         if welcome:
@@ -92,9 +129,9 @@ class Pool:
             appender.close()
 
     def _forget_one(self) -> None:
-        with self._freed:
+        with self._lock:
             self._live -= 1
-            self._freed.notify()
+            self._serve()
 
     def close(self) -> None:
         """Close what is idle, and what is borrowed when it comes back."""

@@ -15,7 +15,7 @@ from thermocline.store import Store
 
 QUERY = "SELECT * FROM events WHERE conversation_id = ? ORDER BY timestamp"
 LIMIT_S, GROWTH = 0.020, 1.5
-CALLS = {True: 30, False: 200}
+CALLS = {True: 20, False: 200}
 COLD_CALLS = {True: 3, False: 10}
 
 

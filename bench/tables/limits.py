@@ -149,7 +149,7 @@ def _ready(bench: Bench, *, count: int, rounds: int = 4) -> Sequence[Row]:
             with quiet():
                 bare_s.append(seconds(partial(pipelined, server.client, given)))
                 busy_s = _busy_s(server)
-                sent_s.append(seconds(partial(filling._send, appender, blocks)))
+                sent_s.append(seconds(partial(filling.send, appender, blocks)))
                 server_s.append(_busy_s(server) - busy_s)
             blocks_sent += len(blocks)
     bare = f"bare redis-py, an XADD of JSON per event: {count / sum(bare_s):,.0f}; ratio {middle_ratio(bare_s, sent_s):.2f}"

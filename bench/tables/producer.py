@@ -28,7 +28,7 @@ Events = list[dict[str, Any]]
 
 
 def _cases(size: int, quick: bool) -> list[Case]:
-    count = min(size, 30_000 if quick else size)
+    count = min(size, 20_000 if quick else size)
     peers: Sequence[type[Peer]] = (Sqlite, Postgres, ClickHouse, DuckTable, Nats)
     cases = [Case("mixed", size, partial(_ours, count=count, active=10, burst=5))]
     if size <= FIRST:

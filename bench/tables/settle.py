@@ -13,7 +13,7 @@ from bench.results import Result, Row
 from bench.workload import Workload, kwargs_of
 
 RATIO, RATE, NAIVE_RATIO = 0.7, 200_000, 30
-NAIVE_LIMIT_S = {True: 2.0, False: 60.0}
+NAIVE_LIMIT_S = {True: 1.0, False: 60.0}
 
 
 def _cases(size: int, quick: bool) -> list[Case]:
@@ -47,7 +47,7 @@ def _naive(bench: Bench, *, size: int) -> Sequence[Row]:
     limit_s = min(NAIVE_LIMIT_S[bench.quick], size / 20_000)
     with Naive(bench.folder("naive")) as naive:
         for table in Workload(min(size, 50_000), end_us=bench.end_us).arrivals():
-            naive.append(kwargs_of(table)[: 5000 if bench.quick else None])
+            naive.append(kwargs_of(table)[: 2000 if bench.quick else None])
         count, taken_s = naive.settle(limit_s)
     rate = count / taken_s
     return [
