@@ -19,8 +19,8 @@ AGENTS = (10, 100, 1_000, 10_000)
 CONCURRENT = (1, 5, 10)
 PROCESSES = 2
 THREADS = {True: 8, False: 96}
-"""Per process; quick, full. In the full run more than the sessions that a Client may use at once, so that calls wait for one and
-some are refused; the quick run has about as many as Python's own pools, which take less of two cores."""
+"""Per process; quick, full. In the full run more than the sessions that a Client may use at once: calls wait for one, as those of
+many agents do. The quick run has about as many as one of Python's own pools, which take less of two cores."""
 APPENDS = {True: 2_000, False: 100_000}
 
 
