@@ -21,6 +21,8 @@ SPANS_MAX: Final = 100
 """Marked in one snippet."""
 _RE2_GAP: Final = r"[\s\x0b\x1c-\x1f\x{85}\pZ]+"
 """What Python's `\\s+` is, in the words of RE2, whose own knows ASCII."""
+_OF_ONE_CASE: Final = {"i": "(?-i:[iI])", "I": "(?-i:[iI])"} | {letter: f"(?-i:{letter})" for letter in "İıﬅﬆ"}
+"""Letters that Python's `(?i)` holds to be others' cases and simple case folding does not, in Python's words."""
 
 
 class Wanted(msgspec.Struct, frozen=True):
@@ -66,7 +68,7 @@ class Wanted(msgspec.Struct, frozen=True):
         return rf"(?i)(?:^|[^\pL\pN_])(?:{pattern})(?:$|[^\pL\pN_])" if self.whole_words else f"(?i)(?:{pattern})"
 
     def _python(self, words: tuple[str, ...]) -> str:
-        pattern = r"\s+".join(map(re.escape, words))
+        pattern = r"\s+".join("".join(_OF_ONE_CASE.get(sign, re.escape(sign)) for sign in word) for word in words)
         return rf"(?i)(?<!\w)(?:{pattern})(?!\w)" if self.whole_words else f"(?i){pattern}"
 
 

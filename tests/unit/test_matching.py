@@ -66,6 +66,13 @@ def test_signs_that_mean_something_to_patterns_mean_themselves(con: Connection) 
     assert not found(con, Wanted.of("a.b"), "axb")
 
 
+def test_letters_whose_case_is_disputed_are_marked_where_they_are_found(con: Connection) -> None:
+    letters = "iIİısSſkK\u212aßẞﬅﬆσΣςµμ"
+    for word, text in itertools.product(letters, repeat=2):
+        assert bool(Wanted.of(word).spans(text)) == found(con, Wanted.of(word), text), (word, text)
+    assert Wanted.of("İ").spans("i?İ") == [(2, 1)]
+
+
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     word=st.text(LETTERS, min_size=1, max_size=4).filter(lambda text: bool(text.split())),
