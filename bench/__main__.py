@@ -139,6 +139,7 @@ def _measure(tables: Sequence[Table], results: Results, options: argparse.Namesp
                     print(f"{table.name}: {row.what}: {row.value}", file=sys.stderr, flush=True)
         finally:
             bench.close()
+            gc.unfreeze()
     return found, failures
 
 

@@ -302,25 +302,6 @@ def test_a_busy_client_uses_several_connections_and_a_quiet_one_one(store: Model
     assert len(store.stored) == 8
 
 
-def test_more_threads_than_connections_wait_then_hear_of_it(store: ModelStore) -> None:
-    with Client(settings(sessions_max=1), tiers=ModelTiers(store)) as client:
-        inside, leave = threading.Event(), threading.Event()
-
-        def hold() -> None:
-            inside.set()
-            assert leave.wait(5)
-
-        store.on_send = hold
-        thread = threading.Thread(target=client.append, args=("a", "t"), kwargs={"timestamp": NOW_US})
-        thread.start()
-        assert inside.wait(5)
-        with pytest.raises(Backpressure, match=r"ingest\.sessions_max"):
-            client.append("a", "t", timestamp=NOW_US)
-        leave.set()
-        thread.join()
-        assert client.append("a", "t", timestamp=NOW_US).seq == 2
-
-
 def test_an_interrupted_append_does_not_leave_its_number_to_another_event(client: Client, store: ModelStore) -> None:
     def interrupt() -> None:
         store.on_send = None

@@ -6,7 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -42,7 +42,27 @@ def connect(store: ModelStore) -> Iterator[Connect]:
         client.close()
 
 
-def _together(call: Callable[[int], object]) -> None:
+@contextmanager
+def one_append_under_way(client: Client, store: ModelStore) -> Iterator[None]:
+    """Another thread appends to the conversation `a`; the store takes it when this ends."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        inside.set()
+        assert leave.wait(5)
+
+    store.on_send = hold
+    thread = threading.Thread(target=client.append, args=("a", "t"), kwargs={"timestamp": NOW_US})
+    thread.start()
+    try:
+        assert inside.wait(5)
+        yield
+    finally:
+        leave.set()
+        thread.join()
+
+
+def together(call: Callable[[int], object]) -> None:
     """Let CALLERS threads call it at once."""
     begin = threading.Barrier(CALLERS)
     failed: list[BaseException] = []
@@ -75,7 +95,7 @@ def test_callers_have_their_turn_as_they_came(connect: Connect, store: ModelStor
             counts[number] += 1
         when_first_ended.append(list(counts))
 
-    _together(append)
+    together(append)
     assert counts == [APPENDS] * CALLERS
     assert min(when_first_ended[0]) >= APPENDS - 2 * CALLERS
     assert store.sessions == sessions_max
@@ -91,34 +111,29 @@ def test_an_appender_that_comes_when_its_caller_has_given_up_is_the_next_ones(co
                 client.append(f"caller-{number}", "t", timestamp=NOW_US)
                 stored[number] += 1
 
-    _together(append)
+    together(append)
     assert 0 < sum(stored) < 3 * APPENDS * CALLERS, "some waited for too long"
     assert client.append("after", "t", timestamp=NOW_US).seq == 1
     assert len(store.stored) == sum(stored) + 1
     assert store.sessions == 1
 
 
+def test_more_threads_than_connections_wait_then_hear_of_it(connect: Connect, store: ModelStore) -> None:
+    client = connect(1, 0.2)
+    with one_append_under_way(client, store), pytest.raises(Backpressure, match=r"ingest\.sessions_max"):
+        client.append("a", "t", timestamp=NOW_US)
+    assert client.append("a", "t", timestamp=NOW_US).seq == 2
+
+
 def test_an_interrupted_caller_leaves_its_turn_to_the_next(connect: Connect, store: ModelStore) -> None:
     client = connect(1, 5.0)
-    inside, leave = threading.Event(), threading.Event()
-
-    def hold() -> None:
-        inside.set()
-        assert leave.wait(5)
-
-    store.on_send = hold
-    holder = threading.Thread(target=client.append, args=("a", "t"), kwargs={"timestamp": NOW_US})
-    holder.start()
-    assert inside.wait(5)
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.05)
     try:
-        with pytest.raises(KeyboardInterrupt):
+        with one_append_under_way(client, store), pytest.raises(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
             client.append("b", "t", timestamp=NOW_US)
     finally:
         signal.signal(signal.SIGALRM, before)
-    leave.set()
-    holder.join()
     assert client.append("c", "t", timestamp=NOW_US).seq == 1
     assert len(store.stored) == 2
     assert store.sessions == 1
