@@ -157,8 +157,9 @@ def supervise(binary: str) -> None:
     for number in SIGNALS:
         signal.signal(number, _only_wake)
     signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    lock = os.open(USERS_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)  # the folder may be removed while the server starts
     child = _fork_server(binary)
-    threading.Thread(target=_wait_for_last_user, args=(tell,), daemon=True).start()
+    threading.Thread(target=_wait_for_last_user, args=(lock, tell), daemon=True).start()
     ready = False
     poll_s = POLL_MIN_S
     while True:
@@ -188,9 +189,8 @@ def _news(told: int, wait_s: float | None) -> set[int]:
     return set(os.read(told, 512)) if readable else set()
 
 
-def _wait_for_last_user(tell: int) -> None:
+def _wait_for_last_user(lock: int, tell: int) -> None:
     """Wake the supervisor once nobody holds users.lock; keep it to the end, so that nobody arrives at a closing server."""
-    lock = os.open(USERS_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     while True:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not _unwritten():

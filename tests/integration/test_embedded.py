@@ -19,7 +19,7 @@ from tests.servers import aof_tail, redis_binaries, servers_in
 from tests.waiting import wait_until
 from thermocline.config import GIB, HotSettings
 from thermocline.errors import ConfigError, TierUnavailable
-from thermocline.tiers import embedded
+from thermocline.tiers import embedded, supervisor
 from thermocline.tiers.embedded import ensure, running, stop
 from thermocline.tiers.supervisor import Connection, parse_info
 
@@ -298,6 +298,34 @@ def test_a_folder_removed_under_its_users_is_noticed(data_dir: Path, tmp_path: P
                 old.ensure()
             assert new.alive() and len(servers_in(tmp_path)) == 4
     wait_gone(tmp_path)
+
+
+SLOW_TO_WAIT = f"""
+import importlib.util, os, sys, time
+spec = importlib.util.spec_from_file_location("supervisor", {supervisor.__file__!r})
+supervisor = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(supervisor)
+wait, folder = supervisor._wait_for_last_user, os.getcwd()
+def wait_late(*args):
+    while os.path.exists(folder):
+        time.sleep(0.01)
+    wait(*args)
+supervisor._wait_for_last_user = wait_late
+if os.fork() == 0:
+    supervisor.supervise(sys.argv[1])
+"""
+
+
+def test_a_folder_removed_before_the_supervisor_waits_for_its_users_leaves_no_server(
+    data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "supervisor.py"
+    program.write_text(SLOW_TO_WAIT)
+    monkeypatch.setattr(supervisor, "__file__", str(program))
+    with ensure(data_dir, HOT):
+        assert len(servers_in(data_dir)) == 2
+        shutil.rmtree(data_dir)
+    wait_gone(data_dir)
 
 
 def test_a_server_that_refuses_is_named(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
