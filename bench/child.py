@@ -102,9 +102,14 @@ def _orders() -> Iterator[str]:
     return (line.strip() for line in sys.stdin)
 
 
-def work(config: Settings) -> None:
-    """A worker that settles, merges or archives when told to, and says what it took and how much memory it ever had."""
-    with stores.working(config) as steps:
+def work() -> None:
+    """For the first order, the settings of a store: a worker that settles, merges or archives when told to, and says what it took
+    and how much memory it ever had."""
+    _say({})
+    given = next(_orders(), None)
+    if given is None:  # it was not needed
+        return
+    with stores.working(load(json.loads(given), environ={})) as steps:
         orders: dict[str, Callable[[], stores.Spent]] = {
             "settle": steps.settle,
             "merge what is due": partial(steps.merge, force=False),

@@ -32,8 +32,11 @@ _IN_LINE: Final = [column.name for column in COLUMNS if column.in_line and colum
 _VALUES: Final = {"timestamp": "epoch_us(timestamp)", "content": "nullif(content, '')"}
 
 
-def append(config: Settings, tables: Iterable[pa.Table]) -> int:
-    """Append the rows of the tables, some while blocks of the next are made; how many there were."""
+def append(config: Settings, tables: Iterable[pa.Table], *, appended: list[Block] | None = None) -> int:
+    """Append the rows of the tables, some while blocks of the next are made; how many there were.
+
+    appended  gets the blocks
+    """
     count = 0
     sent: Future[None] | None = None
     with (
@@ -45,6 +48,8 @@ def append(config: Settings, tables: Iterable[pa.Table]) -> int:
         for rows in (table.slice(start, ROWS) for table in tables for start in range(0, table.num_rows, ROWS)):
             blocks = list(_blocks(con, as_strings(rows), config))
             count += rows.num_rows
+            if appended is not None:
+                appended += blocks
             if sent is not None:
                 sent.result()
             sent = sending.submit(send, appender, blocks)

@@ -6,6 +6,7 @@ about parts of it.
 
 from __future__ import annotations
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -21,6 +22,7 @@ import pyarrow.compute as pc
 from thermocline.config import Settings
 from thermocline.event import COLUMNS
 from thermocline.store import connect
+from thermocline.tiers.block import Block
 from thermocline.tiers.duck import Connection, quoted
 from thermocline.tiers.duck import connect as open_duck
 from thermocline.tiers.ledger import Segment
@@ -28,7 +30,7 @@ from thermocline.tiers.opening import Tiers
 
 from . import filling, stores
 from .case import Bench
-from .child import Child
+from .child import Child, portable
 from .measure import Clock
 from .servers import RedisServer
 from .workload import Workload
@@ -38,7 +40,8 @@ QUICK_COMPARED = (0, 3)
 """Rounds of the quick run that DuckDB alone does too."""
 ALONE_MAX = 1_000_000
 """With more events DuckDB alone is not measured, and what is due for a merge is merged at once instead of when all is settled."""
-PAGE_BYTES = 4 << 20
+IDLE = 4
+"""Processes that are begun while there is nothing to measure yet: one settles, one merges, two archive in the quick run."""
 ALONE_MEMORY_BYTES = 4 << 30
 """Of DuckDB alone, which sorts everything at once; the worker has warm.memory_bytes_max."""
 ORDER = "conversation_id, timestamp, seq"
@@ -62,6 +65,9 @@ class Alone(msgspec.Struct, frozen=True, kw_only=True):
 
     wall_s: float
     cpu_s: float
+
+
+AloneWith = Callable[[Tiers, Sequence[Segment], Path], Alone]
 
 
 class Beside(msgspec.Struct, frozen=True, kw_only=True):
@@ -95,36 +101,38 @@ class Moved:
         self.settled: list[Beside] = []
         self.merged_meanwhile: list[Step] = []
         self._archived: dict[str, list[Beside]] = {}
-        self._known_alone: dict[Callable[[Tiers, Path], Alone], list[Alone]] = {}
+        self._known_alone: dict[AloneWith, list[Alone]] = {}
+        self._idle = [Child("work") for _ in range(IDLE)]
         with ExitStack() as opened:
-            store = opened.enter_context(connect(self.config))
-            worker = opened.enter_context(Child("work", self.config)).ready()
             rows_max = min(self.config.warm.settle_batch_events, -(-size // ROUNDS_MIN))
-            for table in Workload(size, end_us=bench.end_us).arrivals(rows_max=rows_max):
-                self._round(store.tiers, worker, table)
+            for number, table in enumerate(Workload(size, end_us=bench.end_us).arrivals(rows_max=rows_max)):
+                compared = size <= ALONE_MAX and (number in QUICK_COMPARED or not bench.quick)
+                lines = self._append(table, compared=compared)
+                if number == 0:  # it has begun meanwhile
+                    worker = opened.enter_context(self._worker(self.config))
+                self._round(worker, table.num_rows, lines)
 
-    def _round(self, tiers: Tiers, worker: Child, table: pa.Table) -> None:
-        """Append a batch and settle it; DuckDB alone with the same lines before or after, in turns, in the quick run of some."""
-        self._append(table)
-        number = len(self.settled)
-        compared = self.size <= ALONE_MAX and (number in QUICK_COMPARED or not self._bench.quick)
-        lines = _lines(tiers) if compared else pa.table({"line": []})
-        alone = [_parse_alone(lines, self._folder, self.config)] if compared and number % 2 == 0 else []
+    def _append(self, table: pa.Table, *, compared: bool) -> pa.Table | None:
+        """Append the rows; Redis has synced them, so that settling need not wait for its disk. Their lines, if to be compared."""
+        blocks: list[Block] | None = [] if compared else None
+        self.server.client.config_set("appendfsync", "everysec")
+        filling.append(self.config, [table], appended=blocks)
+        self.server.client.config_set("appendfsync", "always")
+        self.server.client.set("synced", len(self.settled))  # with a write it syncs all before it
+        return None if blocks is None else _lines(blocks)
+
+    def _round(self, worker: Child, events: int, lines: pa.Table | None) -> None:
+        """Settle what was appended; DuckDB alone with the same lines before or after, in turns."""
+        alone_first = len(self.settled) % 2 == 0
+        alone = [_parse_alone(lines, self._folder, self.config)] if lines is not None and alone_first else []
         step = told(worker, "settle")
-        if step.events != table.num_rows:
-            raise ValueError(f"{step.events:,} events settled, {table.num_rows:,} waited")
-        if compared and not alone:
+        if step.events != events:
+            raise ValueError(f"{step.events:,} events settled, {events:,} waited")
+        if lines is not None and not alone_first:
             alone = [_parse_alone(lines, self._folder, self.config)]
         self.settled.append(Beside(step=step, alone=tuple(alone)))
         if self.size > ALONE_MAX:
             self.merged_meanwhile.append(told(worker, "merge what is due"))
-
-    def _append(self, table: pa.Table) -> None:
-        """Append the rows; Redis has synced them, so that settling need not wait for its disk."""
-        self.server.client.config_set("appendfsync", "everysec")
-        filling.append(self.config, [table])
-        self.server.client.config_set("appendfsync", "always")
-        self.server.client.set("synced", len(self.settled))  # with a write it syncs all before it
 
     @property
     def settling_peak_bytes(self) -> int:
@@ -135,8 +143,7 @@ class Moved:
     def merged(self) -> Beside:
         """Every day merged and sealed."""
         warm = self.config.warm.model_copy(update={"seal_after_s": 0.0})
-        with Child("work", self.config.model_copy(update={"warm": warm})) as worker:
-            worker.ready()
+        with self._worker(self.config.model_copy(update={"warm": warm})) as worker:
             return self._beside(_merge_alone, lambda: told(worker, "merge everything"))
 
     def archived(self, policy: str, rounds: int = 1) -> list[Beside]:
@@ -152,28 +159,43 @@ class Moved:
         folder = self._bench.folder("archived")
         config = worker_settings(folder, self.server, sampling=sampling)
         shutil.copytree(self.config.namespace_dir, config.namespace_dir)
-        with Child("work", config) as worker:
-            worker.ready()
+        with self._worker(config) as worker:
             found = self._beside(_archive_alone, lambda: told(worker, "archive"))
         if found.step.events != self.size:
             raise ValueError(f"{found.step.events:,} events were archived, there are {self.size:,}")
         shutil.rmtree(folder)
         return found
 
-    def _beside(self, alone: Callable[[Tiers, Path], Alone], work: Callable[[], Step]) -> Beside:
+    def _beside(self, alone: AloneWith, work: Callable[[], Step]) -> Beside:
         """A step, and DuckDB alone before and after it; in the quick run, before the first that is compared with it."""
         found = list(self._known_alone.get(alone, []))
         with connect(self.config) as store:
             if self.size <= ALONE_MAX and not found:
-                found.append(alone(store.tiers, self._folder))
+                found.append(self._alone(alone, store.tiers))
             step = work()
             if self.size <= ALONE_MAX and not self._bench.quick:
-                found.append(alone(store.tiers, self._folder))
+                found.append(self._alone(alone, store.tiers))
         if self._bench.quick:
             self._known_alone[alone] = found
         return Beside(step=step, alone=tuple(found))
 
+    def _alone(self, alone: AloneWith, tiers: Tiers) -> Alone:
+        """What DuckDB alone takes for the rows of all segments; the quick run goes by those of two in five."""
+        segments = tiers.ledger.view().segments
+        part = segments[: -(-len(segments) * 2 // 5)] if self._bench.quick else segments
+        more = sum(one.rows for one in segments) / sum(one.rows for one in part)
+        took = alone(tiers, part, self._folder)
+        return Alone(wall_s=took.wall_s * more, cpu_s=took.cpu_s * more)
+
+    def _worker(self, config: Settings) -> Child:
+        """A process that works for these settings and has done nothing else."""
+        worker = (self._idle.pop(0) if self._idle else Child("work")).ready()
+        worker.ask(json.dumps(portable(config)))
+        return worker
+
     def close(self) -> None:
+        for worker in self._idle:
+            worker.close()
         self.server.close()
 
 
@@ -199,19 +221,11 @@ def worker_settings(folder: Path, server: RedisServer, **overrides: Any) -> Sett
     return stores.settings(folder, server, **chosen)
 
 
-def _lines(tiers: Tiers) -> pa.Table:
-    """(conversation_id, line) of every event that waits."""
-    tables = []
-    for cut, state in zip(tiers.hot.cut(), tiers.ledger.view().shards, strict=True):
-        after = state.position
-        while (page := tiers.hot.page(cut.shard, after, cut.last, bytes_max=PAGE_BYTES)).num_rows:
-            tables.append(page.select(["conversation_id", "payload", "position_ms", "position_seq"]))
-            last = page.slice(page.num_rows - 1).to_pylist()[0]
-            after = type(cut.last)(last["position_ms"], last["position_seq"])
-    blocks = pa.concat_tables(tables).combine_chunks()
-    split = pc.split_pattern(blocks["payload"], "\n").combine_chunks()
-    conversations = blocks["conversation_id"].combine_chunks().take(pc.list_parent_indices(split))
-    return pa.table({"conversation_id": conversations, "line": pc.list_flatten(split)})
+def _lines(blocks: Sequence[Block]) -> pa.Table:
+    """(conversation_id, line) of every event."""
+    split = pc.split_pattern(pa.array([block.payload for block in blocks], pa.string()), "\n")
+    names = pa.array([block.conversation_id for block in blocks])
+    return pa.table({"conversation_id": names.take(pc.list_parent_indices(split)), "line": pc.list_flatten(split)})
 
 
 def _parse_alone(lines: pa.Table, folder: Path, settings: Settings) -> Alone:
@@ -230,9 +244,9 @@ def _parse_alone(lines: pa.Table, folder: Path, settings: Settings) -> Alone:
     return Alone(wall_s=clock.wall_s, cpu_s=clock.cpu_s)
 
 
-def _merge_alone(tiers: Tiers, folder: Path) -> Alone:
-    """Write the rows of all segments, sorted, into one new file."""
-    con, rows = _opened(tiers, tiers.ledger.view().segments, folder)
+def _merge_alone(tiers: Tiers, segments: Sequence[Segment], folder: Path) -> Alone:
+    """Write the rows of the segments, sorted, into one new file."""
+    con, rows = _opened(tiers, segments, folder)
     clock, target = Clock(), folder / "alone.duckdb"
     con.execute(f"ATTACH '{target}' AS alone (STORAGE_VERSION 'v1.5.0')")
     con.execute(f"CREATE TABLE alone.events AS FROM ({rows}) ORDER BY {ORDER}")
@@ -243,9 +257,9 @@ def _merge_alone(tiers: Tiers, folder: Path) -> Alone:
     return found
 
 
-def _archive_alone(tiers: Tiers, folder: Path) -> Alone:
-    """Write the rows of all segments, sorted, as one Parquet file."""
-    con, rows = _opened(tiers, tiers.ledger.view().segments, folder)
+def _archive_alone(tiers: Tiers, segments: Sequence[Segment], folder: Path) -> Alone:
+    """Write the rows of the segments, sorted, as one Parquet file."""
+    con, rows = _opened(tiers, segments, folder)
     clock, target = Clock(), folder / "alone.parquet"
     con.execute(
         f"COPY (SELECT * FROM ({rows}) ORDER BY {ORDER})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -94,24 +94,27 @@ class Loaded:
         self.peer.close()
 
 
-class Peers:
-    """All peers that answer queries, with the same events: for the quick run, in which they are small and time is short."""
+class Together:
+    """Our store and all peers that answer queries, with the same events: for the quick run, in which they are small and time is
+    short."""
 
     def __init__(self, bench: Bench, size: int) -> None:
         there = [peer for peer in PEERS if peer.queries and not peer.missing()]
-        tables = list(_events(bench, size, bench.root).tables(rows_max=max(peer.load_rows for peer in there)))
-        with ThreadPoolExecutor() as pool:
-            self._loads: dict[type[Peer], Future[Loaded]] = {
-                peer: pool.submit(Loaded, bench, size, peer, tables) for peer in there
-            }
-            wait(self._loads.values())
+        with ThreadPoolExecutor(len(there) + 1) as pool:
+            self._own = pool.submit(Own, bench, size)
+            tables = list(_events(bench, size, bench.root).tables(rows_max=max([peer.load_rows for peer in there], default=1)))
+            self._peers = {peer: pool.submit(Loaded, bench, size, peer, tables) for peer in there}
+
+    def own(self) -> Own:
+        """Ours; raises what loading it raised."""
+        return self._own.result()
 
     def loaded(self, peer: type[Peer]) -> Loaded:
         """One of them; raises what loading it raised."""
-        return self._loads[peer].result()
+        return self._peers[peer].result()
 
     def close(self) -> None:
-        for load in self._loads.values():
+        for load in (self._own, *self._peers.values()):
             if load.exception() is None:
                 load.result().close()
 
@@ -127,15 +130,21 @@ def group(peer: type[Peer], *, quick: bool) -> str:
 
 
 def own(bench: Bench, size: int) -> Own:
+    if bench.quick:
+        return _together(bench, size).own()
     made: Own = bench.shared((GROUP, "own", size), lambda: Own(bench, size))
     return made
 
 
 def loaded(bench: Bench, size: int, peer: type[Peer]) -> Loaded:
     if bench.quick:
-        peers: Peers = bench.shared((GROUP, "peers", size), partial(Peers, bench, size))
-        return peers.loaded(peer)
+        return _together(bench, size).loaded(peer)
     made: Loaded = bench.shared((group(peer, quick=False), size), partial(Loaded, bench, size, peer))
+    return made
+
+
+def _together(bench: Bench, size: int) -> Together:
+    made: Together = bench.shared((GROUP, "together", size), partial(Together, bench, size))
     return made
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
 
 from bench import loader, stores
 from bench.case import Bench, Case, Table
-from bench.child import Child
+from bench.child import Child, portable
 from bench.moved import EVERYTHING, moved
 from bench.results import Row
 from bench.servers import RedisServer
@@ -37,8 +38,9 @@ def _archive_day(bench: Bench, *, size: int) -> Sequence[Row]:
     with RedisServer(folder / "redis") as server:
         config = stores.settings(folder, server, sampling=stores.KEEP_ALL)
         loader.load(Workload(size, end_us=bench.end_us, days=1), config)
-        with Child("work", config) as worker:
-            told = worker.ready().ask("archive")
+        with Child("work").ready() as worker:
+            worker.ask(json.dumps(portable(config)))
+            told = worker.ask("archive")
     if told["events"] != size:
         raise ValueError(f"{told['events']:,} events were archived, there are {size:,}")
     return [_row("worker archiving one day, everything kept", size, told["peak_bytes"])]

@@ -88,14 +88,15 @@ def fill(bench: Bench, client: redis.Redis, config: Settings, block: int) -> lis
     """Conversations of EVENTS events each, ours in blocks, and the same events one by one in a stream of the same name."""
     given = [event for table in Workload(CONVERSATIONS * EVENTS, end_us=bench.end_us).arrivals() for event in kwargs_of(table)]
     names = [f"conversation-{number}" for number in range(CONVERSATIONS)]
-    with Client(config) as own:
-        for start in range(0, len(given), block):
-            _append(own, client, names[start // EVENTS], given[start : start + block])
+    ingest = config.ingest.model_copy(update={"block_events_max": block})
+    with Client(config.model_copy(update={"ingest": ingest})) as own:
+        for number, name in enumerate(names):
+            _append(own, client, name, given[number * EVENTS : (number + 1) * EVENTS])
     return names
 
 
 def _append(own: Client, client: redis.Redis, name: str, given: Sequence[dict[str, Any]]) -> None:
-    """A block of ours, and the same events as an entry each."""
+    """In blocks of ours, and the same events as an entry each."""
     events = [{**event, "conversation_id": name} for event in given]
     own.append_many([Event(**event) for event in events])
     with client.pipeline(transaction=False) as entries:

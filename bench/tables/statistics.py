@@ -17,6 +17,7 @@ from thermocline.store import Store
 LIMIT_S, LISTING_RATE, SQLITE_RATIO = 0.100, 10_000_000, 20
 CALLS = {True: 20, False: 50}
 PEER_CALLS = {True: 1, False: 5}
+WARM_UP = {True: 0, False: 1}
 QUERIES = {
     ONE_DAY: (
         "statistics of one day",
@@ -106,7 +107,7 @@ def _peer(bench: Bench, *, size: int, peer: type[Peer]) -> Sequence[Row]:
             "own": partial(_ask, made, name),
             "peer": lambda number, name=name: other.peer.query(name, _parameters(made, name, number)),
         }
-        taken = interleaved_s(calls, PEER_CALLS[bench.quick], warm_up=1)
+        taken = interleaved_s(calls, PEER_CALLS[bench.quick], warm_up=WARM_UP[bench.quick])
         ratio = percentile(taken["peer"], 0.5) / percentile(taken["own"], 0.5)
         target = peer is Sqlite
         rows.append(

@@ -18,10 +18,10 @@ from thermocline.store import connect
 AGENTS = (10, 100, 1_000, 10_000)
 CONCURRENT = (1, 5, 10)
 PROCESSES = 2
-THREADS = {True: 8, False: 96}
+THREADS = {True: 4, False: 96}
 """Per process; quick, full. In the full run more than the sessions that a Client may use at once: calls wait for one, as those of
-many agents do. The quick run has about as many as one of Python's own pools, which take less of two cores."""
-APPENDS = {True: 2_000, False: 100_000}
+many agents do. The quick run has as many as get most out of two cores."""
+APPENDS = {True: 1_000, False: 100_000}
 
 
 def _cases(size: int, quick: bool) -> list[Case]:
@@ -41,11 +41,11 @@ class Crowd:
         folder = bench.folder("stress")
         self.server = self._opened.enter_context(RedisServer(folder / "redis"))
         config = stores.settings(folder, self.server)
-        self._opened.enter_context(Child("worker", config)).ready()
-        self.store = self._opened.enter_context(connect(config))
+        worker = self._opened.enter_context(Child("worker", config))
         threads = THREADS[bench.quick]
         self.children = [self._opened.enter_context(Child("agents", config, threads=threads)) for _ in range(PROCESSES)]
-        for child in self.children:
+        self.store = self._opened.enter_context(connect(config))
+        for child in (worker, *self.children):
             child.ready()
 
     def run(self, name: str, count: int, concurrent: int, appends: int) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from bisect import bisect_left
 from collections.abc import Sequence
+from contextlib import ExitStack
 from functools import partial
 
 from bench import stores
@@ -34,26 +35,19 @@ def _own(bench: Bench, *, per_s: int, duration_s: float) -> Sequence[Row]:
     events = write_events(folder / "events.arrow", Workload(GIVEN_EVENTS, end_us=bench.end_us))
     with RedisServer(folder / "redis") as server:
         config = stores.settings(folder, server)
-        with (
-            Child("worker", config) as worker,
-            Child("write", config, events=events, per_s=per_s, duration_s=duration_s) as writer,
-        ):
-            worker.ready()
-            writer.ready()
-            readers = [Child("read", config, pause_s=PAUSE_S) for _ in range(READERS)]
-            try:
-                for reader in readers:
-                    reader.ready()
-                pids = {"producer": writer.pid, "Redis": server.pid, "worker": worker.pid}
-                pids |= {f"reader {number}": reader.pid for number, reader in enumerate(readers)}
-                used_s, clock = {name: cpu_s_of(pid) for name, pid in pids.items()}, Clock()
-                written = writer.ask("go")
-                wall_s = clock.wall_s
-                used_s = {name: cpu_s_of(pid) - used_s[name] for name, pid in pids.items()}
-                seen = [reader.ask("stop")["seen"] for reader in readers]
-            finally:
-                for reader in readers:
-                    reader.close()
+        with ExitStack() as begun:
+            worker = begun.enter_context(Child("worker", config))
+            writer = begun.enter_context(Child("write", config, events=events, per_s=per_s, duration_s=duration_s))
+            readers = [begun.enter_context(Child("read", config, pause_s=PAUSE_S)) for _ in range(READERS)]
+            for child in (worker, writer, *readers):
+                child.ready()
+            pids = {"producer": writer.pid, "Redis": server.pid, "worker": worker.pid}
+            pids |= {f"reader {number}": reader.pid for number, reader in enumerate(readers)}
+            used_s, clock = {name: cpu_s_of(pid) for name, pid in pids.items()}, Clock()
+            written = writer.ask("go")
+            wall_s = clock.wall_s
+            used_s = {name: cpu_s_of(pid) - used_s[name] for name, pid in pids.items()}
+            seen = [reader.ask("stop")["seen"] for reader in readers]
     first = int(WARM_UP_S / 0.005) if duration_s > 2 * WARM_UP_S else 0
     taken = [one for reader in seen for one in delays_s(written["stamps"], reader, first=first)]
     if not taken:
