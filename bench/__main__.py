@@ -70,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="every row at 1M events, in about five minutes on two cores; rates of what comes in are of a part of them",
+        help="every row at 1M events, within five minutes on two cores; rates of what comes in are of a part of them",
     )
     parser.add_argument("--events", type=_sizes, help="sizes instead of each table's own: 1M,10M,100M")
     parser.add_argument(

@@ -108,7 +108,9 @@ class Moved:
             for number, table in enumerate(Workload(size, end_us=bench.end_us).arrivals(rows_max=rows_max)):
                 compared = size <= ALONE_MAX and (number in QUICK_COMPARED or not bench.quick)
                 lines = self._append(table, compared=compared)
-                if number == 0:  # it has begun meanwhile
+                if number == 0:
+                    for idle in self._idle:
+                        idle.ready()
                     worker = opened.enter_context(self._worker(self.config))
                 self._round(worker, table.num_rows, lines)
 
@@ -189,7 +191,7 @@ class Moved:
 
     def _worker(self, config: Settings) -> Child:
         """A process that works for these settings and has done nothing else."""
-        worker = (self._idle.pop(0) if self._idle else Child("work")).ready()
+        worker = self._idle.pop() if self._idle else Child("work").ready()
         worker.ask(json.dumps(portable(config)))
         return worker
 

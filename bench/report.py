@@ -96,7 +96,7 @@ def _head(results: Sequence[Result], plots: dict[str, str]) -> str:
         "",
         *_facts(results),
         "* Commands: `bench/run all`, which goes on where it was cut short, then `bench/run report`. `bench/run --quick` prints",
-        "  every row at 1 M events in about five minutes on two cores. Peers come with `pip install -e .[bench]` and",
+        "  every row at 1 M events within five minutes on two cores. Peers come with `pip install -e .[bench]` and",
         "  `apt install postgresql nats-server redis-server`.",
         "* The same for machines: [benchmarks/results.json](benchmarks/results.json)",
     ]
