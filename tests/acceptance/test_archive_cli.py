@@ -19,6 +19,7 @@ import pytest
 from tests.acceptance.test_cli import Done, environment, failed, process, succeeded, thermocline
 from tests.s3_servers import Bucket
 from thermocline.archiver.lease import Lock
+from thermocline.cli import progress
 from thermocline.config import load
 from thermocline.sample_import import events_of, load_runs, ndjson
 from thermocline.tiers import embedded
@@ -267,7 +268,8 @@ def test_with_s3_everything_works_and_copies_are_kept_for_a_while(settled: Path,
     assert "Every sum closes" in succeeded(settled, "verify", "--deep", **url)
 
 
-def test_a_store_that_does_not_answer_is_one_line(warm: Path, moto_bucket: Bucket) -> None:
+def test_a_store_that_does_not_answer_is_one_line(warm: Path, moto_bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY_S", 3600.0)  # on a slow machine lines of how far it is come before
     gone = {
         "THERMOCLINE_COLD_URL": moto_bucket.url,
         "THERMOCLINE_COLD__ENDPOINT_URL": "http://127.0.0.1:1",

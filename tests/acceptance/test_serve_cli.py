@@ -87,7 +87,7 @@ def test_tokens_are_made_listed_and_revoked(folder: Path) -> None:
     assert failed(folder, "tokens", "create", "x", "--scope", "all", code=1).startswith("thermocline: scope: all")
     log = [json.loads(line) for line in (folder / "thermocline-data/default/audit.ndjson").read_text().splitlines()]
     assert [(line["action"], line["name"]) for line in log] == [("tokens create", "agent"), ("tokens revoke", "agent")]
-    assert token.rpartition("_")[2] not in json.dumps(log)
+    assert token.split("_", 2)[2] not in json.dumps(log)
 
 
 def test_a_store_can_be_made_where_there_are_tokens_already(folder: Path) -> None:
