@@ -104,8 +104,8 @@ TABLE = Table(
     "acknowledged; a worker settles meanwhile. Latency is from the agent's call to its acknowledgement, so with thousands "
     "under way it is mostly the wait for their turn. An event that is refused with `retry_after_s` is appended again after "
     "that time. Afterwards the store is asked how many events it has. Memory is the peak of the agents' processes, and by how "
-    "much redis-server grew: it keeps the events of all rows of this table, as they are of the same hour. A rival's own report of "
-    "such a matrix falls to 68 % at 10,000.",
+    "much redis-server grew: it keeps the events of all rows of this table, as they are of the same hour. A rival's own report "
+    "of such a matrix falls to 68 % at 10,000.",
     sizes=(1_000_000,),
     cases=_cases,
 )
