@@ -105,7 +105,8 @@ def _growth(results: Sequence[Result], folder: Path, name: str) -> bool:
 
 def _stress(results: Sequence[Result], folder: Path, name: str) -> bool:
     lines: Lines = {}
-    for row in (row for one in results for row in one.rows if "agents" in row.figures):
+    rows = [row for one in results for row in one.rows if "agents" in row.figures]
+    for row in sorted(rows, key=lambda row: row.figures["concurrent"]):
         shown = f"{row.figures['concurrent']:.0f} at a time"
         lines.setdefault(shown, {})[row.figures["agents"]] = row.figures["events_per_s"]
     return _lines(folder / name, lines, "agents", "events/s, acknowledged one by one", log_y=False)
