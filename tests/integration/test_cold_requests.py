@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,6 +15,7 @@ from tests.s3_front import Front
 from tests.s3_servers import Bucket
 from tests.servers import RedisServer
 from tests.tidying import Archive
+from tests.waiting import wait_until
 from thermocline.config import Settings
 from thermocline.errors import QueryRefused, TierUnavailable
 from thermocline.store import connect
@@ -53,13 +55,21 @@ def test_queries_that_fail_side_by_side_all_say_that_the_archive_is_away(
     """One request fails for all that wait for it. Found by eight clients that read while the object store went away."""
     append_and_work(cold_settings, one_a_day(3))
     archive(cold_settings)
-
-    def away(*_: object, **__: object) -> bytes:
-        time.sleep(0.3)
-        raise TierUnavailable("the bucket is away: do this")
-
+    asking: set[int] = set()
     with connect(cold_settings) as store, ThreadPoolExecutor(8) as pool, monkeypatch.context() as patch:
         store.sql("SELECT count(*) FROM conversation_summary").fetchall()
+        remote = store._runner._archived._remote
+        blocks = remote._blocks
+
+        def ask(*given: Any) -> list[bytes]:
+            asking.add(threading.get_ident())
+            return blocks(*given)
+
+        def away(*_: object, **__: object) -> bytes:
+            wait_until(lambda: len(asking) == 8, 60, "all ask for what one of them requests")
+            raise TierUnavailable("the bucket is away: do this")
+
+        patch.setattr(remote, "_blocks", ask)
         patch.setattr(store.tiers.cold, "get", away)
         asked = [pool.submit(store.sql, "SELECT content FROM events") for _ in range(8)]
         failures = [one.exception(60) for one in asked]

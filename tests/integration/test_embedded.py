@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests import waiting
 from tests.embedded_users import GONE_S, HOT, NewUser, ask, pid_of, script, settled_on, supervisor_of, wait_gone
 from tests.servers import aof_tail, redis_binaries, servers_in
 from tests.waiting import wait_until
@@ -301,14 +302,16 @@ def test_a_folder_removed_under_its_users_is_noticed(data_dir: Path, tmp_path: P
 
 
 SLOW_TO_WAIT = f"""
-import importlib.util, os, sys, time
-spec = importlib.util.spec_from_file_location("supervisor", {supervisor.__file__!r})
-supervisor = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(supervisor)
+import importlib.util, os, sys
+def loaded(name, path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+supervisor, waiting = loaded("supervisor", {supervisor.__file__!r}), loaded("waiting", {waiting.__file__!r})
 wait, folder = supervisor._wait_for_last_user, os.getcwd()
 def wait_late(*args):
-    while os.path.exists(folder):
-        time.sleep(0.01)
+    waiting.wait_until(lambda: not os.path.exists(folder), 60, "the folder is removed")
     wait(*args)
 supervisor._wait_for_last_user = wait_late
 if os.fork() == 0:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import pytest
 
 from tests.model_store import NOW_US, ModelStore, ModelTiers
+from tests.waiting import wait_until
 from thermocline.config import Settings
 from thermocline.errors import Backpressure
 from thermocline.ingest.append import Client
@@ -22,9 +22,7 @@ Connect = Callable[[int, float], Client]
 
 @pytest.fixture
 def store() -> ModelStore:
-    made = ModelStore()
-    made.on_send = lambda: time.sleep(0.001)
-    return made
+    return ModelStore()
 
 
 @pytest.fixture
@@ -95,6 +93,22 @@ def test_callers_have_their_turn_as_they_came(connect: Connect, store: ModelStor
             counts[number] += 1
         when_first_ended.append(list(counts))
 
+    sending: set[int] = set()
+    lock = threading.Lock()
+
+    def taken() -> bool:
+        """The store takes what is sent, all of it, when everybody who has more to append sends or waits for a connection."""
+        with lock:
+            if len(client._pool._turns) + len(sending) == CALLERS - len(when_first_ended):
+                sending.clear()
+            return threading.get_ident() not in sending
+
+    def send() -> None:
+        with lock:
+            sending.add(threading.get_ident())
+        wait_until(taken, 30, "all are there")
+
+    store.on_send = send
     together(append)
     assert counts == [APPENDS] * CALLERS
     assert min(when_first_ended[0]) >= APPENDS - 2 * CALLERS
@@ -104,13 +118,25 @@ def test_callers_have_their_turn_as_they_came(connect: Connect, store: ModelStor
 def test_an_appender_that_comes_when_its_caller_has_given_up_is_the_next_ones(connect: Connect, store: ModelStore) -> None:
     client = connect(1, 0.004)
     stored = [0] * CALLERS
+    ended: list[int] = []
+    given_up = threading.Event()
 
     def append(number: int) -> None:
         for _ in range(3 * APPENDS):
-            with suppress(Backpressure):
+            try:
                 client.append(f"caller-{number}", "t", timestamp=NOW_US)
                 stored[number] += 1
+            except Backpressure:
+                given_up.set()
+        ended.append(number)
+        given_up.set()
 
+    def one_gives_up() -> None:
+        """At that moment others, who began to wait with it, are about to."""
+        given_up.clear()
+        assert len(ended) >= CALLERS - 1 or given_up.wait(5)
+
+    store.on_send = one_gives_up
     together(append)
     assert 0 < sum(stored) < 3 * APPENDS * CALLERS, "some waited for too long"
     assert client.append("after", "t", timestamp=NOW_US).seq == 1
